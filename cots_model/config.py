@@ -1,0 +1,141 @@
+"""What a COTS model is made of: one frozen, checked configuration.
+
+The YAML files beside this module (`configs/`) are the models we ship; each is loaded by a test.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cots_model.errors import ConfigError
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Base of our configurations: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StemConfig(Frozen):
+    """A convolutional network under the transformer (timm's hybrid ViT).
+
+    Attributes:
+        arch: a timm network that can return feature maps, such as `efficientnet_lite0`.
+        out_index: which of its feature maps becomes the patches.
+    """
+
+    arch: str
+    out_index: int = Field(ge=0)
+
+
+class ImageTowerConfig(Frozen):
+    """Any timm vision transformer.
+
+    Attributes:
+        arch: timm name, such as `vit_base_patch16_384`.
+        image_size: side of the square input, in pixels.
+        options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
+        stem: a convolutional stem instead of the patch projection.
+    """
+
+    arch: str
+    image_size: int = Field(gt=0)
+    options: dict[str, Any] = {}
+    stem: StemConfig | None = None
+
+
+class TextTowerConfig(Frozen):
+    """Any Hugging Face BERT-style encoder.
+
+    Attributes:
+        arch: Hugging Face `model_type`, such as `bert`.
+        options: fields of its configuration (`hidden_size`, `num_hidden_layers`, ...).
+    """
+
+    arch: str = "bert"
+    options: dict[str, Any] = {}
+
+
+class ModelConfig(Frozen):
+    """Both towers and the joint space.
+
+    Attributes:
+        name: short name shown to users and stored in galleries.
+        image: the image tower.
+        text: the text tower.
+        embed_dim: width E of the joint space (256 in the paper, supplement section 2).
+    """
+
+    name: str
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    embed_dim: int = Field(default=256, gt=0)
+
+
+class PreprocessConfig(Frozen):
+    """How a picture and a text become tensors.
+
+    Attributes:
+        image_size: side of the square input, in pixels.
+        resize: `squash` scales both sides to `image_size`; `crop` scales the shorter side and
+            cuts the centre out.
+        mean: per-channel mean, of values in [0, 1].
+        std: per-channel standard deviation, of values in [0, 1].
+        max_tokens: longer texts are cut, special tokens included.
+        pad_token: the tokenizer's padding token.
+    """
+
+    image_size: int = Field(gt=0)
+    resize: Literal["squash", "crop"] = "squash"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_tokens: int = Field(default=64, gt=2)
+    pad_token: str = "[PAD]"
+
+
+class ShippedConfig(Frozen):
+    """A YAML file of `configs/`: a model and the preprocessing that goes with it."""
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+
+
+def shipped_config_names() -> list[str]:
+    """Names accepted by `load_config`."""
+    folder = resources.files("cots_model") / "configs"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_config(name: str) -> ShippedConfig:
+    """Read one of the shipped configurations.
+
+    Raises:
+        ConfigError: for a name that is not shipped, or a file with unknown or bad keys.
+    """
+    if name not in shipped_config_names():
+        known = ", ".join(shipped_config_names())
+        raise ConfigError(f"unknown model configuration {name!r}; shipped ones: {known}")
+    text = (resources.files("cots_model") / "configs" / f"{name}.yaml").read_text("utf-8")
+    return parse(ShippedConfig, yaml.safe_load(text), origin=f"{name}.yaml")
+
+
+def parse(model: type[T], values: object, *, origin: str) -> T:
+    """Check `values` against a configuration class, with a one-line error naming each bad key.
+
+    Raises:
+        ConfigError: naming `origin` and every key at fault.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as err:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or '(root)'}: {fault['msg']}"
+            for fault in err.errors()
+        )
+        raise ConfigError(f"{origin}: {faults}") from err

@@ -1,0 +1,95 @@
+"""From bytes to an RGB picture: the one place where image files are decoded.
+
+Training, indexing and serving all call `decode_image`, so a file means the same pixels everywhere.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cots_model.errors import ImageError
+
+ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000
+
+_INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture to upright 8-bit RGB.
+
+    The size is checked from the header, before any pixel is decoded. EXIF rotation is applied,
+    transparency is laid over white, 16-bit and float samples are scaled to 8 bits, palettes and
+    CMYK are converted, and an animation gives its first frame.
+
+    Args:
+        source: the file's bytes, or its path.
+        max_pixels: largest width x height accepted.
+
+    Raises:
+        ImageError: with a `reason`, for anything that is not a complete picture in one of
+            `ALLOWED_FORMATS`.
+    """
+    name = source.name if isinstance(source, Path) else "image"
+    data = _read(source, name)
+    try:
+        with Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS) as img:
+            _check_size(img, max_pixels, name)
+            img.load()
+            return _to_rgb(ImageOps.exif_transpose(img))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as err:
+        accepted = ", ".join(ALLOWED_FORMATS)
+        message = f"{name} is not a picture in a known format; accepted: {accepted}"
+        raise ImageError("unsupported_format", message) from err
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ImageError("too_many_pixels", f"{name}: {err}; at most {max_pixels:,}") from err
+    except Exception as err:  # Pillow's decoders raise dozens of types on hostile bytes
+        reason = "truncated" if "truncated" in str(err).lower() else "damaged"
+        raise ImageError(reason, f"{name} could not be decoded ({err}); save it again") from err
+
+
+def _read(source: bytes | Path, name: str) -> bytes:
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+    except OSError as err:
+        message = f"{name} could not be read ({err.strerror}); check that it exists and is readable"
+        raise ImageError("unreadable", message) from err
+    if not data:
+        raise ImageError("empty", f"{name} holds 0 bytes; a picture is needed")
+    return data
+
+
+def _check_size(img: Image.Image, max_pixels: int, name: str) -> None:
+    width, height = img.size
+    if width * height > max_pixels:
+        message = (
+            f"{name} is {width} x {height} = {width * height:,} pixels; "
+            f"at most {max_pixels:,} are accepted; make it smaller"
+        )
+        raise ImageError("too_many_pixels", message)
+
+
+def _to_rgb(img: Image.Image) -> Image.Image:
+    if img.mode == "RGB":
+        return img
+    if img.mode in _INTEGER_MODES or img.mode == "F":
+        return _scale_to_8_bits(img).convert("RGB")
+    if img.has_transparency_data:
+        rgba = img.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return img.convert("RGB")
+
+
+def _scale_to_8_bits(img: Image.Image) -> Image.Image:
+    """Scale 16-bit samples by their full range, and other deep samples by the range in use."""
+    samples = np.nan_to_num(np.asarray(img, dtype=np.float64))
+    low, high = 0.0, 65535.0
+    if img.mode == "F" or samples.min() < low or samples.max() > high:
+        low, high = float(samples.min()), float(samples.max())
+    scaled = (samples - low) / max(high - low, 1e-12) * 255.0
+    return Image.fromarray(scaled.round().astype(np.uint8), mode=None)
