@@ -22,32 +22,18 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class StemConfig(Frozen):
-    """A convolutional network under the transformer (timm's hybrid ViT).
-
-    Attributes:
-        arch: a timm network that can return feature maps, such as `efficientnet_lite0`.
-        out_index: which of its feature maps becomes the patches.
-    """
-
-    arch: str
-    out_index: int = Field(ge=0)
-
-
 class ImageTowerConfig(Frozen):
-    """Any timm vision transformer.
+    """Any timm vision transformer, hybrids included.
 
     Attributes:
         arch: timm name, such as `vit_base_patch16_384`.
         image_size: side of the square input, in pixels.
         options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
-        stem: a convolutional stem instead of the patch projection.
     """
 
     arch: str
     image_size: int = Field(gt=0)
     options: dict[str, Any] = {}
-    stem: StemConfig | None = None
 
 
 class TextTowerConfig(Frozen):

@@ -1,0 +1,1 @@
+"""The COTS model: two encoders, their preprocessing and the checkpoint format."""

@@ -1,0 +1,114 @@
+"""A checkpoint ready to embed: what the index builder and the service use.
+
+encoder = Encoder.load("cots-mini")
+z_BE = encoder.encode_texts(["two dogs playing in snow"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cots_model import checkpoint
+from cots_model.errors import InputError
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """Model and preprocessing of one checkpoint on one device."""
+
+    def __init__(self, model: CotsModel, preprocess: Preprocess, fingerprint: str) -> None:
+        """Hold a model in evaluation mode; `Encoder.load` is the usual way here."""
+        self.model = model.eval()
+        self.preprocess = preprocess
+        self.fingerprint = fingerprint
+        self.device = next(model.parameters()).device
+
+    @classmethod
+    def load(cls, source: str | Path = "cots-mini", *, device: str = "auto") -> Encoder:
+        """Load a checkpoint: a folder, a bundled name or a hub id.
+
+        Args:
+            source: which checkpoint.
+            device: `auto` takes the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            CheckpointError: if the checkpoint is missing, damaged or foreign.
+            InputError: if the device does not exist.
+        """
+        folder = checkpoint.locate(source)
+        model = CotsModel.from_pretrained(folder, device=resolve_device(device))
+        preprocess = Preprocess.from_pretrained(folder)
+        return cls(model, preprocess, checkpoint.read_config(folder).fingerprint)
+
+    @property
+    def name(self) -> str:
+        """The model's short name."""
+        return self.model.config.name
+
+    @property
+    def dim(self) -> int:
+        """Width E of the joint space."""
+        return self.model.config.embed_dim
+
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
+        """Embed texts: `[B,E]` float32 unit vectors."""
+        parts = [
+            self._encode_text_batch(texts[start : start + batch_size])
+            for start in range(0, len(texts), batch_size)
+        ]
+        return self._stack(parts)
+
+    def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
+        """Embed RGB pictures: `[B,E]` float32 unit vectors."""
+        parts = [
+            self.encode_pixels(self.preprocess.images(imgs[start : start + batch_size]))
+            for start in range(0, len(imgs), batch_size)
+        ]
+        return self._stack(parts)
+
+    def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
+        """Embed preprocessed pixels `[B,3,H,W]`: `[B,E]` float32 unit vectors."""
+        with torch.inference_mode():
+            return _to_numpy(self.model.encode_image(img_BCHW.to(self.device)))
+
+    def _encode_text_batch(self, texts: Sequence[str]) -> Vectors:
+        tok_BL, mask_BL = self.preprocess.text(texts)
+        with torch.inference_mode():
+            z_BE = self.model.encode_text(tok_BL.to(self.device), mask_BL.to(self.device))
+        return _to_numpy(z_BE)
+
+    def _stack(self, parts: list[Vectors]) -> Vectors:
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that exists.
+
+    Raises:
+        InputError: for any other name, or for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise InputError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r} is not here ({torch.cuda.device_count()} GPUs seen); use cpu or auto"
+        )
+    return torch.device(name)
+
+
+def _to_numpy(z_BE: Tensor) -> Vectors:
+    vectors: Vectors = z_BE.cpu().numpy()
+    return vectors

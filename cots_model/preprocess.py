@@ -1,0 +1,113 @@
+"""How a picture and a text become tensors: one object for training, indexing and serving.
+
+It is stored in every checkpoint (`preprocess.json`, `tokenizer.json`), so all three see the same
+input. It is light and can be pickled: decoding workers carry it without loading a model.
+
+Shape letters: B batch, L tokens, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from cots_model.checkpoint import PREPROCESS_FILE, TOKENIZER_FILE, locate, read_json
+from cots_model.config import PreprocessConfig, parse
+from cots_model.errors import CheckpointError
+
+
+class Preprocess:
+    """Resizing, normalising and tokenizing, by the parameters of one checkpoint."""
+
+    def __init__(self, config: PreprocessConfig, tokenizer: Tokenizer) -> None:
+        """Take over `tokenizer` and set it to cut at `config.max_tokens`.
+
+        Raises:
+            CheckpointError: if the tokenizer has no padding token of the configured name.
+        """
+        pad_id = tokenizer.token_to_id(config.pad_token)
+        if pad_id is None:
+            raise CheckpointError(
+                f"the tokenizer has no token {config.pad_token!r}; set pad_token in preprocess.json"
+            )
+        self.config = config
+        self.pad_id: int = pad_id
+        self.tokenizer = tokenizer
+        self.tokenizer.enable_truncation(config.max_tokens)
+        self.tokenizer.no_padding()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "cots-mini") -> Preprocess:
+        """Read the preprocessing of a checkpoint (a folder, a bundled name or a hub id).
+
+        Raises:
+            CheckpointError: if there is no such checkpoint or its files cannot be read.
+        """
+        folder = locate(source)
+        config = parse(
+            PreprocessConfig, read_json(folder / PREPROCESS_FILE), origin=PREPROCESS_FILE
+        )
+        path = folder / TOKENIZER_FILE
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as err:  # the Rust library raises bare Exception
+            raise CheckpointError(
+                f"{path} is not a readable tokenizer ({err}); copy it again"
+            ) from err
+        return cls(config, tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Write `preprocess.json` and `tokenizer.json` into `folder`."""
+        text = self.config.model_dump_json(indent=2) + "\n"
+        (folder / PREPROCESS_FILE).write_text(text, "utf-8")
+        (folder / TOKENIZER_FILE).write_text(self.tokenizer.to_str() + "\n", "utf-8")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        return self.config.image_size
+
+    def image(self, img: Image.Image) -> Tensor:
+        """Turn an RGB picture (`cots_model.images.decode_image`) into `[3,H,W]` float32, normalised."""
+        if img.mode != "RGB":
+            raise ValueError(f"an RGB picture is needed, not {img.mode}; use decode_image")
+        side = self.config.image_size
+        box = _centre_square(img.size) if self.config.resize == "crop" else None
+        resized = img.resize((side, side), Image.Resampling.BICUBIC, box=box)
+        pixels_HWC = np.asarray(resized, dtype=np.float32) / 255.0
+        pixels_HWC = (pixels_HWC - np.array(self.config.mean, np.float32)) / np.array(
+            self.config.std, np.float32
+        )
+        return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+
+    def images(self, imgs: Sequence[Image.Image]) -> Tensor:
+        """Turn RGB pictures into one batch `[B,3,H,W]` float32."""
+        return torch.stack([self.image(img) for img in imgs])
+
+    def text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokenize, cut to `max_tokens` and pad to the longest of the batch.
+
+        Returns:
+            tok_BL int64 and mask_BL bool (true on tokens, false on padding).
+        """
+        encodings = self.tokenizer.encode_batch(list(texts))
+        length = max((len(e.ids) for e in encodings), default=0)
+        tok_BL = torch.full((len(encodings), length), self.pad_id, dtype=torch.int64)
+        mask_BL = torch.zeros((len(encodings), length), dtype=torch.bool)
+        for row, encoding in enumerate(encodings):
+            tok_BL[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int64)
+            mask_BL[row, : len(encoding.ids)] = True
+        return tok_BL, mask_BL
+
+
+def _centre_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    width, height = size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
