@@ -1,0 +1,1 @@
+"""Building, publishing and searching galleries: reader -> decode -> encode -> write -> publish."""

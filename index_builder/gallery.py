@@ -1,0 +1,303 @@
+"""A gallery opened for reading, and the writing of one version: the format in one place.
+
+A version folder holds `manifest.json`, `index.faiss`, `vectors.npy` (float32 `[N,E]`, unit rows),
+`items.parquet` and `skipped.jsonl`. Rows are sorted by id (code points), so that ties by row are
+ties by id. Nothing is ever unpickled.
+
+    gallery = Gallery.open(Path("photos"), expected_fingerprint=encoder.fingerprint)
+    scores_QK, rows_QK = gallery.search(encoder.encode_texts(["a dog in snow"]), k=10)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cots_model.errors import GalleryError, InputError
+from index_builder.content import (
+    ContentError,
+    Location,
+    Stamp,
+    open_location,
+    path_of_uri,
+    read_location,
+)
+from index_builder.index import ExactIndex, Rows, Vectors, index_vectors, open_flat
+from index_builder.items import Item, ItemTable, read_items
+from index_builder.manifest import (
+    INDEX_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    VECTORS_FILE,
+    FileInfo,
+    IndexInfo,
+    Manifest,
+    check_file,
+    parse_manifest,
+)
+from index_builder.publish import read_pointer, version_folder
+
+__all__ = ["FileInfo", "Gallery", "IndexInfo", "Item", "ItemNotFoundError", "Manifest"]
+
+_OPEN_ATTEMPTS = 3
+
+
+class ItemNotFoundError(InputError):
+    """No item of the gallery has this id."""
+
+
+class Gallery:
+    """One published version, open for searching; safe to use from several threads."""
+
+    def __init__(
+        self, root: Path, manifest: Manifest, vectors_NE: Vectors, items: ItemTable, index: ExactIndex
+    ) -> None:
+        """Hold the opened parts; `Gallery.open` is the way here."""
+        self.root = root
+        self.manifest = manifest
+        self._vectors_NE = vectors_NE
+        self._items = items
+        self._index = index
+
+    @classmethod
+    def open(
+        cls, root: Path, *, expected_fingerprint: str | None = None, verify_checksums: bool = True
+    ) -> Gallery:
+        """Open the published version.
+
+        Args:
+            root: the gallery folder.
+            expected_fingerprint: fingerprint of the model that will embed the queries.
+            verify_checksums: hash every file before using it (about a second per GB).
+
+        Raises:
+            GalleryError: if there is no gallery, a file is damaged (named), or another model made
+                it (both fingerprints named).
+        """
+        for attempt in range(1, _OPEN_ATTEMPTS + 1):
+            version = read_pointer(root).version
+            try:
+                return cls._open_current(root, expected_fingerprint, verify_checksums)
+            except GalleryError:
+                replaced = read_pointer(root).version != version  # pruned while being opened
+                if not replaced or attempt == _OPEN_ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    @classmethod
+    def _open_current(cls, root: Path, fingerprint: str | None, checksums: bool) -> Gallery:
+        folder, manifest = read_manifest(root)
+        _check_fingerprint(root, manifest, fingerprint)
+        for name, expected in manifest.files.items():
+            problem = check_file(folder / name, expected, checksum=checksums)
+            if problem:
+                raise GalleryError(
+                    f"{folder / name} is damaged: {problem}; build the gallery again"
+                )
+        vectors_NE = _open_vectors(folder / VECTORS_FILE, manifest)
+        items = read_items(folder / ITEMS_FILE)
+        if len(items) != manifest.count:
+            raise GalleryError(
+                f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
+                f"{manifest.count:,}; build the gallery again"
+            )
+        return cls(root, manifest, vectors_NE, items, open_flat(folder / INDEX_FILE, vectors_NE))
+
+    @property
+    def name(self) -> str:
+        """Name of the gallery: its folder's."""
+        return self.root.resolve().name
+
+    @property
+    def version(self) -> str:
+        """Name of the opened version."""
+        return self.manifest.version
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """Search for the `k` best items of each query, exactly.
+
+        Args:
+            query_QE: `[Q,E]` float32, finite; unit rows give cosines.
+            k: how many, capped at the number of items.
+
+        Returns:
+            scores `[Q,K]` float32, the dot products with the stored vectors, and rows `[Q,K]`
+            int64; best first, equal scores by id.
+
+        Raises:
+            InputError: if the queries' width is not the gallery's, a value is not finite, or k < 1.
+        """
+        query_QE = np.ascontiguousarray(query_QE, dtype=np.float32)
+        dim = self.manifest.dim
+        if query_QE.ndim != 2 or query_QE.shape[1] != dim:
+            raise InputError(f"queries have shape {query_QE.shape}; [Q, {dim}] is accepted here")
+        if not np.isfinite(query_QE).all():
+            raise InputError("a query holds NaN or infinity; only finite numbers are accepted")
+        if k < 1:
+            raise InputError(f"k is {k}; at least 1 is accepted")
+        return self._index.search(query_QE, k)
+
+    def item(self, row: int) -> Item:
+        """The item of a row; IndexError outside `0 .. len - 1`."""
+        self._check_row(row)
+        return self._items.item(row)
+
+    def row(self, item_id: str) -> int:
+        """The row of an item.
+
+        Raises:
+            ItemNotFoundError: if there is none with this id.
+        """
+        row = self._items.find(item_id)
+        if row is None:
+            raise ItemNotFoundError(
+                f"gallery {self.name} has no item {item_id!r}; ids are paths relative to the "
+                "source, or keys in its shards"
+            )
+        return row
+
+    def vector(self, row: int) -> Vectors:
+        """The stored unit vector `[E]` of a row, float32 (a copy)."""
+        self._check_row(row)
+        return np.array(self._vectors_NE[row], dtype=np.float32)
+
+    def ids(self) -> list[str]:
+        """All ids, in row order."""
+        return self._items.ids()
+
+    def read_content(self, row: int) -> bytes:
+        """The original's bytes, checked against the hash taken when it was indexed.
+
+        Raises:
+            ContentError: if the original is gone, unreadable or not what was indexed.
+        """
+        item = self.item(row)
+        data, _ = read_location(self._location(item))
+        if hashlib.sha256(data).hexdigest() != item.sha256:
+            raise _changed(item)
+        return data
+
+    def open_content(self, row: int) -> BinaryIO:
+        """Open the original for reading and seeking; close it after use.
+
+        A file with the size and time it had when indexed is opened as it is; any other is hashed
+        first.
+
+        Raises:
+            ContentError: as `read_content`.
+        """
+        item = self.item(row)
+        handle, stamp = open_location(self._location(item))
+        if stamp == Stamp(item.size_bytes, item.mtime_s):
+            return handle
+        handle.close()
+        return io.BytesIO(self.read_content(row))
+
+    def _location(self, item: Item) -> Location:
+        path = path_of_uri(item.uri)
+        if item.offset_bytes is not None:
+            return Location(path, item.offset_bytes, item.size_bytes)
+        return Location(path, root=os.path.realpath(self.manifest.source))
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} is not in 0 .. {len(self) - 1}")
+
+
+def read_manifest(root: Path) -> tuple[Path, Manifest]:
+    """Folder and manifest of the published version.
+
+    Raises:
+        GalleryError: if there is no gallery, or the pointer or the manifest is damaged.
+    """
+    pointer = read_pointer(root)
+    folder = version_folder(root, pointer.version)
+    path = folder / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise GalleryError(f"{path} cannot be read ({err.strerror}); build again") from err
+    if hashlib.sha256(data).hexdigest() != pointer.manifest_sha256:
+        raise GalleryError(
+            f"{path} is damaged: its sha256 is not the one that was published; build again"
+        )
+    return folder, parse_manifest(data, path)
+
+
+def verify_gallery(root: Path) -> dict[str, str | None]:
+    """Check every file of the published version, and that they agree with each other.
+
+    Returns:
+        for each file what is wrong with it, or `None`.
+
+    Raises:
+        GalleryError: if `root` is no gallery, was never finished, or its pointer is damaged.
+    """
+    pointer = read_pointer(root)
+    try:
+        folder, manifest = read_manifest(root)
+    except GalleryError as err:
+        return {f"versions/{pointer.version}/{MANIFEST_FILE}": str(err)}
+    problems: dict[str, str | None] = {
+        name: check_file(folder / name, expected) for name, expected in manifest.files.items()
+    }
+    if not any(problems.values()):
+        problems.update(_disagreements(root, folder))
+    return {MANIFEST_FILE: None, **problems}
+
+
+def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
+    """Faults that checksums cannot show: a builder that wrote the wrong thing."""
+    try:
+        gallery = Gallery.open(root, verify_checksums=False)
+    except GalleryError as err:
+        return {"contents": str(err)}
+    vectors_NE = gallery._vectors_NE
+    ids = gallery.ids()
+    found: dict[str, str | None] = {}
+    if any(first >= second for first, second in zip(ids, ids[1:], strict=False)):
+        found[ITEMS_FILE] = "its ids are not sorted and unique"
+    if not np.allclose(np.linalg.norm(vectors_NE, axis=1), 1.0, atol=1e-3):
+        found[VECTORS_FILE] = "its rows are not unit vectors"
+    if not index_vectors(folder / INDEX_FILE, vectors_NE):
+        found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
+    return found
+
+
+def _open_vectors(path: Path, manifest: Manifest) -> Vectors:
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as err:
+        raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
+    if vectors.dtype != np.float32 or vectors.shape != (manifest.count, manifest.dim):
+        raise GalleryError(
+            f"{path} holds {vectors.dtype} {vectors.shape}; the manifest says float32 "
+            f"{(manifest.count, manifest.dim)}; build the gallery again"
+        )
+    opened: Vectors = vectors
+    return opened
+
+
+def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:
+    if expected is None or expected == manifest.model_fingerprint:
+        return
+    raise GalleryError(
+        f"gallery {root} was made by {manifest.model_name} with fingerprint "
+        f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
+        "checkpoint that made it (--checkpoint), or build the gallery again with this one"
+    )
+
+
+def _changed(item: Item) -> ContentError:
+    return ContentError(
+        "changed",
+        f"{item.uri} is no longer what was indexed as {item.id!r}; build the gallery again",
+    )

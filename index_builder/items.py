@@ -1,0 +1,187 @@
+"""Items and their table, `items.parquet`: the one place that writes and reads it.
+
+Columns `id, uri, size_bytes, mtime_s, sha256, offset_bytes`, then one `metadata.<key>` per metadata
+key. A key whose values share one simple type (bool, int, float, str) is a column of that type;
+any other is stored as JSON text, marked in the column's field metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cots_model.errors import GalleryError
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+_PREFIX = "metadata."
+_JSON_MARK = {b"cots.encoding": b"json"}
+_FIXED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("mtime_s", pa.float64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("offset_bytes", pa.int64()),
+    ]
+)
+_SIMPLE: dict[frozenset[type], pa.DataType] = {
+    frozenset({bool}): pa.bool_(),
+    frozenset({int}): pa.int64(),
+    frozenset({float}): pa.float64(),
+    frozenset({str}): pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One indexed original.
+
+    Attributes:
+        id: its path relative to the source, or its key in a shard; unique in the gallery.
+        uri: where the original is; for a member of a shard, `file:///shard.tar#member`.
+        size_bytes: length of the original.
+        mtime_s: modification time of the file, or of the shard, seconds since 1970.
+        sha256: hex digest of the original's bytes.
+        offset_bytes: start of the member inside its shard; `None` for a file of its own.
+        metadata: captions, labels and whatever else came with it; null values are left out.
+    """
+
+    id: str
+    uri: str
+    size_bytes: int
+    mtime_s: float
+    sha256: str
+    offset_bytes: int | None = None
+    metadata: dict[str, Json] = field(default_factory=dict)
+
+
+class ItemTable:
+    """The items of a version, by row; rows are sorted by id, and files stay memory-mapped."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Hold a table that has our columns; see `read_items`."""
+        self._table = table
+        self._ids = table.column("id")
+        self._metadata = [
+            (name.removeprefix(_PREFIX), table.column(name), _is_json(table.schema.field(name)))
+            for name in table.column_names
+            if name.startswith(_PREFIX)
+        ]
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def id(self, row: int) -> str:
+        """Id of a row."""
+        return str(self._ids[row].as_py())
+
+    def ids(self) -> list[str]:
+        """All ids, in row order."""
+        return [str(value) for value in self._ids.to_pylist()]
+
+    def item(self, row: int) -> Item:
+        """The item of a row."""
+        fixed = {name: self._table.column(name)[row].as_py() for name in _FIXED.names}
+        return Item(**fixed, metadata=self._metadata_of(row))
+
+    def find(self, item_id: str) -> int | None:
+        """Row of an id, by binary search, or `None`."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self.id(middle) < item_id:
+                low = middle + 1
+            else:
+                high = middle
+        return low if low < len(self) and self.id(low) == item_id else None
+
+    def _metadata_of(self, row: int) -> dict[str, Json]:
+        values: dict[str, Json] = {}
+        for key, column, is_json in self._metadata:
+            value = column[row].as_py()
+            if value is not None:
+                values[key] = json.loads(value) if is_json else value
+        return values
+
+
+def write_items(items: Sequence[Item], path: Path) -> None:
+    """Write items, in the order given."""
+    columns = [
+        pa.array([getattr(item, name) for item in items], type=_FIXED.field(name).type)
+        for name in _FIXED.names
+    ]
+    fields = list(_FIXED)
+    for key in sorted({key for item in items for key in item.metadata}):
+        column, mark = _metadata_column([item.metadata.get(key) for item in items])
+        columns.append(column)
+        fields.append(pa.field(_PREFIX + key, column.type, metadata=mark))
+    pq.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), path)
+
+
+def read_items(path: Path) -> ItemTable:
+    """Open an items file.
+
+    Raises:
+        GalleryError: if it is no parquet file, or lacks one of our columns.
+    """
+    try:
+        table = pq.read_table(path, memory_map=True).combine_chunks()
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
+    for expected in _FIXED:
+        if expected.name not in table.column_names or (
+            table.schema.field(expected.name).type != expected.type
+        ):
+            raise GalleryError(f"{path} has no column {expected.name!r}; build the gallery again")
+    return ItemTable(table)
+
+
+def clean_metadata(values: dict[str, object]) -> dict[str, Json]:
+    """Keep what JSON can say: dates become ISO text, NaN and null are left out."""
+    cleaned = {str(key): _clean(value) for key, value in values.items()}
+    return {_utf8(key): value for key, value in cleaned.items() if value is not None}
+
+
+def _clean(value: object) -> Json:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return _utf8(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, dict):
+        return {_utf8(str(key)): _clean(entry) for key, entry in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray):
+        return [_clean(entry) for entry in value]
+    isoformat = getattr(value, "isoformat", None)
+    return str(isoformat()) if isoformat else _utf8(str(value))
+
+
+def _utf8(text: str) -> str:
+    """Replace lone surrogates, which neither parquet nor JSON over HTTP can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _metadata_column(values: Sequence[Json]) -> tuple[pa.Array, dict[bytes, bytes] | None]:
+    kinds = frozenset(type(value) for value in values if value is not None)
+    simple = _SIMPLE.get(kinds)
+    if simple is not None:
+        try:
+            return pa.array(values, type=simple), None
+        except (pa.ArrowInvalid, OverflowError):  # an integer over 64 bits
+            pass
+    texts = [None if value is None else json.dumps(value, sort_keys=True) for value in values]
+    return pa.array(texts, type=pa.string()), _JSON_MARK
+
+
+def _is_json(column: pa.Field) -> bool:
+    return bool(column.metadata and column.metadata.get(b"cots.encoding") == b"json")

@@ -1,0 +1,78 @@
+"""Search as people see it: hits with ids, scores and metadata.
+
+The command line and the service both search through here, so they give the same ids and scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from cots_model.errors import InputError
+from index_builder.gallery import Gallery
+from index_builder.index import Vectors
+from index_builder.items import Json
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found item.
+
+    Attributes:
+        id: the item's id.
+        score: dot product of the unit vectors of query and item, float32.
+        uri: where the original is.
+        metadata: what came with the item.
+    """
+
+    id: str
+    score: float
+    uri: str
+    metadata: dict[str, Json] = field(default_factory=dict)
+
+
+def search_gallery(
+    gallery: Gallery,
+    query_QE: Vectors,
+    *,
+    k: int,
+    offset: int = 0,
+    min_score: float | None = None,
+) -> list[list[Hit]]:
+    """The hits of each query, from place `offset` on, best first, ties by id.
+
+    Args:
+        gallery: where to search.
+        query_QE: `[Q,E]` float32 unit vectors.
+        k: at most this many hits for each query.
+        offset: how many of the best to leave out, for paging.
+        min_score: leave out hits below this score.
+
+    Raises:
+        InputError: if k < 1, offset < 0, or the queries do not fit the gallery.
+    """
+    if k < 1:
+        raise InputError(f"k is {k}; at least 1 is accepted")
+    if offset < 0:
+        raise InputError(f"offset is {offset}; 0 or more is accepted")
+    if not len(query_QE):
+        return []
+    scores_QK, rows_QK = gallery.search(query_QE, k + offset)
+    return [
+        [
+            _hit(gallery, float(score), int(row))
+            for score, row in zip(scores_K[offset:], rows_K[offset:], strict=True)
+            if min_score is None or float(score) >= min_score
+        ]
+        for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)
+    ]
+
+
+def thumbnail_path(gallery_name: str, item_id: str) -> str:
+    """Path of an item's thumbnail on the service; `/` in ids is kept."""
+    return f"/v1/galleries/{quote(gallery_name, safe='')}/items/{quote(item_id)}/thumbnail"
+
+
+def _hit(gallery: Gallery, score: float, row: int) -> Hit:
+    item = gallery.item(row)
+    return Hit(id=item.id, score=score, uri=item.uri, metadata=item.metadata)
