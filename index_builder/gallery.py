@@ -27,7 +27,7 @@ from index_builder.content import (
     path_of_uri,
     read_location,
 )
-from index_builder.index import ExactIndex, Rows, Vectors, index_vectors, open_flat
+from index_builder.index import ExactIndex, Rows, Vectors, open_flat
 from index_builder.items import Item, ItemTable, read_items
 from index_builder.manifest import (
     INDEX_FILE,
@@ -55,7 +55,12 @@ class Gallery:
     """One published version, open for searching; safe to use from several threads."""
 
     def __init__(
-        self, root: Path, manifest: Manifest, vectors_NE: Vectors, items: ItemTable, index: ExactIndex
+        self,
+        root: Path,
+        manifest: Manifest,
+        vectors_NE: Vectors,
+        items: ItemTable,
+        index: ExactIndex,
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
         self.root = root
@@ -169,6 +174,11 @@ class Gallery:
         self._check_row(row)
         return np.array(self._vectors_NE[row], dtype=np.float32)
 
+    @property
+    def vectors_NE(self) -> Vectors:
+        """All unit vectors `[N,E]`, float32, memory-mapped and read-only."""
+        return self._vectors_NE
+
     def ids(self) -> list[str]:
         """All ids, in row order."""
         return self._items.ids()
@@ -230,46 +240,6 @@ def read_manifest(root: Path) -> tuple[Path, Manifest]:
             f"{path} is damaged: its sha256 is not the one that was published; build again"
         )
     return folder, parse_manifest(data, path)
-
-
-def verify_gallery(root: Path) -> dict[str, str | None]:
-    """Check every file of the published version, and that they agree with each other.
-
-    Returns:
-        for each file what is wrong with it, or `None`.
-
-    Raises:
-        GalleryError: if `root` is no gallery, was never finished, or its pointer is damaged.
-    """
-    pointer = read_pointer(root)
-    try:
-        folder, manifest = read_manifest(root)
-    except GalleryError as err:
-        return {f"versions/{pointer.version}/{MANIFEST_FILE}": str(err)}
-    problems: dict[str, str | None] = {
-        name: check_file(folder / name, expected) for name, expected in manifest.files.items()
-    }
-    if not any(problems.values()):
-        problems.update(_disagreements(root, folder))
-    return {MANIFEST_FILE: None, **problems}
-
-
-def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
-    """Faults that checksums cannot show: a builder that wrote the wrong thing."""
-    try:
-        gallery = Gallery.open(root, verify_checksums=False)
-    except GalleryError as err:
-        return {"contents": str(err)}
-    vectors_NE = gallery._vectors_NE
-    ids = gallery.ids()
-    found: dict[str, str | None] = {}
-    if any(first >= second for first, second in zip(ids, ids[1:], strict=False)):
-        found[ITEMS_FILE] = "its ids are not sorted and unique"
-    if not np.allclose(np.linalg.norm(vectors_NE, axis=1), 1.0, atol=1e-3):
-        found[VECTORS_FILE] = "its rows are not unit vectors"
-    if not index_vectors(folder / INDEX_FILE, vectors_NE):
-        found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
-    return found
 
 
 def _open_vectors(path: Path, manifest: Manifest) -> Vectors:

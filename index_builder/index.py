@@ -54,7 +54,10 @@ class ExactIndex:
                 scores_W, rows_W = self._rank(query_QE[query], candidates_QW[at])
                 scores_QK[query], rows_QK[query] = scores_W[:k], rows_W[:k]
                 tolerance = self._rounding(query_QE[query])
-                if width < len(self._vectors_NE) and found_QW[at, -1] + tolerance >= scores_W[k - 1]:
+                if (
+                    width < len(self._vectors_NE)
+                    and found_QW[at, -1] + tolerance >= scores_W[k - 1]
+                ):
                     unsettled.append(query)  # a row not looked at could tie with the k-th
             pending = np.array(unsettled, dtype=np.int64)
             width = min(width * 4, len(self._vectors_NE))
@@ -88,7 +91,7 @@ def exact_scores(query_E: Vectors, vectors_NE: Vectors) -> Vectors:
 
 def build_flat(blocks: Iterator[Vectors], dim: int, path: Path) -> None:
     """Write an exact index of the vectors `[n,E]` of all blocks, in order."""
-    index = faiss.IndexFlatIP(dim)
+    index: faiss.Index = faiss.IndexFlatIP(dim)
     if faiss.get_num_gpus() > 0:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
     for block_NE in blocks:

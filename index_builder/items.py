@@ -90,8 +90,17 @@ class ItemTable:
 
     def item(self, row: int) -> Item:
         """The item of a row."""
-        fixed = {name: self._table.column(name)[row].as_py() for name in _FIXED.names}
-        return Item(**fixed, metadata=self._metadata_of(row))
+        values = [self._table.column(name)[row].as_py() for name in _FIXED.names]
+        return Item(*values, self._metadata_of(row))
+
+    def all(self) -> list[Item]:
+        """All items, in row order."""
+        columns = [self._table.column(name).to_pylist() for name in _FIXED.names]
+        metadata = self._all_metadata()
+        return [
+            Item(*values, metadata[row])
+            for row, values in enumerate(zip(*columns, strict=True))
+        ]
 
     def find(self, item_id: str) -> int | None:
         """Row of an id, by binary search, or `None`."""
@@ -103,6 +112,14 @@ class ItemTable:
             else:
                 high = middle
         return low if low < len(self) and self.id(low) == item_id else None
+
+    def _all_metadata(self) -> list[dict[str, Json]]:
+        rows: list[dict[str, Json]] = [{} for _ in range(len(self))]
+        for key, column, is_json in self._metadata:
+            for row, value in enumerate(column.to_pylist()):
+                if value is not None:
+                    rows[row][key] = json.loads(value) if is_json else value
+        return rows
 
     def _metadata_of(self, row: int) -> dict[str, Json]:
         values: dict[str, Json] = {}

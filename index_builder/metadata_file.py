@@ -88,7 +88,7 @@ def _read_csv(path: Path) -> list[dict[str, object]]:
 def _read_json(path: Path) -> list[dict[str, object]]:
     rows = json.loads(path.read_text("utf-8-sig"))
     if not isinstance(rows, list):
-        raise ValueError("a list of objects is needed")
+        raise ValueError("a list of objects is needed")  # noqa: TRY004
     return rows
 
 

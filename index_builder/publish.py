@@ -138,7 +138,9 @@ def sync(path: Path) -> None:
 
 def _why_no_pointer(root: Path) -> str:
     if not root.is_dir():
-        return f"there is no gallery at {root}; make one with `cots index build SRC --gallery {root}`"
+        return (
+            f"there is no gallery at {root}; make one with `cots index build SRC --gallery {root}`"
+        )
     if (root / VERSIONS).is_dir():
         return f"{root} has no finished version yet; run `cots index build` again"
     return f"{root} is not a gallery (no file named {POINTER}); name the folder given to --gallery"

@@ -73,6 +73,17 @@ def thumbnail_path(gallery_name: str, item_id: str) -> str:
     return f"/v1/galleries/{quote(gallery_name, safe='')}/items/{quote(item_id)}/thumbnail"
 
 
+def hit_fields(gallery_name: str, hit: Hit) -> dict[str, Json]:
+    """A hit as JSON, on the command line and over HTTP."""
+    return {
+        "id": hit.id,
+        "score": hit.score,
+        "uri": hit.uri,
+        "thumbnail": thumbnail_path(gallery_name, hit.id),
+        "metadata": hit.metadata,
+    }
+
+
 def _hit(gallery: Gallery, score: float, row: int) -> Hit:
     item = gallery.item(row)
     return Hit(id=item.id, score=score, uri=item.uri, metadata=item.metadata)

@@ -50,7 +50,7 @@ class ShardSource:
 
     def _members(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         for member in archive:
-            archive.members = []  # tarfile would keep them all
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
             if member.isdir():
                 continue
             if member.isreg() and not member.issparse() and not _is_hidden(member.name):
@@ -58,9 +58,7 @@ class ShardSource:
             else:
                 self.counts.ignored += 1
 
-    def _sample(
-        self, shard: str, members: list[tarfile.TarInfo]
-    ) -> Iterator[Candidate | Skip]:
+    def _sample(self, shard: str, members: list[tarfile.TarInfo]) -> Iterator[Candidate | Skip]:
         pictures = [m for m in members if has_suffix(m.name, IMAGE_SUFFIXES)]
         sidecars = [m for m in members if has_suffix(m.name, SIDECAR_SUFFIXES)] if pictures else []
         metadata: dict[str, Json] = {}

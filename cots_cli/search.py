@@ -1,0 +1,83 @@
+"""`cots search`: the service's search without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cots_model.encoder import Encoder, Vectors
+    from index_builder.search import Hit
+
+
+@click.command(
+    name="search",
+    epilog="""\b
+Examples:
+  cots search --gallery galleries/photos "a dog runs through snow"
+  cots search --gallery galleries/photos --image query.jpg -k 5 --json
+""",
+)
+@click.argument("words", required=False)
+@click.option("--gallery", type=click.Path(path_type=Path), required=True, help="Gallery folder.")
+@click.option("--image", type=click.Path(path_type=Path), help="Search by a picture instead.")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
+@click.option("--min-score", type=float, help="Leave out hits below this score.")
+@click.option(
+    "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON, as HTTP does.")
+def command(
+    words: str | None,
+    gallery: Path,
+    image: Path | None,
+    k: int,
+    offset: int,
+    min_score: float | None,
+    checkpoint: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Find the pictures of a gallery that show WORDS, or look like a picture."""
+    if (words is None) == (image is None):
+        raise click.UsageError('give either words, such as "two dogs", or --image FILE')
+    if words is not None and not words.strip():
+        raise click.UsageError("the words are empty; say what the picture should show")
+    from cots_model.encoder import Encoder
+    from index_builder.gallery import Gallery, read_manifest
+    from index_builder.search import search_gallery
+
+    read_manifest(gallery)  # a wrong folder should not wait for the model
+    encoder = Encoder.load(checkpoint, device=device)
+    opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint)
+    query_1E = _embed(encoder, words, image)
+    [hits] = search_gallery(opened, query_1E, k=k, offset=offset, min_score=min_score)
+    _print_hits(opened.name, hits, as_json=as_json)
+
+
+def _embed(encoder: Encoder, words: str | None, image: Path | None) -> Vectors:
+    from cots_model.images import decode_image
+
+    if image is not None:
+        return encoder.encode_images([decode_image(image)])
+    return encoder.encode_texts([words or ""])
+
+
+def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:
+    from index_builder.search import hit_fields
+
+    if as_json:
+        fields = [hit_fields(gallery_name, hit) for hit in hits]
+        click.echo(json.dumps({"hits": fields}, ensure_ascii=False))
+        return
+    if not hits:
+        click.echo("nothing found", err=True)
+    for hit in hits:
+        click.echo(f"{hit.score:.4f}  {hit.id}  {hit.uri}")

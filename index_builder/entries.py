@@ -1,0 +1,34 @@
+"""What happens to the entries of a source before they are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from index_builder.metadata_file import MetadataFile
+from index_builder.sources import Candidate, Skip
+
+
+def unique(entries: Iterator[Candidate | Skip]) -> Iterator[Candidate | Skip]:
+    """Skip every candidate whose id came before: the first one keeps it."""
+    seen: set[str] = set()
+    for entry in entries:
+        if isinstance(entry, Candidate) and entry.id in seen:
+            why = f"another picture came first with the id {entry.id!r}; rename one of them"
+            yield Skip(entry.id, entry.uri, "duplicate_id", why)
+        else:
+            if isinstance(entry, Candidate):
+                seen.add(entry.id)
+            yield entry
+
+
+def with_metadata(
+    entries: Iterator[Candidate | Skip], metadata: MetadataFile | None
+) -> Iterator[Candidate | Skip]:
+    """Lay the metadata file's columns over what the sidecars say."""
+    for entry in entries:
+        if metadata is not None and isinstance(entry, Candidate):
+            merged = {**entry.metadata, **metadata.row_of(entry)}
+            yield replace(entry, metadata=merged)
+        else:
+            yield entry

@@ -1,0 +1,60 @@
+"""Checking a published version: every file's hash, and that the files agree with each other."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from cots_model.errors import GalleryError
+from index_builder.gallery import Gallery, read_manifest
+from index_builder.index import index_vectors
+from index_builder.manifest import (
+    INDEX_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    VECTORS_FILE,
+    check_file,
+)
+from index_builder.publish import read_pointer
+
+
+def verify_gallery(root: Path) -> dict[str, str | None]:
+    """Check every file of the published version, and that they agree with each other.
+
+    Returns:
+        for each file what is wrong with it, or `None`.
+
+    Raises:
+        GalleryError: if `root` is no gallery, was never finished, or its pointer is damaged.
+    """
+    pointer = read_pointer(root)
+    try:
+        folder, manifest = read_manifest(root)
+    except GalleryError as err:
+        return {f"versions/{pointer.version}/{MANIFEST_FILE}": str(err)}
+    problems: dict[str, str | None] = {
+        name: check_file(folder / name, expected) for name, expected in manifest.files.items()
+    }
+    if not any(problems.values()):
+        problems.update(_disagreements(root, folder))
+    return {MANIFEST_FILE: None, **problems}
+
+
+def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
+    """Faults that checksums cannot show: a builder that wrote the wrong thing."""
+    try:
+        gallery = Gallery.open(root, verify_checksums=False)
+    except GalleryError as err:
+        return {"contents": str(err)}
+    vectors_NE = gallery.vectors_NE
+    ids = gallery.ids()
+    found: dict[str, str | None] = {}
+    if any(first >= second for first, second in pairwise(ids)):
+        found[ITEMS_FILE] = "its ids are not sorted and unique"
+    if not np.allclose(np.linalg.norm(vectors_NE, axis=1), 1.0, atol=1e-3):
+        found[VECTORS_FILE] = "its rows are not unit vectors"
+    if not index_vectors(folder / INDEX_FILE, vectors_NE):
+        found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
+    return found
