@@ -1,0 +1,99 @@
+"""Reading request bodies: strict JSON, and multipart uploads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pydantic_core
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from service.errors import ApiError, invalid
+from service.queries import from_validation
+from service.schemas import SearchOptions, SearchRequest
+
+_FORM_FIELDS = frozenset(SearchOptions.model_fields)
+
+
+def _require_content_type(request: Request, accepted: str, hint: str) -> None:
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind == accepted or (accepted == "application/json" and kind.endswith("+json")):
+        return
+    message = f"Content-Type is {given[:100]!r}; accepted here: {accepted}; {hint}"
+    raise ApiError(415, "unsupported_content_type", message)
+
+
+async def read_search_request(request: Request) -> SearchRequest:
+    """The checked JSON body of a search.
+
+    Raises:
+        ApiError: 415 for another content type, 400 if it is not JSON, 422 for bad fields.
+    """
+    _require_content_type(request, "application/json", 'send {"query": "..."}')
+    raw = await request.body()
+    try:
+        body = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as err:
+        message = f'the body is not JSON ({err}); send something like {{"query": "a dog"}}'
+        raise ApiError(400, "invalid_json", message) from err
+    if not isinstance(body, dict):
+        message = f'the body is a JSON {type(body).__name__}; send an object: {{"query": "a dog"}}'
+        raise invalid("invalid_body", message)
+    try:
+        return SearchRequest.model_validate(body, strict=True)
+    except ValidationError as err:
+        raise from_validation(err) from err
+
+
+async def read_upload(request: Request) -> tuple[bytes, SearchOptions]:
+    """The uploaded picture and the options of a multipart search.
+
+    Raises:
+        ApiError: 415 for another content type, 422 for missing, repeated or bad fields.
+    """
+    _require_content_type(request, "multipart/form-data", "send the picture as the field file")
+    async with request.form(max_files=1, max_fields=32) as form:
+        return await _read_file(form), _read_options(form)
+
+
+async def _read_file(form: FormData) -> bytes:
+    uploaded = form.get("file")
+    if not isinstance(uploaded, UploadFile):
+        message = "the form has no file; send the picture as the field file (curl -F file=@PICTURE)"
+        raise invalid("file_missing", message, param="file")
+    return await uploaded.read()
+
+
+def _read_options(form: FormData) -> SearchOptions:
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name == "file":
+            continue
+        if name not in _FORM_FIELDS:
+            accepted = ", ".join(["file", *sorted(_FORM_FIELDS)])
+            message = f"{name}: unknown field; accepted: {accepted}"
+            raise invalid("unknown_field", message, param=name)
+        if not isinstance(value, str):
+            raise invalid("invalid_value", f"{name} is a file; send a value", param=name)
+        if name == "include":
+            names = [part.strip() for part in value.split(",") if part.strip()]
+            values[name] = [*values.get(name, []), *names]
+        elif name in values:
+            raise invalid("repeated_field", f"{name} was sent twice; send it once", param=name)
+        elif value.strip() != "":
+            values[name] = _read_filter(value) if name == "filter" else value
+    try:
+        return SearchOptions.model_validate(values)
+    except ValidationError as err:
+        raise from_validation(err) from err
+
+
+def _read_filter(value: str) -> Any:
+    try:
+        return pydantic_core.from_json(value, allow_inf_nan=False)
+    except ValueError as err:
+        message = f"filter is not JSON ({err}); for example {json.dumps({'year': {'gte': 2020}})}"
+        raise invalid("invalid_json", message, param="filter") from err

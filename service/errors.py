@@ -1,0 +1,131 @@
+"""One shape for every error: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from cots_model.errors import CotsError, GalleryError, ImageError, InputError
+from index_builder.gallery import ItemNotFoundError
+from service.schemas import ErrorBody, ErrorResponse
+
+log = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
+
+
+class ApiError(CotsError):
+    """An answer other than success.
+
+    Attributes:
+        status: HTTP status.
+        code: short stable machine code.
+        param: the request field at fault, dotted.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def invalid(code: str, message: str, *, param: str | None = None) -> ApiError:
+    """A 422: the request is well-formed and its content is not accepted."""
+    return ApiError(422, code, message, param=param)
+
+
+def overloaded() -> ApiError:
+    """A 429 that says when to come back."""
+    message = "the service is busy and its queue is full; try again after the Retry-After seconds"
+    return ApiError(429, "queue_full", message, headers={"Retry-After": "1"})
+
+
+def past_deadline() -> ApiError:
+    """A 504 for a request whose time is over."""
+    message = "the request did not finish before its deadline and was dropped; try again later"
+    return ApiError(504, "deadline_exceeded", message)
+
+
+def internal() -> ApiError:
+    """A 500 that tells nothing about our insides."""
+    message = "the service failed on this request; report it with the X-Request-Id header"
+    return ApiError(500, "internal_error", message)
+
+
+def to_api_error(err: Exception, *, param: str | None = None) -> ApiError:
+    """Map our exception tree to HTTP; anything unknown is a 500 without details."""
+    match err:
+        case ApiError():
+            return err
+        case ItemNotFoundError():
+            return ApiError(404, "item_not_found", str(err), param=param)
+        case ImageError():
+            return ApiError(422, f"image_{err.reason}", str(err), param=param)
+        case GalleryError():
+            log.error("gallery failed while answering", exc_info=err)
+            message = "the gallery's files could not be read; run `cots index verify` on it"
+            return ApiError(503, "gallery_unavailable", message)
+        case InputError():
+            return ApiError(422, "invalid_input", str(err), param=param)
+    log.error("unexpected failure", exc_info=err)
+    return internal()
+
+
+def error_body(err: ApiError) -> ErrorBody:
+    """The contract's error object; lone surrogates are replaced so that it can be sent."""
+    kind = _TYPES.get(err.status, "server_error" if err.status >= 500 else "invalid_request_error")
+    param = None if err.param is None else _sendable(err.param)
+    return ErrorBody(message=_sendable(str(err)), type=kind, param=param, code=err.code)
+
+
+def error_response(err: ApiError) -> Response:
+    """The error as an HTTP answer."""
+    body = ErrorResponse(error=error_body(err)).model_dump_json()
+    return Response(body, err.status, err.headers, media_type="application/json")
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every exception in the contract's shape."""
+    app.add_exception_handler(CotsError, _on_cots_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+
+
+async def _on_cots_error(request: Request, err: Exception) -> Response:
+    return error_response(to_api_error(err))
+
+
+async def _on_http_exception(request: Request, err: Exception) -> Response:
+    assert isinstance(err, HTTPException)
+    code = _CODES.get(err.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {err.detail}"
+    return error_response(ApiError(err.status_code, code, message, headers=err.headers))
+
+
+async def _on_bad_parameters(request: Request, err: Exception) -> Response:
+    assert isinstance(err, RequestValidationError)
+    fault = err.errors()[0]
+    where = [str(part) for part in fault["loc"][1:]]
+    param = ".".join(where) or str(fault["loc"][0])
+    return error_response(invalid("invalid_value", f"{param}: {fault['msg']}", param=param))

@@ -1,0 +1,99 @@
+"""The galleries of one root folder, by name.
+
+A gallery that cannot be opened does not take down the others: it is remembered with its reason,
+answers 503 itself, and is named by `/readyz`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cots_model.errors import GalleryError, InputError
+from index_builder.gallery import Gallery
+from service.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+POINTER = "current"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What was found under the root.
+
+    Attributes:
+        loaded: galleries that answer.
+        refused: why each of the others does not.
+    """
+
+    loaded: Mapping[str, Gallery] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, root: Path, *, expected_fingerprint: str) -> Registry:
+        """Open every gallery under `root`.
+
+        Raises:
+            InputError: if `root` is missing, is itself a gallery, or holds none.
+            GalleryError: if not one gallery can be opened.
+        """
+        loaded: dict[str, Gallery] = {}
+        refused: dict[str, str] = {}
+        for folder in find_galleries(root):
+            try:
+                loaded[folder.name] = Gallery.open(
+                    folder, expected_fingerprint=expected_fingerprint
+                )
+            except GalleryError as err:
+                refused[folder.name] = str(err)
+                log.error("gallery refused", extra={"gallery": folder.name, "reason": str(err)})
+        if not loaded:
+            raise GalleryError("no gallery could be opened: " + "; ".join(refused.values()))
+        return cls(loaded, refused)
+
+    def get(self, name: str) -> Gallery:
+        """The gallery called `name`.
+
+        Raises:
+            ApiError: 404 for an unknown name, 503 for a gallery that was refused.
+        """
+        if name in self.loaded:
+            return self.loaded[name]
+        if name in self.refused:
+            message = f"gallery {name!r} is damaged and not served; see the server's log"
+            raise ApiError(503, "gallery_unavailable", message, param="gallery")
+        message = f"no gallery {name!r}; GET /v1/galleries lists those there are"
+        raise ApiError(404, "gallery_not_found", message, param="gallery")
+
+    def reasons(self) -> list[str]:
+        """One line for every gallery that is not served, without paths of this machine."""
+        return [f"gallery {name!r} could not be loaded" for name in sorted(self.refused)]
+
+
+def find_galleries(root: Path) -> list[Path]:
+    """The sub-folders of `root` that are galleries, by name.
+
+    Raises:
+        InputError: if `root` is missing, is itself a gallery, or holds none.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder; --galleries takes the folder of your galleries")
+    if _is_gallery(root):
+        raise InputError(
+            f"{root} is itself a gallery; --galleries takes the folder above: "
+            f"--galleries {root.resolve().parent}"
+        )
+    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and _is_gallery(folder))
+    if not found:
+        raise InputError(
+            f"{root} holds no gallery; build one: cots index build PICTURES --gallery {root}/NAME"
+        )
+    return found
+
+
+def _is_gallery(folder: Path) -> bool:
+    pointer = folder / POINTER
+    return pointer.is_symlink() or pointer.exists()

@@ -1,0 +1,30 @@
+"""`/livez` and `/readyz`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from service.routes import parameters
+from service.schemas import Health
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> Health:
+    """200 while the process can answer."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", responses={503: {"model": Health}})
+async def readyz(service: parameters.CurrentService, response: Response) -> Health:
+    """200 when the galleries are loaded and a probe forward pass finished lately, else 503."""
+    reasons = service.readiness.reasons()
+    warnings = service.registry.reasons()
+    if service.settings.require_all_galleries:
+        reasons, warnings = [*reasons, *warnings], []
+    response.headers["Cache-Control"] = "no-store"
+    if reasons:
+        response.status_code = 503
+    status = "unavailable" if reasons else "ok"
+    return Health(status=status, reasons=reasons, warnings=warnings)

@@ -1,0 +1,37 @@
+"""What routes take: the service, a gallery by name, the request's deadline, error descriptions."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from index_builder.gallery import Gallery
+from service.schemas import ErrorResponse
+from service.state import Service, get_service
+
+CurrentService = Annotated[Service, Depends(get_service)]
+
+
+async def get_gallery(g: str, service: CurrentService) -> Gallery:
+    """The gallery named in the path."""
+    return service.registry.get(g)
+
+
+NamedGallery = Annotated[Gallery, Depends(get_gallery)]
+
+
+def deadline_of(service: Service) -> float:
+    """When work that begins now must be finished, on the clock of `time.monotonic`."""
+    return time.monotonic() + service.settings.deadline_s
+
+
+def arrival_of(request: Request) -> float:
+    """When the request arrived, on the clock of `time.monotonic`."""
+    return float(request.state.arrived_s)
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI descriptions of the error statuses of a route."""
+    return {status: {"model": ErrorResponse} for status in statuses}

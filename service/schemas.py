@@ -1,0 +1,161 @@
+"""What goes over the wire: requests (unknown fields refused) and responses."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class Strict(BaseModel):
+    """Base of requests: immutable, unknown fields refused, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class QueryPart(Strict):
+    """One thing to look for: exactly one of the five forms, and its weight."""
+
+    text: str | None = None
+    image: str | None = Field(default=None, description="base64, or a data URI")
+    image_url: str | None = None
+    item_id: str | None = None
+    embedding: list[float] | None = None
+    weight: float = 1.0
+
+    def forms(self) -> list[str]:
+        """Names of the forms that were given."""
+        names = ("text", "image", "image_url", "item_id", "embedding")
+        return [name for name in names if getattr(self, name) is not None]
+
+
+class SearchOptions(Strict):
+    """Everything of a search but what is looked for."""
+
+    k: int = Field(default=10, ge=1)
+    offset: int = Field(default=0, ge=0)
+    min_score: float | None = None
+    filter: dict[str, JsonValue] | None = None
+    deduplicate: bool = False
+    include: list[Literal["metadata", "embedding", "frames"]] = ["metadata"]
+    rank_by: Literal["mean", "frame"] = "mean"
+
+
+class SearchRequest(SearchOptions):
+    """Body of `POST /v1/galleries/{g}/search`.
+
+    `query` and the entries of `queries` stay raw here: they are checked one by one, so that a bad
+    one in a batch fails alone.
+    """
+
+    query: JsonValue = None
+    queries: list[JsonValue] | None = None
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, for people (`message`) and programs (`type`, `param`, `code`)."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class HitBody(BaseModel):
+    """One hit; `metadata` and `embedding` are there when `include` names them."""
+
+    id: str
+    score: float
+    uri: str
+    thumbnail: str
+    metadata: dict[str, Any] | None = None
+    embedding: list[float] | None = None
+
+
+class TookMs(BaseModel):
+    """Where the time went, in milliseconds.
+
+    Attributes:
+        queue: waiting for a free decoder, encoder and searcher.
+        encode: decoding pictures, and the forward pass this request was part of.
+        search: in the index, and collecting the hits.
+        total: from the first byte of the request to this answer.
+    """
+
+    queue: float
+    encode: float
+    search: float
+    total: float
+
+
+class QueryResult(BaseModel):
+    """Answer to one entry of `queries`: hits, or why this one failed."""
+
+    hits: list[HitBody] | None = None
+    error: ErrorBody | None = None
+
+
+class SearchResponse(BaseModel):
+    """Answer to a search: `hits` for `query`, `results` for `queries`."""
+
+    gallery: str
+    version: str
+    model: str
+    took_ms: TookMs
+    hits: list[HitBody] | None = None
+    results: list[QueryResult] | None = None
+
+
+class IndexBody(BaseModel):
+    """The gallery's index."""
+
+    kind: str
+    parameters: dict[str, Any]
+
+
+class GalleryBody(BaseModel):
+    """What a client may know of a gallery."""
+
+    name: str
+    modality: str
+    count: int
+    dim: int
+    index: IndexBody
+    version: str
+    model: str
+    model_fingerprint: str
+    created: str
+
+
+class GalleryList(BaseModel):
+    """Answer of `GET /v1/galleries`."""
+
+    galleries: list[GalleryBody]
+
+
+class ItemBody(BaseModel):
+    """One item of a gallery."""
+
+    id: str
+    gallery: str
+    uri: str
+    size_bytes: int
+    modified: str
+    sha256: str
+    thumbnail: str
+    content: str
+    metadata: dict[str, Any]
+
+
+class Health(BaseModel):
+    """Answer of `/livez` and `/readyz`."""
+
+    status: Literal["ok", "unavailable"]
+    reasons: list[str] = []
+    warnings: list[str] = []

@@ -1,0 +1,157 @@
+"""One search request, from its checked body to its answer."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cots_model.encoder import Vectors
+from index_builder.gallery import Gallery
+from index_builder.search import Hit, search_gallery
+from service.errors import ApiError, error_body, invalid
+from service.links import item_path
+from service.queries import Embedded, Part, Timing, combine, encode, prepare
+from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
+from service.settings import Settings
+from service.state import Service
+
+
+@dataclass(frozen=True)
+class Search:
+    """What one request asks for; `queries` has one entry unless it is a batch.
+
+    An entry of a batch that could not be parsed is its error.
+    """
+
+    gallery: Gallery
+    options: SearchOptions
+    queries: tuple[tuple[Part, ...] | ApiError, ...]
+    batch: bool
+    arrived_s: float
+    deadline_s: float
+
+
+def check_options(options: SearchOptions, settings: Settings) -> None:
+    """Refuse what is out of bounds, and what this version does not do.
+
+    Raises:
+        ApiError: 422, never silence.
+    """
+    for name, value, most in (
+        ("k", options.k, settings.max_k),
+        ("offset", options.offset, settings.max_offset),
+    ):
+        if value > most:
+            message = f"{name} is {value:,}; at most {most:,} is accepted"
+            raise invalid("invalid_value", message, param=name)
+    for name, wanted in (
+        ("filter", options.filter is not None),
+        ("deduplicate", options.deduplicate),
+        ("rank_by", options.rank_by != "mean"),
+        ("include", "frames" in options.include),
+    ):
+        if wanted:
+            what = {"rank_by": 'rank_by "frame"', "include": 'include "frames"'}.get(name, name)
+            message = f"{what} is not supported by this version; leave it out"
+            raise invalid("not_supported", message, param=name)
+
+
+async def run_search(service: Service, search: Search) -> SearchResponse:
+    """Embed, search, collect; every step off the event loop and within the deadline."""
+    timing = Timing()
+    embedded = await _embed(service, search, timing)
+    vectors, errors = _combine_all(embedded)
+    results = iter(await _hits(service, search, vectors, timing))
+    answers = [
+        QueryResult(error=error_body(error)) if error else QueryResult(hits=next(results))
+        for error in errors
+    ]
+    if not search.batch and errors[0] is not None:
+        raise errors[0]
+    return SearchResponse(
+        gallery=search.gallery.name,
+        version=search.gallery.version,
+        model=service.embedder.encoder.name,
+        took_ms=_took(timing, search.arrived_s),
+        hits=None if search.batch else answers[0].hits,
+        results=answers if search.batch else None,
+    )
+
+
+async def _embed(service: Service, search: Search, timing: Timing) -> list[Embedded]:
+    parsed = [query for query in search.queries if not isinstance(query, ApiError)]
+    job = functools.partial(
+        prepare,
+        parsed,
+        search.gallery,
+        service.embedder.encoder.preprocess,
+        service.settings.max_image_pixels,
+    )
+    if all(part.spec.text is not None for parts in parsed for part in parts):
+        prepared = iter(job())  # texts alone: nothing to decode
+    else:
+        done = await service.decoding.run(job, deadline_s=search.deadline_s)
+        timing.encoded(done)
+        prepared = iter(done.value)
+    queries = [
+        Embedded((), error=query) if isinstance(query, ApiError) else next(prepared)
+        for query in search.queries
+    ]
+    await encode(queries, service.embedder, timing, deadline_s=search.deadline_s)
+    return queries
+
+
+def _combine_all(queries: Sequence[Embedded]) -> tuple[list[Vectors], list[ApiError | None]]:
+    vectors: list[Vectors] = []
+    errors: list[ApiError | None] = []
+    for query in queries:
+        try:
+            vectors.append(combine(query))
+            errors.append(None)
+        except ApiError as err:
+            errors.append(err)
+    return vectors, errors
+
+
+async def _hits(
+    service: Service, search: Search, vectors: list[Vectors], timing: Timing
+) -> list[list[HitBody]]:
+    if not vectors:
+        return []
+    job = functools.partial(_search, search.gallery, np.stack(vectors), search.options)
+    done = await service.searching.run(job, deadline_s=search.deadline_s)
+    timing.queue_ms += done.queue_ms
+    timing.search_ms += done.work_ms
+    return done.value
+
+
+def _search(gallery: Gallery, query_QE: Vectors, options: SearchOptions) -> list[list[HitBody]]:
+    found = search_gallery(
+        gallery, query_QE, k=options.k, offset=options.offset, min_score=options.min_score
+    )
+    return [[_hit_body(gallery, hit, options) for hit in hits] for hits in found]
+
+
+def _hit_body(gallery: Gallery, hit: Hit, options: SearchOptions) -> HitBody:
+    vector = gallery.vector(gallery.row(hit.id)) if "embedding" in options.include else None
+    return HitBody(
+        id=hit.id,
+        score=hit.score,
+        uri=hit.uri,
+        thumbnail=f"{item_path(gallery.name, hit.id)}/thumbnail",
+        metadata=hit.metadata if "metadata" in options.include else None,
+        embedding=None if vector is None else vector.tolist(),
+    )
+
+
+def _took(timing: Timing, arrived_s: float) -> TookMs:
+    return TookMs(
+        queue=round(timing.queue_ms, 3),
+        encode=round(timing.encode_ms, 3),
+        search=round(timing.search_ms, 3),
+        total=round((time.monotonic() - arrived_s) * 1000, 3),
+    )

@@ -1,0 +1,126 @@
+"""Running the application: the socket, signals and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from cots_model.errors import CotsError, InputError
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class ServerError(CotsError):
+    """The server could not start or did not end well."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything slow is loaded.
+
+    Raises:
+        InputError: if the host is not an address of this machine.
+        ServerError: if the port is taken or may not be used.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as err:
+        raise InputError(f"host {host!r} is not known ({err}); try 127.0.0.1") from err
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)  # a second server cannot take the port while this one loads
+    except OSError as err:
+        listener.close()
+        message = f"cannot listen on {host} port {port}: {err.strerror}; choose another --port"
+        raise ServerError(message) from err
+    return listener
+
+
+class GracefulServer(uvicorn.Server):
+    """On SIGTERM: `/readyz` turns 503 at once, new requests are still answered for `drain_s`.
+
+    Then the listener closes, requests in flight finish, and the process ends with status 0.
+    SIGINT, or a second SIGTERM, skips the waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal; nothing is re-raised at the end, so the status stays 0."""
+        waits = sig == signal.SIGTERM and not self._draining and self._settings.drain_s > 0
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
+            app.state.service.readiness.draining = True
+        if self._draining and sig == signal.SIGINT:
+            self.force_exit = True
+        self._draining = True
+        loop = _running_loop()
+        if waits and loop is not None:
+            loop.call_soon_threadsafe(loop.call_later, self._settings.drain_s, self._stop)
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
+
+
+def serve(
+    app: FastAPI,
+    settings: Settings,
+    listener: socket.socket,
+    on_start: Callable[[str], None] | None = None,
+) -> None:
+    """Serve `app` on `listener` until a signal.
+
+    Args:
+        app: the application.
+        settings: times of the graceful end.
+        listener: from `bind`.
+        on_start: called with the address just before serving.
+
+    Raises:
+        ServerError: if the application could not start.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, int(settings.grace_s - settings.drain_s)),
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = GracefulServer(config, settings)
+    if on_start is not None:
+        on_start(address_of(listener))
+    server.run(sockets=[listener])
+    if not server.started:
+        raise ServerError("the service could not start; the log above says why")
+
+
+def address_of(listener: socket.socket) -> str:
+    """The listener's address as a URL that a browser on this machine can open."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"

@@ -1,0 +1,176 @@
+"""Every knob of the service: flags over `COTS_*` variables over a YAML file over these defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from cots_model.errors import ConfigError, InputError
+
+MIB = 1024 * 1024
+KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Settings(BaseSettings):
+    """Checked, immutable settings.
+
+    Attributes:
+        galleries: folder whose sub-folders are the galleries.
+        host: address to listen on.
+        port: TCP port; 0 takes a free one.
+        allow_public: permit an address other than loopback without API keys.
+        checkpoint: model folder, bundled name or hub id.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        api_key_sha256: SHA-256 (hex) of each accepted API key; empty means no keys.
+        require_all_galleries: `/readyz` is 503 while any gallery could not be loaded.
+        max_body_bytes: largest request body, enforced while it streams in.
+        body_timeout_s: longest time a client may take to send its body.
+        max_text_bytes: largest query text, in UTF-8.
+        max_k: most hits of one answer.
+        max_offset: furthest first hit.
+        max_queries: most entries of `queries`.
+        max_query_parts: most entries of a weighted query.
+        max_image_pixels: largest width x height of a picture, by its header.
+        max_thumbnail_px: largest side of a thumbnail.
+        thumbnail_cache_bytes: memory kept for thumbnails already made.
+        queue_size: jobs waiting for each kind of worker before 429.
+        encode_batch: most jobs encoded together.
+        decode_threads: threads that decode pictures and read items.
+        search_threads: threads that search galleries.
+        deadline_s: time a request may take after its body has arrived, before 504.
+        grace_s: time between SIGTERM and exit.
+        drain_s: part of `grace_s` in which new requests are still answered and `/readyz` is 503.
+        probe_interval_s: pause between probe forward passes.
+        probe_max_age_s: `/readyz` is 503 when the last good probe is older.
+        log_level: lowest level logged.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="COTS_", extra="forbid", frozen=True)
+
+    galleries: Path = Path("galleries")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    allow_public: bool = False
+    checkpoint: str = "cots-mini"
+    device: str = "auto"
+    api_key_sha256: Annotated[tuple[KeyHash, ...], NoDecode] = ()
+    require_all_galleries: bool = True
+
+    max_body_bytes: int = Field(default=20 * MIB, gt=0)
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    max_text_bytes: int = Field(default=8192, gt=0)
+    max_k: int = Field(default=1000, gt=0)
+    max_offset: int = Field(default=10_000, ge=0)
+    max_queries: int = Field(default=256, gt=0)
+    max_query_parts: int = Field(default=16, gt=0)
+    max_image_pixels: int = Field(default=50_000_000, gt=0)
+    max_thumbnail_px: int = Field(default=1024, ge=16)
+    thumbnail_cache_bytes: int = Field(default=64 * MIB, ge=0)
+
+    queue_size: int = Field(default=64, gt=0)
+    encode_batch: int = Field(default=32, gt=0)
+    decode_threads: int = Field(default=2, gt=0)
+    search_threads: int = Field(default=2, gt=0)
+    deadline_s: float = Field(default=10.0, gt=0)
+    grace_s: float = Field(default=20.0, gt=0)
+    drain_s: float = Field(default=1.0, ge=0)
+    probe_interval_s: float = Field(default=10.0, gt=0)
+    probe_max_age_s: float = Field(default=30.0, gt=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @classmethod
+    def load(cls, config: Path | None = None, **flags: Any) -> Settings:
+        """Read the settings; `flags` that are None are left to the other sources.
+
+        Raises:
+            ConfigError: naming every key at fault.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        sourced = _with_file(cls, _existing(config))
+        try:
+            return sourced(**given)
+        except ValidationError as err:
+            faults = "; ".join(f"{_dotted(f['loc'])}: {f['msg']}" for f in err.errors())
+            raise ConfigError(f"settings: {faults}") from err
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as err:
+            reason = " ".join(str(err).split())
+            message = f"{config} is not a YAML mapping of settings ({reason}); see docs/http.md"
+            raise ConfigError(message) from err
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The precedence: arguments, then environment, then the YAML file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @field_validator("api_key_sha256", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _check_times(self) -> Settings:
+        if self.drain_s >= self.grace_s:
+            raise ValueError(f"drain_s ({self.drain_s}) must be shorter than grace_s")
+        return self
+
+    def check_bind(self) -> None:
+        """Refuse to open an unprotected service to the network.
+
+        Raises:
+            InputError: for an address that is not loopback, without keys or `allow_public`.
+        """
+        if self.api_key_sha256 or self.allow_public or is_loopback(self.host):
+            return
+        raise InputError(
+            f"host {self.host!r} is reachable from the network and no API key is set; "
+            "set COTS_API_KEY_SHA256, listen on 127.0.0.1, or add --allow-public"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _existing(config: Path | None) -> Path | None:
+    if config is not None and not config.is_file():
+        raise ConfigError(f"{config} does not exist; --config takes a YAML file of settings")
+    return config
+
+
+def _with_file(cls: type[Settings], config: Path | None) -> type[Settings]:
+    """The settings class, reading `config` as its file."""
+
+    class SettingsFromFile(cls):  # type: ignore[misc, valid-type]
+        model_config = SettingsConfigDict(yaml_file=config, yaml_file_encoding="utf-8")
+
+    return SettingsFromFile
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "(all)"

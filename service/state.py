@@ -1,0 +1,99 @@
+"""What one running service holds; built once by the lifespan, closed by it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from fastapi import Request
+
+from cots_model.encoder import Encoder
+from service.encoding import Embedder
+from service.galleries import Registry, find_galleries
+from service.readiness import Readiness
+from service.settings import Settings
+from service.thumbnails import ThumbnailCache
+from service.worker import Done, WorkerPool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What takes long to load: the model and the galleries it can search."""
+
+    encoder: Encoder
+    registry: Registry
+
+    @classmethod
+    def load(cls, settings: Settings) -> Resources:
+        """Load the checkpoint, then every gallery made by it.
+
+        Raises:
+            InputError: if there is no gallery, or the checkpoint or all galleries are unusable.
+        """
+        find_galleries(settings.galleries)  # a wrong folder is said before the model is loaded
+        encoder = Encoder.load(settings.checkpoint, device=settings.device)
+        registry = Registry.open(settings.galleries, expected_fingerprint=encoder.fingerprint)
+        return cls(encoder, registry)
+
+
+class CallPool:
+    """Threads that run any function, one job each."""
+
+    def __init__(self, name: str, *, threads: int, capacity: int) -> None:
+        self._pool: WorkerPool[Callable[[], Any], Any] = WorkerPool(
+            name, _call_all, capacity=capacity, threads=threads
+        )
+
+    async def run(self, job: Callable[[], T], *, deadline_s: float) -> Done[T]:
+        """Run `job` in a thread. Raises what it raises, and what `WorkerPool.run` does."""
+        return cast("Done[T]", await self._pool.run(job, deadline_s=deadline_s))
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        self._pool.close()
+
+
+def _call_all(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [job() for job in jobs]
+
+
+class Service:
+    """The parts of a running service.
+
+    Attributes:
+        settings: the settings it was made with.
+        registry: its galleries.
+        embedder: the model behind its queue.
+        decoding: threads for pictures, items and originals.
+        searching: threads for indexes.
+        readiness: whether it should get traffic.
+        thumbnails: thumbnails already made.
+    """
+
+    def __init__(self, settings: Settings, resources: Resources) -> None:
+        pool = functools.partial(CallPool, capacity=settings.queue_size)
+        self.settings = settings
+        self.registry = resources.registry
+        self.embedder = Embedder(
+            resources.encoder, capacity=settings.queue_size, max_batch=settings.encode_batch
+        )
+        self.decoding = pool("decode", threads=settings.decode_threads)
+        self.searching = pool("search", threads=settings.search_threads)
+        self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
+        self.readiness = Readiness(
+            self.embedder, interval_s=settings.probe_interval_s, max_age_s=settings.probe_max_age_s
+        )
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for pool in (self.embedder, self.decoding, self.searching):
+            pool.close()
+
+
+async def get_service(request: Request) -> Service:
+    """The service of the running application (a FastAPI dependency)."""
+    return cast(Service, request.app.state.service)

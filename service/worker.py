@@ -1,0 +1,199 @@
+"""Threads behind a bounded queue: where everything heavier than routing happens.
+
+The encoder is a pool of one thread that takes many jobs at once, so requests that wait together are
+encoded together. Decoding and searching are pools of several threads that take one job each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from cots_model.errors import CotsError
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class QueueFullError(CotsError):
+    """The queue holds as many jobs as it may."""
+
+
+class DeadlineError(CotsError):
+    """The job was not finished in time and has been dropped."""
+
+
+class PoolClosedError(CotsError):
+    """The pool takes no more jobs."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A finished job: its result, the time it waited and the time its batch took."""
+
+    value: R
+    queue_ms: float
+    work_ms: float
+
+
+@dataclass(eq=False)
+class _Job(Generic[P, R]):
+    payload: P
+    deadline_s: float
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Done[R]]
+    submitted_s: float
+
+    def wanted(self) -> bool:
+        return not self.future.done() and time.monotonic() < self.deadline_s
+
+    def finish(self, done: Done[R] | None, error: Exception | None) -> None:
+        def deliver() -> None:
+            if self.future.done():
+                return
+            if error is not None:
+                self.future.set_exception(error)
+            elif done is not None:
+                self.future.set_result(done)
+
+        try:
+            self.loop.call_soon_threadsafe(deliver)
+        except RuntimeError:  # the loop has ended: nobody waits any more
+            log.debug("result dropped: the event loop is closed")
+
+
+class WorkerPool(Generic[P, R]):
+    """Daemon threads that run `handle` over queued jobs.
+
+    Args:
+        name: of the threads, for logs.
+        handle: turns a batch of payloads into as many results, in order.
+        capacity: jobs that may wait; one more raises `QueueFullError`.
+        threads: number of threads.
+        max_batch: most jobs given to `handle` at once.
+        kind: only jobs of one kind share a batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[Sequence[P]], Sequence[R]],
+        *,
+        capacity: int,
+        threads: int = 1,
+        max_batch: int = 1,
+        kind: Callable[[P], object] = type,
+    ) -> None:
+        self.name = name
+        self._handle = handle
+        self._capacity = capacity
+        self._max_batch = max_batch
+        self._kind = kind
+        self._jobs: deque[_Job[P, R]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, payload: P, *, deadline_s: float, urgent: bool = False) -> Done[R]:
+        """Queue a job and wait for it.
+
+        Args:
+            payload: what `handle` receives.
+            deadline_s: on the clock of `time.monotonic`.
+            urgent: goes first, and is accepted by a full queue.
+
+        Raises:
+            QueueFullError: at once, if the queue is full.
+            DeadlineError: at the deadline; a job not yet begun is then never begun.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic())
+        self._put(job, urgent)
+        waiting = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
+        try:
+            async with waiting:
+                return await job.future
+        except TimeoutError as err:
+            if not waiting.expired():
+                raise
+            raise DeadlineError(f"{self.name}: not finished before the deadline") from err
+        finally:
+            self._discard(job)
+
+    def close(self) -> None:
+        """Take no more jobs and let idle threads end; a thread at work is not waited for."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        """Jobs waiting."""
+        return len(self._jobs)
+
+    def _put(self, job: _Job[P, R], urgent: bool) -> None:
+        with self._changed:
+            if self._closed:
+                raise PoolClosedError(f"{self.name}: shutting down")
+            if urgent:
+                self._jobs.appendleft(job)
+            elif len(self._jobs) >= self._capacity:
+                raise QueueFullError(f"{self.name}: {self._capacity} jobs are waiting already")
+            else:
+                self._jobs.append(job)
+            self._changed.notify()
+
+    def _discard(self, job: _Job[P, R]) -> None:
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            self._serve([job for job in jobs if job.wanted()])
+
+    def _take(self) -> list[_Job[P, R]]:
+        """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            if not self._jobs:
+                return []
+            kind = self._kind(self._jobs[0].payload)
+            batch = [j for j in self._jobs if self._kind(j.payload) == kind][: self._max_batch]
+            for job in batch:
+                self._jobs.remove(job)
+            return batch
+
+    def _serve(self, jobs: list[_Job[P, R]]) -> None:
+        if not jobs:
+            return
+        begun_s = time.monotonic()
+        try:
+            values = self._handle([job.payload for job in jobs])
+        except Exception as err:  # whatever one job raises must not end the thread
+            self._serve_apart(jobs, err)
+            return
+        work_ms = (time.monotonic() - begun_s) * 1000
+        for job, value in zip(jobs, values, strict=True):
+            queue_ms = (begun_s - job.submitted_s) * 1000
+            job.finish(Done(value, queue_ms, work_ms), None)
+
+    def _serve_apart(self, jobs: list[_Job[P, R]], err: Exception) -> None:
+        """One bad job fails alone: after a failed batch, each job is run by itself."""
+        if len(jobs) == 1:
+            jobs[0].finish(None, err)
+            return
+        for job in jobs:
+            self._serve([job])
