@@ -35,7 +35,9 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = resources or await asyncio.to_thread(Resources.load, settings)
+        loaded = resources
+        if loaded is None:
+            loaded = await asyncio.to_thread(Resources.load, settings)
         service = Service(settings, loaded)
         app.state.service = service
         await service.readiness.probe()

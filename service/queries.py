@@ -209,7 +209,7 @@ async def _encode_job(
     deadline_s: float,
 ) -> None:
     done = await embedder.embed(job, deadline_s=deadline_s)
-    timing.encoded(cast(Done[object], done))
+    timing.encoded(done)
     for (query, n), vector in zip(places, done.value, strict=True):
         query.vectors[n] = vector
 

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class QueueFullError(CotsError):
@@ -36,10 +37,10 @@ class PoolClosedError(CotsError):
 
 
 @dataclass(frozen=True)
-class Done(Generic[R]):
+class Done(Generic[R_co]):
     """A finished job: its result, the time it waited and the time its batch took."""
 
-    value: R
+    value: R_co
     queue_ms: float
     work_ms: float
 

@@ -26,5 +26,4 @@ async def readyz(service: parameters.CurrentService, response: Response) -> Heal
     response.headers["Cache-Control"] = "no-store"
     if reasons:
         response.status_code = 503
-    status = "unavailable" if reasons else "ok"
-    return Health(status=status, reasons=reasons, warnings=warnings)
+    return Health(status="unavailable" if reasons else "ok", reasons=reasons, warnings=warnings)

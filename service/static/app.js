@@ -1,0 +1,225 @@
+// The page: what is being looked for lives in the address (#g=gallery&q=words or &like=id), so that
+// back, reload and sharing work. A dropped picture is not part of the address.
+
+import { Grid } from "/static/grid.js";
+
+const PAGE = 30;
+const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
+const $ = (id) => document.getElementById(id);
+const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, asked: 0 };
+const grid = new Grid((hit) => go({ like: hit.id }));
+
+function describe(gallery) {
+  const items = gallery.modality === "image" ? "pictures" : `${gallery.modality} items`;
+  return `${gallery.count.toLocaleString()} ${items} in ${gallery.name}`;
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function tell(title, text, { bad = false, actions = [] } = {}) {
+  const box = $("message");
+  box.className = bad ? "message bad" : "message";
+  const heading = document.createElement("h2");
+  heading.textContent = title;
+  const body = document.createElement("p");
+  body.textContent = text;
+  const buttons = actions.map(([label, run]) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = label;
+    button.addEventListener("click", run);
+    return button;
+  });
+  box.replaceChildren(heading, body, ...buttons);
+  box.hidden = false;
+}
+
+async function call(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer. Check that it is running, then try again.");
+  }
+  const body = await answer.json().catch(() => null);
+  if (answer.ok) return body;
+  throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+}
+
+function request(offset) {
+  const path = `/v1/galleries/${encodeURIComponent(state.gallery)}/search`;
+  if (state.file) {
+    const form = new FormData();
+    form.append("file", state.file);
+    form.append("k", PAGE);
+    form.append("offset", offset);
+    return call(`${path}/upload`, { method: "POST", body: form });
+  }
+  const body = JSON.stringify({ query: state.query, k: PAGE, offset });
+  return call(path, { method: "POST", body, headers: { "Content-Type": "application/json" } });
+}
+
+async function search(offset = 0) {
+  const asked = ++state.asked;
+  $("message").hidden = true;
+  $("more").hidden = true;
+  say("Searching…");
+  if (offset === 0) grid.wait(12);
+  try {
+    const answer = await request(offset);
+    if (asked !== state.asked) return; // a newer search is on its way
+    if (offset === 0) grid.clear();
+    grid.add(answer.hits);
+    state.shown = offset + answer.hits.length;
+    report(answer);
+  } catch (error) {
+    if (asked !== state.asked) return;
+    if (offset === 0) grid.clear();
+    say("");
+    tell("That did not work", error.message, { bad: true, actions: [["Try again", () => search(offset)]] });
+  }
+}
+
+function report(answer) {
+  const gallery = state.galleries.find((one) => one.name === state.gallery);
+  const full = answer.hits.length === PAGE && state.shown < gallery.count;
+  say(`${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms`);
+  $("more").hidden = !full;
+  if (state.shown === 0) tell("Nothing found", "Try other words.");
+}
+
+function chip(source, label) {
+  $("chip").hidden = !label;
+  $("chip-label").textContent = label ?? "";
+  const old = $("chip-image").src;
+  if (old.startsWith("blob:")) URL.revokeObjectURL(old);
+  if (source) $("chip-image").src = source;
+  else $("chip-image").removeAttribute("src");
+}
+
+function itemPath(id) {
+  const plain = !id.split("/").some((part) => ["", ".", ".."].includes(part)) && !/(^|\/)(thumbnail|content)$/.test(id);
+  const encoded = plain ? id.split("/").map(encodeURIComponent).join("/") : encodeURIComponent(id);
+  return `/v1/galleries/${encodeURIComponent(state.gallery)}/items/${encoded}`;
+}
+
+function searchWith(file) {
+  if (!file.type.startsWith("image/")) {
+    tell("That is not a picture", `${file.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
+    return;
+  }
+  state.file = file;
+  $("query").value = "";
+  chip(URL.createObjectURL(file), file.name || "pasted picture");
+  document.title = "Picture search · COTS Retrieval";
+  search();
+}
+
+function go({ text, like, gallery = state.gallery }) {
+  const parts = new URLSearchParams({ g: gallery });
+  if (text) parts.set("q", text);
+  if (like) parts.set("like", like);
+  const hash = `#${parts}`;
+  if (hash === location.hash) follow();
+  else location.hash = hash;
+}
+
+function follow() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const names = state.galleries.map((gallery) => gallery.name);
+  state.gallery = names.includes(parts.get("g")) ? parts.get("g") : names[0];
+  $("gallery").value = state.gallery;
+  state.file = null;
+  const text = parts.get("q") ?? "";
+  const like = parts.get("like");
+  $("query").value = text;
+  chip(like ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
+  document.title = `${text || (like && `Like ${like}`) || "Search"} · COTS Retrieval`;
+  state.query = like ? { item_id: like } : text;
+  if (like || text.trim()) search();
+  else welcome();
+}
+
+function welcome() {
+  state.asked += 1;
+  grid.clear();
+  $("more").hidden = true;
+  say(describe(state.galleries.find((gallery) => gallery.name === state.gallery)));
+  tell("Find a picture by words", "Describe what you want to see, or drop, paste or choose a picture to find similar ones.", {
+    actions: EXAMPLES.map((example) => [example, () => go({ text: example })]),
+  });
+}
+
+function listen() {
+  $("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = $("query").value.trim();
+    if (text) go({ text });
+    else if (state.file) search();
+  });
+  $("more").addEventListener("click", () => search(state.shown));
+  $("pick").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", () => {
+    if ($("file").files[0]) searchWith($("file").files[0]);
+    $("file").value = "";
+  });
+  $("chip-remove").addEventListener("click", () => {
+    $("query").focus();
+    go({});
+  });
+  $("gallery").addEventListener("change", () => {
+    state.gallery = $("gallery").value;
+    if (state.file) search();
+    else go({ text: $("query").value.trim() });
+  });
+  window.addEventListener("hashchange", follow);
+  window.addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+    if (file) searchWith(file);
+  });
+  window.addEventListener("keydown", (event) => {
+    const typing = event.target.matches?.("input, select, textarea");
+    if (event.key !== "/" || typing || $("viewer").open) return;
+    event.preventDefault();
+    $("query").select();
+  });
+  listenForDrops();
+}
+
+function listenForDrops() {
+  const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  window.addEventListener("dragover", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    $("drop").hidden = false;
+  });
+  window.addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) $("drop").hidden = true;
+  });
+  window.addEventListener("drop", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    $("drop").hidden = true;
+    if (event.dataTransfer.files[0]) searchWith(event.dataTransfer.files[0]);
+  });
+}
+
+async function start() {
+  say("Loading…");
+  try {
+    state.galleries = (await call("/v1/galleries")).galleries;
+  } catch (error) {
+    say("");
+    tell("The galleries could not be loaded", error.message, { bad: true, actions: [["Try again", start]] });
+    return;
+  }
+  $("gallery").replaceChildren(...state.galleries.map((gallery) => new Option(gallery.name, gallery.name)));
+  $("gallery-label").hidden = state.galleries.length < 2;
+  $("message").hidden = true;
+  follow();
+}
+
+listen();
+start();
