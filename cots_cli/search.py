@@ -71,13 +71,24 @@ def _embed(encoder: Encoder, words: str | None, image: Path | None) -> Vectors:
 
 
 def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:
-    from index_builder.search import hit_fields
-
     if as_json:
-        fields = [hit_fields(gallery_name, hit) for hit in hits]
+        fields = [_hit_fields(gallery_name, hit) for hit in hits]
         click.echo(json.dumps({"hits": fields}, ensure_ascii=False))
         return
     if not hits:
         click.echo("nothing found", err=True)
     for hit in hits:
         click.echo(f"{hit.score:.4f}  {hit.id}  {hit.uri}")
+
+
+def _hit_fields(gallery_name: str, hit: Hit) -> dict[str, object]:
+    """A hit with the fields it has over HTTP."""
+    from service.links import item_path
+
+    return {
+        "id": hit.id,
+        "score": hit.score,
+        "uri": hit.uri,
+        "thumbnail": f"{item_path(gallery_name, hit.id)}/thumbnail",
+        "metadata": hit.metadata,
+    }

@@ -24,7 +24,7 @@ Rows = npt.NDArray[np.int64]
 
 GPU_MAX_K = 2048
 _MARGIN = 32
-_HEADER_BYTES = 4096
+_HEADER_BYTES = 512
 
 
 class ExactIndex:

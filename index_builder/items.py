@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,15 +91,14 @@ class ItemTable:
     def item(self, row: int) -> Item:
         """The item of a row."""
         values = [self._table.column(name)[row].as_py() for name in _FIXED.names]
-        return Item(*values, self._metadata_of(row))
+        return _item(values, self._metadata_of(row))
 
     def all(self) -> list[Item]:
         """All items, in row order."""
         columns = [self._table.column(name).to_pylist() for name in _FIXED.names]
         metadata = self._all_metadata()
         return [
-            Item(*values, metadata[row])
-            for row, values in enumerate(zip(*columns, strict=True))
+            _item(values, metadata[row]) for row, values in enumerate(zip(*columns, strict=True))
         ]
 
     def find(self, item_id: str) -> int | None:
@@ -198,6 +197,10 @@ def _metadata_column(values: Sequence[Json]) -> tuple[pa.Array, dict[bytes, byte
             pass
     texts = [None if value is None else json.dumps(value, sort_keys=True) for value in values]
     return pa.array(texts, type=pa.string()), _JSON_MARK
+
+
+def _item(values: Sequence[Any], metadata: dict[str, Json]) -> Item:
+    return Item(**dict(zip(_FIXED.names, values, strict=True)) | {"metadata": metadata})
 
 
 def _is_json(column: pa.Field) -> bool:

@@ -6,7 +6,6 @@ The command line and the service both search through here, so they give the same
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import quote
 
 from cots_model.errors import InputError
 from index_builder.gallery import Gallery
@@ -66,22 +65,6 @@ def search_gallery(
         ]
         for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)
     ]
-
-
-def thumbnail_path(gallery_name: str, item_id: str) -> str:
-    """Path of an item's thumbnail on the service; `/` in ids is kept."""
-    return f"/v1/galleries/{quote(gallery_name, safe='')}/items/{quote(item_id)}/thumbnail"
-
-
-def hit_fields(gallery_name: str, hit: Hit) -> dict[str, Json]:
-    """A hit as JSON, on the command line and over HTTP."""
-    return {
-        "id": hit.id,
-        "score": hit.score,
-        "uri": hit.uri,
-        "thumbnail": thumbnail_path(gallery_name, hit.id),
-        "metadata": hit.metadata,
-    }
 
 
 def _hit(gallery: Gallery, score: float, row: int) -> Hit:

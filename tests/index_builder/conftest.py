@@ -1,0 +1,61 @@
+"""Real pictures, a tiny real model, and real galleries built from them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cots_model.encoder import Encoder
+from index_builder.build import build_gallery
+from index_builder.options import BuildOptions, BuildReport
+
+
+def save_picture(path: Path, *, seed: int = 0, side: int = 24) -> Path:
+    """Save random pixels, different for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_checkpoint: Path) -> Encoder:
+    return Encoder.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def build(encoder: Encoder) -> Callable[..., BuildReport]:
+    """Build a gallery with one worker, small batches and small parts."""
+
+    def run(source: Path | str, gallery: Path, **options: object) -> BuildReport:
+        settings = {"workers": 1, "batch_size": 4, "part_items": 8, **options}
+        return build_gallery(
+            BuildOptions(sources=(str(source),), gallery=gallery, **settings), encoder
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures in two folders, with sidecars, hidden and foreign files beside them."""
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(20):
+        save_picture(root / f"{'sub/' if number % 2 else ''}{number:02d}.png", seed=number)
+    (root / "00.txt").write_text("zero")
+    (root / "sub/01.json").write_text('{"year": 2021, "tags": ["a", "b"]}')
+    (root / "README.md").write_text("not a picture")
+    save_picture(root / ".hidden.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def gallery_root(
+    photos: Path, build: Callable[..., BuildReport], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A gallery of `photos`; do not change it."""
+    root = tmp_path_factory.mktemp("galleries") / "photos"
+    build(photos, root)
+    return root

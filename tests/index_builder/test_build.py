@@ -1,0 +1,283 @@
+"""Whole builds: good and bad input, and builds killed with SIGKILL."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cots_model.errors import InputError
+from cots_model.images import decode_image
+from index_builder.gallery import Gallery
+from index_builder.options import BuildOptions
+from index_builder.publish import GalleryBusyError, builder_lock
+from index_builder.verify import verify_gallery
+from tests.index_builder.conftest import save_picture
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def skipped(report) -> dict[str, str]:
+    lines = Path(report.skipped_file).read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert all(set(record) == {"id", "uri", "reason", "message"} for record in records)
+    assert all(record["message"] and record["uri"].startswith("file:///") for record in records)
+    return {record["id"]: record["reason"] for record in records}
+
+
+def test_build_stores_the_vectors_the_encoder_gives(photos, gallery_root, encoder):
+    gallery = Gallery.open(gallery_root, expected_fingerprint=encoder.fingerprint)
+    assert gallery.ids() == sorted(gallery.ids())
+    assert len(gallery) == 20
+    for row in range(20):
+        z_1E = encoder.encode_images([decode_image(photos / gallery.item(row).id)])
+        np.testing.assert_allclose(gallery.vector(row), z_1E[0], atol=1e-6)
+    assert gallery.item(gallery.row("00.png")).metadata == {"caption": "zero"}
+    assert not any(verify_gallery(gallery_root).values())
+    assert {path.name for path in gallery_root.iterdir()} == {"current", "versions", ".lock"}
+    assert len(list((gallery_root / "versions").iterdir())) == 1
+
+
+def test_build_is_the_same_for_any_number_of_workers(photos, gallery_root, build, tmp_path):
+    build(photos, tmp_path / "g", workers=3)
+    first, second = (sorted(path.glob("versions/*/*")) for path in (gallery_root, tmp_path / "g"))
+    for one, other in zip(first, second, strict=True):
+        assert one.name == other.name
+        if one.name != "manifest.json":
+            assert one.read_bytes() == other.read_bytes()
+
+
+def make_bad_folder(root: Path) -> None:
+    save_picture(root / "good.png", seed=1)
+    whole = save_picture(root / "truncated.jpg", seed=2, side=64).read_bytes()
+    (root / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "text.jpg").write_text("I am a text file")
+    (root / "zero.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1), "red").save(root / "one_pixel.png")
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "animated.gif", save_all=True, append_images=frames[1:])
+    deep = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(deep).save(root / "deep.png")
+    Image.new("CMYK", (20, 20), (10, 20, 30, 40)).save(root / "cmyk.jpg")
+    (root / "sub").mkdir()
+    (root / "sub/loop").symlink_to(root)
+    (root / "broken.jpg").symlink_to(root / "nothing.jpg")
+    (root / "folder.jpg").mkdir()
+    os.mkfifo(root / "fifo.jpg")
+    Image.new("L", (8000, 7000)).save(root / "bomb.png")
+
+
+def test_build_of_a_bad_folder_indexes_the_good_and_lists_the_rest(build, tmp_path):
+    make_bad_folder(tmp_path / "bad")
+    report = build(tmp_path / "bad", tmp_path / "g", workers=2)
+    assert Gallery.open(tmp_path / "g").ids() == [
+        "animated.gif",
+        "cmyk.jpg",
+        "deep.png",
+        "good.png",
+        "one_pixel.png",
+    ]
+    assert skipped(report) == {
+        "truncated.jpg": "truncated",
+        "text.jpg": "unsupported_format",
+        "zero.jpg": "empty",
+        "sub/loop": "symlink_loop",
+        "broken.jpg": "broken_symlink",
+        "folder.jpg": "not_a_file",
+        "fifo.jpg": "not_a_file",
+        "bomb.png": "too_many_pixels",
+    }
+    assert report.skipped == Gallery.open(tmp_path / "g").manifest.skipped
+    assert sum(report.skipped.values()) == 8
+
+
+def test_build_without_any_good_picture_publishes_nothing(build, tmp_path, photos):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/zero.jpg").write_bytes(b"")
+    (tmp_path / "bad/text.jpg").write_text("text")
+    with pytest.raises(InputError, match=r"empty: 1, unsupported_format: 1"):
+        build(tmp_path / "bad", tmp_path / "g")
+    assert not (tmp_path / "g/current").exists()
+    assert list((tmp_path / "g/versions").iterdir()) == []
+
+    build(photos, tmp_path / "g")
+    version = Gallery.open(tmp_path / "g").version
+    with pytest.raises(InputError):
+        build(tmp_path / "bad", tmp_path / "g")
+    assert Gallery.open(tmp_path / "g").version == version
+
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="holds no picture"):
+        build(tmp_path / "none", tmp_path / "g")
+
+
+def test_build_of_shards_keeps_keys_captions_and_the_bytes_within_the_shard(
+    build, tmp_path, photos
+):
+    for shard, numbers in (("s-0.tar", range(0, 6)), ("s-1.tar", range(4, 10))):
+        with tarfile.open(tmp_path / shard, "w") as archive:
+            for number in numbers:
+                source = photos / f"{'sub/' if number % 2 else ''}{number:02d}.png"
+                archive.add(source, f"k{number}.png")
+    report = build(f"{tmp_path}/s-{{0..1}}.tar", tmp_path / "g")
+    gallery = Gallery.open(tmp_path / "g")
+    assert gallery.ids() == [f"k{number}" for number in range(10)]
+    assert skipped(report) == {"k4": "duplicate_id", "k5": "duplicate_id"}
+    original = (photos / "sub/05.png").read_bytes()
+    row = gallery.row("k5")
+    assert gallery.read_content(row) == original
+    with gallery.open_content(row) as handle:
+        handle.seek(4)
+        assert handle.read() == original[4:]
+    assert gallery.item(row).uri.endswith("/s-0.tar#k5.png")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_build_lays_the_metadata_file_over_the_items(build, tmp_path, photos, suffix):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"id": "00.png", "year": 2020, "caption": "new"}, {"id": "no", "year": 1}]
+    path = tmp_path / f"meta.{suffix}"
+    if suffix == "csv":
+        path.write_text("id,year,caption\n00.png,2020,new\nno,1,\n")
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
+    report = build(photos, tmp_path / "g", metadata=path)
+    assert (report.metadata_rows, report.metadata_matched) == (2, 1)
+    gallery = Gallery.open(tmp_path / "g")
+    assert gallery.item(gallery.row("00.png")).metadata == {"caption": "new", "year": 2020}
+    assert gallery.item(gallery.row("02.png")).metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "name,year\na,1\n", "a column `id`"),
+        ("m.csv", "id,year\na,1\na,2\n", "comes twice"),
+        ("m.json", "{}", "cannot be read as .json"),
+        ("m.jsonl", "{", "cannot be read as .jsonl"),
+        ("m.parquet", "x", "cannot be read as .parquet"),
+        ("m.xlsx", "x", "accepted: .csv, .json"),
+    ],
+)
+def test_build_refuses_a_bad_metadata_file(build, tmp_path, photos, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        build(photos, tmp_path / "g", metadata=tmp_path / name)
+    assert not (tmp_path / "g").exists()
+
+
+def test_build_metadata_by_filename_matches_shard_members(build, tmp_path, photos):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(photos / "00.png", "pictures/a.png")
+    (tmp_path / "m.csv").write_text("filename,price\na.png,1.5\n")
+    build(tmp_path / "s.tar", tmp_path / "g", metadata=tmp_path / "m.csv")
+    assert Gallery.open(tmp_path / "g").item(0).metadata == {"filename": "a.png", "price": 1.5}
+
+
+def test_build_keeps_two_versions_and_an_open_gallery_goes_on(build, tmp_path, photos):
+    build(photos, tmp_path / "g")
+    old = Gallery.open(tmp_path / "g")
+    query = np.array(old.vectors_NE[:1])
+    before = old.search(query, 5)
+    reports = [build(photos, tmp_path / "g") for _ in range(2)]
+    kept = sorted(path.name for path in (tmp_path / "g/versions").iterdir())
+    assert kept == [report.version for report in reports]
+    assert Gallery.open(tmp_path / "g").version == reports[-1].version
+    after = old.search(query, 5)
+    assert np.array_equal(before[0], after[0])
+    assert old.item(3).id == Gallery.open(tmp_path / "g").item(3).id
+
+
+def test_build_refuses_a_second_builder_naming_the_first(build, tmp_path, photos):
+    with (
+        builder_lock(tmp_path / "g"),
+        pytest.raises(GalleryBusyError, match=f"process {os.getpid()} since"),
+    ):
+        build(photos, tmp_path / "g")
+    build(photos, tmp_path / "g")
+
+
+def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path, photos):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is no gallery"):
+        build(photos, tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        build(photos, tmp_path / "thesis.txt")
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"decode_timeout_s": 0}])
+def test_build_options_refuse_numbers_without_meaning(options):
+    with pytest.raises(InputError, match="must be"):
+        BuildOptions(sources=("x",), gallery=Path("g"), **options)
+
+
+BUILD_SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from cots_model.encoder import Encoder
+from index_builder import build, parts, publish
+from index_builder.options import BuildOptions
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+source, gallery, checkpoint, moment = sys.argv[1:]
+match moment:
+    case "encode": pass  # killed from outside
+    case "index": parts.build_flat = die
+    case "pointer": publish.os.replace = die
+options = BuildOptions(
+    sources=(source,), gallery=Path(gallery), workers=1, batch_size=2, part_items=2
+)
+if moment == "encode":
+    encode = Encoder.encode_pixels
+    def slow(self, img_BCHW):
+        import time; time.sleep(0.5)
+        return encode(self, img_BCHW)
+    Encoder.encode_pixels = slow
+build.build_gallery(options, Encoder.load(checkpoint, device="cpu"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["encode", "index", "pointer"])
+def test_build_killed_at_any_moment_leaves_the_published_version(
+    build, tmp_path, photos, tiny_checkpoint, moment
+):
+    root = tmp_path / "g"
+    build(photos, root)
+    published = Gallery.open(root).version
+    child = subprocess.Popen(
+        [sys.executable, "-c", BUILD_SCRIPT, str(photos), str(root), str(tiny_checkpoint), moment],
+        cwd=REPOSITORY,
+    )
+    try:
+        if moment == "encode":
+            deadline_s = time.monotonic() + 60
+            while not list(root.glob("versions/.partial-*/parts/000001")):
+                assert child.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            child.kill()
+        assert child.wait(60) == -9
+    finally:
+        child.kill()
+    left = [path for path in (root / "versions").iterdir() if path.name != published]
+    assert len(left) == 1  # the dead build's folder
+    assert Gallery.open(root).version == published
+    assert not any(verify_gallery(root).values())
+
+    report = build(photos, root)
+    assert Gallery.open(root).version == report.version
+    assert not list(root.glob("versions/.partial-*"))
+    assert not any(verify_gallery(root).values())

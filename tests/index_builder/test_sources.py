@@ -1,0 +1,178 @@
+"""Folders and shards: which pictures they yield, under which ids, and what they leave out."""
+
+import io
+import os
+import tarfile
+
+import pytest
+
+from cots_model.errors import InputError
+from index_builder.content import read_location
+from index_builder.open_source import expand_pattern, open_source
+from index_builder.sources import Candidate, Skip
+from tests.index_builder.conftest import save_picture
+
+
+def read(*arguments, **options):
+    source = open_source([str(argument) for argument in arguments], **options)
+    entries = list(source.read())
+    candidates = {entry.id: entry for entry in entries if isinstance(entry, Candidate)}
+    skips = {entry.id: entry.reason for entry in entries if isinstance(entry, Skip)}
+    return candidates, skips, source.counts
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_folder_source_ids_are_relative_paths(photos):
+    candidates, skips, counts = read(photos)
+    names = [f"{'sub/' if number % 2 else ''}{number:02d}.png" for number in range(20)]
+    assert sorted(candidates) == sorted(names)
+    assert not skips
+    assert counts.ignored == 2  # README.md and .hidden.png; sidecars are used
+    assert candidates["00.png"].metadata == {"caption": "zero"}
+    assert candidates["sub/01.png"].metadata == {"year": 2021, "tags": ["a", "b"]}
+
+
+def test_folder_source_reads_in_the_same_order_every_time(photos):
+    first, second = ([entry.id for entry in open_source([str(photos)]).read()] for _ in "ab")
+    assert first == second
+
+
+def test_folder_source_links_never_lead_out_or_round(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    save_picture(root / "sub/a.png")
+    save_picture(outside / "b.png")
+    (root / "sub/loop").symlink_to(root)
+    (root / "again").symlink_to(root / "sub")
+    (root / "away").symlink_to(outside)
+    (root / "away.png").symlink_to(outside / "b.png")
+    (root / "copy.png").symlink_to(root / "sub/a.png")
+    (root / "broken.png").symlink_to(root / "nothing.png")
+    (root / "self.png").symlink_to(root / "self.png")
+    candidates, skips, _ = read(root)
+    assert set(candidates) == {"sub/a.png", "copy.png"}
+    assert skips == {
+        "sub/loop": "symlink_loop",
+        "again": "symlinked_folder",
+        "away": "symlink_outside",
+        "away.png": "symlink_outside",
+        "broken.png": "broken_symlink",
+        "self.png": "symlink_loop",
+    }
+
+
+def test_folder_source_lists_what_is_no_readable_picture_file(tmp_path):
+    save_picture(tmp_path / "good.png")
+    save_picture(tmp_path / "folder.jpg/inside.png")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    (tmp_path / "phone.HEIC").write_bytes(b"x")
+    with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb") as handle:
+        handle.write(b"x")
+    candidates, skips, _ = read(tmp_path)
+    assert set(candidates) == {"good.png", "folder.jpg/inside.png"}
+    assert skips == {
+        "folder.jpg": "not_a_file",
+        "fifo.jpg": "not_a_file",
+        "phone.HEIC": "unsupported_format",
+        "\\xff.jpg": "bad_name",
+    }
+
+
+def test_folder_source_counts_unusable_sidecars_and_keeps_the_picture(tmp_path):
+    save_picture(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text("{not json")
+    save_picture(tmp_path / "b.png")
+    (tmp_path / "b.json").write_text("[1]")
+    candidates, _, counts = read(tmp_path)
+    assert set(candidates) == {"a.png", "b.png"}
+    assert counts.bad_sidecars == 2
+    assert counts.first_bad_sidecar.startswith("a.json: ")
+
+
+def test_folder_source_does_not_enter_the_excluded_folder(tmp_path):
+    save_picture(tmp_path / "a.png")
+    save_picture(tmp_path / "gallery/x.png")
+    candidates, _, _ = read(tmp_path, exclude=tmp_path / "gallery")
+    assert set(candidates) == {"a.png"}
+
+
+def test_shard_source_finds_the_bytes_of_every_member(tmp_path):
+    names = [f"{number:05d}" for number in range(50)]
+    members = [
+        (f"{name}.{suffix}", f"{name} {suffix}".encode() * (1 + int(name) % 9))
+        for name in names
+        for suffix in ("jpg", "txt")
+    ]
+    shard = write_tar(tmp_path / "s.tar", members)
+    candidates, skips, counts = read(shard)
+    assert list(candidates) == names
+    assert not skips
+    assert counts.ignored == 0
+    for name, data in members:
+        key, suffix = name.split(".")
+        if suffix == "jpg":
+            assert read_location(candidates[key].location)[0] == data
+        else:
+            assert candidates[key].metadata == {"caption": data.decode()}
+
+
+def test_shard_source_json_wins_over_txt_and_keys_stop_at_the_first_dot(tmp_path):
+    members = [
+        ("./d.1/k.seg.png", b"x"),
+        ("./d.1/k.txt", b"words"),
+        ("./d.1/k.json", b'{"caption": "better", "n": 1}'),
+        ("./d.1/k.bin", b"?"),
+        ("alone.txt", b"no picture"),
+    ]
+    candidates, _, counts = read(write_tar(tmp_path / "s.tar", members))
+    assert list(candidates) == ["d.1/k"]
+    assert candidates["d.1/k"].metadata == {"caption": "better", "n": 1}
+    assert counts.ignored == 2
+
+
+def test_shard_source_keeps_all_pictures_of_a_sample(tmp_path):
+    members = [("p.v1.jpg", b"1"), ("p.v2.jpg", b"2"), ("p.txt", b"words"), ("q.avif", b"x")]
+    candidates, skips, _ = read(write_tar(tmp_path / "s.tar", members))
+    assert list(candidates) == ["p.v1.jpg", "p.v2.jpg"]
+    assert skips == {"q.avif": "unsupported_format"}
+
+
+def test_shard_source_ends_a_damaged_shard_and_goes_on_with_the_next(tmp_path):
+    members = [(f"{number}.jpg", b"x" * 2000) for number in range(5)]
+    first = write_tar(tmp_path / "0.tar", members)
+    first.write_bytes(first.read_bytes()[:6000])
+    (tmp_path / "1.tar").write_bytes(b"this is no tar")
+    write_tar(tmp_path / "2.tar", [("z.jpg", b"x")])
+    candidates, skips, _ = read(tmp_path / "*.tar")
+    assert list(candidates) == ["0", "1", "z"]
+    assert skips == {"0.tar": "damaged_shard", "1.tar": "damaged_shard"}
+
+
+def test_expand_pattern_knows_ranges_choices_and_globs(tmp_path):
+    for name in ("s-08.tar", "s-09.tar", "s-10.tar", "t.tar"):
+        (tmp_path / name).write_bytes(b"")
+
+    def names(pattern):
+        return [path.name for path in expand_pattern(str(tmp_path / pattern))]
+
+    assert names("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+    assert names("{t,s-09}.tar") == ["t.tar", "s-09.tar"]
+    assert names("s-{0,1}?.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+    with pytest.raises(InputError, match=r"s-11\.tar is not there"):
+        names("s-{10..11}.tar")
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/x", "nothing", "items.csv", "shard.tar.gz"])
+def test_open_source_says_what_it_accepts(tmp_path, name):
+    (tmp_path / "items.csv").write_text("id\n")
+    (tmp_path / "shard.tar.gz").write_bytes(b"")
+    argument = name if "://" in name else str(tmp_path / name)
+    with pytest.raises(InputError, match="accepted now: a folder"):
+        open_source([argument])
