@@ -1,0 +1,215 @@
+"""Whatever is wrong with a request: a 4xx in the error shape that names what and where."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+
+import pytest
+from PIL import Image
+
+from service.settings import Settings
+from tests.service.conftest import error_of, picture
+
+SEARCH = "/v1/galleries/pets/search"
+JSON = {"content-type": "application/json"}
+
+BAD_BODIES = [
+    ({}, "query_missing", "query"),
+    ({"query": None}, "query_missing", "query"),
+    ({"query": ""}, "text_empty", "query"),
+    ({"query": " \t\n\u3000"}, "text_empty", "query"),
+    ({"query": {"text": " "}}, "text_empty", "query"),
+    ({"query": "a" * 1_000_000}, "text_too_long", "query"),
+    ({"query": "ü" * 4097}, "text_too_long", "query"),
+    ({"query": 5}, "query_form", "query"),
+    ({"query": True}, "query_form", "query"),
+    ({"query": {}}, "query_form", "query"),
+    ({"query": {"text": "a", "item_id": "b"}}, "query_form", "query"),
+    ({"query": {"text": 5}}, "invalid_value", "query.text"),
+    ({"query": {"texts": "a"}}, "unknown_field", "query.texts"),
+    ({"query": []}, "query_parts", "query"),
+    ({"query": ["a"] * 17}, "query_parts", "query"),
+    ({"query": ["a", {"text": "b", "weight": "2"}]}, "invalid_value", "query.1.weight"),
+    ({"query": {"image": "%%%"}}, "invalid_base64", "query.image"),
+    ({"query": {"image": "data:image/png,abc"}}, "invalid_base64", "query.image"),
+    ({"query": {"image": ""}}, "image_empty", "query"),
+    ({"query": {"image": "aGVsbG8="}}, "image_unsupported_format", "query"),
+    ({"query": {"image_url": "http://127.0.0.1/"}}, "not_supported", "query.image_url"),
+    ({"query": {"item_id": "none"}}, "item_not_found", "query.item_id"),
+    ({"query": {"embedding": []}}, "embedding_length", "query.embedding"),
+    ({"query": {"embedding": [1.0] * 31}}, "embedding_length", "query.embedding"),
+    ({"query": {"embedding": [0.0] * 32}}, "embedding_values", "query.embedding"),
+    ({"query": {"embedding": ["1"] * 32}}, "invalid_value", "query.embedding.0"),
+    ({"query": "a", "k": 0}, "invalid_value", "k"),
+    ({"query": "a", "k": -1}, "invalid_value", "k"),
+    ({"query": "a", "k": 1001}, "invalid_value", "k"),
+    ({"query": "a", "k": 10**30}, "invalid_value", "k"),
+    ({"query": "a", "k": True}, "invalid_value", "k"),
+    ({"query": "a", "k": "3"}, "invalid_value", "k"),
+    ({"query": "a", "k": 2.5}, "invalid_value", "k"),
+    ({"query": "a", "offset": -1}, "invalid_value", "offset"),
+    ({"query": "a", "offset": 10_001}, "invalid_value", "offset"),
+    ({"query": "a", "min_score": "high"}, "invalid_value", "min_score"),
+    ({"query": "a", "include": ["everything"]}, "invalid_value", "include.0"),
+    ({"query": "a", "limit": 3}, "unknown_field", "limit"),
+    ({"query": "a", "filter": {"year": {"gte": 2020}}}, "not_supported", "filter"),
+    ({"query": "a", "deduplicate": True}, "not_supported", "deduplicate"),
+    ({"query": "a", "rank_by": "frame"}, "not_supported", "rank_by"),
+    ({"query": "a", "include": ["frames"]}, "not_supported", "include"),
+    ({"query": "a", "queries": ["b"]}, "query_form", "queries"),
+    ({"queries": []}, "invalid_value", "queries"),
+    ({"queries": ["a"] * 257}, "invalid_value", "queries"),
+    ([], "invalid_body", None),
+    ("a dog", "invalid_body", None),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "param"), BAD_BODIES)
+def test_bad_search_is_422_naming_the_field(client, body, code, param) -> None:
+    error = error_of(client.post(SEARCH, json=body), 422)
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["type"] == "invalid_request_error"
+
+
+RAW_BODIES = [
+    b"",
+    b"{",
+    b"not json",
+    b'{"query": "a", "min_score": NaN}',
+    b'{"query": "a", "min_score": Infinity}',
+    b'{"query": {"embedding": [-Infinity]}}',
+    b'{"query": "\xff"}',
+    b'{"query": "\\ud800"}',
+    b"[" * 100_000,
+    b'{"query": ' + b"9" * 5000 + b"}{",
+]
+
+
+@pytest.mark.parametrize("body", RAW_BODIES)
+def test_body_that_is_not_json_is_400(client, body) -> None:
+    assert error_of(client.post(SEARCH, content=body, headers=JSON), 400)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_numbers_beyond_float_are_refused(client, number) -> None:
+    body = f'{{"query": "a", "min_score": {number}}}'
+    error = error_of(client.post(SEARCH, content=body, headers=JSON), 422)
+    assert error["param"] == "min_score"
+    values = ",".join([number] * 32)
+    body = f'{{"query": {{"embedding": [{values}]}}}}'
+    assert client.post(SEARCH, content=body, headers=JSON).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_wrong_content_type_is_415_naming_the_right_one(client, kind) -> None:
+    headers = {"content-type": kind} if kind else {}
+    error = error_of(client.post(SEARCH, content=b'{"query": "a"}', headers=headers), 415)
+    assert "application/json" in error["message"]
+    upload = client.post(f"{SEARCH}/upload", content=b"{}", headers=JSON)
+    assert "multipart/form-data" in error_of(upload, 415)["message"]
+
+
+def test_json_content_types_with_parameters_are_accepted(client) -> None:
+    for kind in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/x+json"):
+        answer = client.post(SEARCH, content=b'{"query": "a"}', headers={"content-type": kind})
+        assert answer.status_code == 200
+
+
+def _truncated() -> bytes:
+    return picture(1, size=(300, 300))[:2000]
+
+
+def _huge() -> bytes:
+    out = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _svg() -> bytes:
+    return b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_truncated, "image_truncated"),
+        (_huge, "image_too_many_pixels"),
+        (_svg, "image_unsupported_format"),
+        (bytes, "image_empty"),
+    ],
+)
+def test_broken_image_is_422_with_the_reason_in_json_and_upload(client, make, reason) -> None:
+    data = make()
+    body = {"query": {"image": base64.b64encode(data).decode()}}
+    assert error_of(client.post(SEARCH, json=body), 422)["code"] == reason
+    upload = client.post(f"{SEARCH}/upload", files={"file": ("a.jpg", data)})
+    error = error_of(upload, 422)
+    assert (error["code"], error["param"]) == (reason, "file")
+
+
+def test_one_pixel_image_is_searched(client) -> None:
+    files = {"file": ("a.png", picture(1, size=(1, 1), kind="PNG"))}
+    assert len(client.post(f"{SEARCH}/upload", files=files).json()["hits"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"k": "0"}, "invalid_value", "k"),
+        ({"k": "many"}, "invalid_value", "k"),
+        ({"limit": "3"}, "unknown_field", "limit"),
+        ({"query": "a dog"}, "unknown_field", "query"),
+        ({"k": ["1", "2"]}, "repeated_field", "k"),
+        ({"min_score": "nan"}, "invalid_value", "min_score"),
+        ({"filter": "{"}, "invalid_json", "filter"),
+        ({"filter": '{"a": {"eq": 1}}'}, "not_supported", "filter"),
+        ({"deduplicate": "true"}, "not_supported", "deduplicate"),
+    ],
+)
+def test_bad_upload_field_is_422_naming_it(client, fields, code, param) -> None:
+    files = {"file": ("a.jpg", picture(1))}
+    error = error_of(client.post(f"{SEARCH}/upload", files=files, data=fields), 422)
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_upload_without_file_is_422(client) -> None:
+    answer = client.post(f"{SEARCH}/upload", files={"picture": ("a.jpg", picture(1))})
+    assert error_of(answer, 422)["code"] == "file_missing"
+    as_value = client.post(f"{SEARCH}/upload", files={"file": (None, b"text")})
+    assert error_of(as_value, 422)["code"] == "file_missing"
+
+
+def test_malformed_multipart_is_a_4xx(client) -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        answer = client.post(f"{SEARCH}/upload", content=b"--y\r\n", headers={"content-type": kind})
+        assert answer.status_code in (400, 422)
+        error_of(answer, answer.status_code)
+
+
+@pytest.mark.parametrize("name", ["nope", "..", "%2e%2e", "..%2f..", "pets%00", "%ff", "p" * 3000])
+def test_unknown_gallery_is_404(client, name) -> None:
+    for answer in (
+        client.get(f"/v1/galleries/{name}"),
+        client.post(f"/v1/galleries/{name}/search", json={"query": "a"}),
+    ):
+        error_of(answer, 404)
+
+
+def test_unknown_route_and_method_have_the_error_shape(client) -> None:
+    assert error_of(client.get("/nope"), 404)["code"] == "route_not_found"
+    wrong = client.get(SEARCH)
+    assert error_of(wrong, 405)["code"] == "method_not_allowed"
+    assert wrong.headers["allow"] == "POST"
+
+
+def test_a_good_request_is_answered_after_all_that(client) -> None:
+    answer = client.post(SEARCH, json={"query": "a dog"})
+    assert answer.status_code == 200
+    assert all(math.isfinite(hit["score"]) for hit in answer.json()["hits"])
+
+
+def test_text_limit_counts_bytes(client) -> None:
+    most = Settings().max_text_bytes
+    assert client.post(SEARCH, json={"query": "a" * most}).status_code == 200
