@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from index_builder.index import Vectors, build_flat, exact_scores, index_vectors, open_flat
 from cots_model.errors import GalleryError
+from index_builder.index import (
+    Vectors,
+    build_flat,
+    exact_scores,
+    index_vectors,
+    open_flat,
+)
 
 
 def unit(vectors: np.ndarray) -> Vectors:
