@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
 from index_builder.gallery import ItemNotFoundError
 from service.schemas import ErrorBody, ErrorResponse
+from service.worker import DeadlineError, PoolClosedError, QueueFullError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,13 @@ def to_api_error(err: Exception, *, param: str | None = None) -> ApiError:
     match err:
         case ApiError():
             return err
+        case QueueFullError():
+            return overloaded()
+        case DeadlineError():
+            return past_deadline()
+        case PoolClosedError():
+            message = "the service is shutting down; send the request to another instance"
+            return ApiError(503, "shutting_down", message)
         case ItemNotFoundError():
             return ApiError(404, "item_not_found", str(err), param=param)
         case ImageError():

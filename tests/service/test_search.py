@@ -117,7 +117,9 @@ def test_batch_answers_in_order_and_a_bad_entry_fails_alone(client) -> None:
 
 
 def test_concurrent_texts_give_the_scores_of_each_alone(server: Running, encoder, offline) -> None:
-    texts = [" ".join(["dog", "snow", "red", "beach"][: n % 4 + 1] * (n % 5 + 1)) for n in range(40)]
+    texts = [
+        " ".join(["dog", "snow", "red", "beach"][: n % 4 + 1] * (n % 5 + 1)) for n in range(40)
+    ]
 
     async def ask_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
