@@ -89,7 +89,8 @@ def build(
     )
     open_source(src)  # a typing error should not wait for the model
     encoder = Encoder.load(checkpoint, device=device)
-    with tqdm(unit=" pictures", disable=not sys.stderr.isatty(), file=sys.stderr) as bar:
+    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    with tqdm(unit=" pictures", disable=quiet, file=sys.stderr) as bar:
         report = build_gallery(options, encoder, progress=bar.update)
     _print_report(report, as_json=as_json)
 

@@ -90,7 +90,7 @@ def exact_scores(query_E: Vectors, vectors_NE: Vectors) -> Vectors:
 
 
 def build_flat(blocks: Iterator[Vectors], dim: int, path: Path) -> None:
-    """Write an exact index of the vectors `[n,E]` of all blocks, in order."""
+    """Write an exact index of the vectors `[n,E]` of all blocks, in order; OSError if it cannot."""
     index: faiss.Index = faiss.IndexFlatIP(dim)
     if faiss.get_num_gpus() > 0:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
@@ -98,7 +98,10 @@ def build_flat(blocks: Iterator[Vectors], dim: int, path: Path) -> None:
         index.add(np.ascontiguousarray(block_NE))
     if faiss.get_num_gpus() > 0:
         index = faiss.index_gpu_to_cpu(index)
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as err:  # FAISS's own type for a full disk
+        raise OSError(f"{path} could not be written: {err}") from err
 
 
 def open_flat(path: Path, vectors_NE: Vectors) -> ExactIndex:

@@ -71,6 +71,7 @@ class PartWriter:
             dtype=np.float32,
             shape=(len(row_of_item_N), self._dim),
         )
+        _reserve(self._folder / VECTORS_FILE)
         start = 0
         for part, size in zip(self._folders(), self._sizes, strict=True):
             rows = row_of_item_N[start : start + size]
@@ -87,6 +88,13 @@ class PartWriter:
                 path.unlink()
             part.rmdir()
         self._parts.rmdir()
+
+
+def _reserve(path: Path) -> None:
+    """Claim the disk space of a sparse file, so that a full disk is an error and not a SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
 
 def _blocks(vectors_NE: Vectors) -> Iterator[Vectors]:

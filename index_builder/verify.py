@@ -17,7 +17,7 @@ from index_builder.manifest import (
     VECTORS_FILE,
     check_file,
 )
-from index_builder.publish import read_pointer
+from index_builder.publish import POINTER, read_pointer
 
 
 def verify_gallery(root: Path) -> dict[str, str | None]:
@@ -27,9 +27,14 @@ def verify_gallery(root: Path) -> dict[str, str | None]:
         for each file what is wrong with it, or `None`.
 
     Raises:
-        GalleryError: if `root` is no gallery, was never finished, or its pointer is damaged.
+        GalleryError: if `root` is no gallery, or no build of it was ever finished.
     """
-    pointer = read_pointer(root)
+    try:
+        pointer = read_pointer(root)
+    except GalleryError as err:
+        if not (root / POINTER).is_file():
+            raise
+        return {POINTER: str(err)}
     try:
         folder, manifest = read_manifest(root)
     except GalleryError as err:

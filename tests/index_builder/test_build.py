@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cots_model.errors import InputError
+from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from index_builder.gallery import Gallery
 from index_builder.options import BuildOptions
@@ -220,6 +221,20 @@ def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path,
 def test_build_options_refuse_numbers_without_meaning(options):
     with pytest.raises(InputError, match="must be"):
         BuildOptions(sources=("x",), gallery=Path("g"), **options)
+
+
+def test_build_on_a_full_disk_is_an_error_and_leaves_the_published_version(build, tmp_path, photos):
+    build(photos, tmp_path / "g")
+    version = Gallery.open(tmp_path / "g").version
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(CotsError, match="could not be written"):
+            build(photos, tmp_path / "g")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Gallery.open(tmp_path / "g").version == version
+    assert [path.name for path in (tmp_path / "g/versions").iterdir()] == [version]
 
 
 BUILD_SCRIPT = """
