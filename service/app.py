@@ -72,7 +72,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
     keys = Middleware(ApiKeys, sha256_hex=settings.api_key_sha256)
-    return [Middleware(RequestLog), Middleware(SecurityHeaders), Middleware(HeadAsGet), keys, limit]
+    return [Middleware(SecurityHeaders), Middleware(RequestLog), Middleware(HeadAsGet), keys, limit]
 
 
 def _version() -> str:

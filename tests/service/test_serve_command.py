@@ -1,0 +1,233 @@
+"""`cots serve` as a process: start, one-line refusals, SIGTERM, and the hits of `cots search`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service.conftest import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = """
+import sys
+from cots_model.errors import CotsError, InputError
+from cots_cli.serve import command
+try:
+    command.main(standalone_mode=False)
+except CotsError as err:
+    print(f"Error: {err}", file=sys.stderr)
+    sys.exit(2 if isinstance(err, InputError) else 1)
+"""
+# The same server, with a model that takes its time: for signals that come while it works.
+SLOW = """
+import sys, time
+from pathlib import Path
+from cots_model.encoder import Encoder
+from service.app import create_app
+from service.server import bind, serve
+from service.settings import Settings
+from service.state import Resources
+
+class SlowEncoder(Encoder):
+    def encode_texts(self, texts, *, batch_size=64):
+        if "slow" in texts:
+            time.sleep(SLOW_S)
+        return super().encode_texts(texts, batch_size=batch_size)
+
+settings = Settings.load(galleries=Path(sys.argv[1]), checkpoint=sys.argv[2], port=0,
+                         drain_s=0.6, grace_s=GRACE_S, device="cpu")
+loaded = Resources.load(settings)
+encoder = SlowEncoder(loaded.encoder.model, loaded.encoder.preprocess, loaded.encoder.fingerprint)
+app = create_app(settings, Resources(encoder, loaded.registry))
+listener = bind(settings.host, 0)
+serve(app, settings, listener, on_start=lambda url: print("at", url, file=sys.stderr, flush=True))
+"""
+
+
+class Process:
+    """A Python process with its standard error collected."""
+
+    def __init__(self, code: str, *arguments: object) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=REPOSITORY,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stderr is not None
+        self.lines.extend(iter(self.popen.stderr.readline, ""))
+
+    def url(self) -> str:
+        def found() -> list[str]:
+            return [word for line in self.lines for word in line.split() if "http://" in word]
+
+        wait_until(lambda: found() or self.popen.poll() is not None, seconds=40)
+        assert found(), self.lines
+        wait_until(lambda: answers(found()[0]), seconds=40)
+        return found()[0]
+
+    def end(self) -> int:
+        status = self.popen.wait(30)
+        self._reader.join(5)
+        return status
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{url}/livez").status_code == 200
+    return False
+
+
+@contextlib.contextmanager
+def process(code: str, *arguments: object) -> Iterator[Process]:
+    started = Process(code, *arguments)
+    try:
+        yield started
+    finally:
+        if started.popen.poll() is None:
+            started.popen.kill()
+        started.end()
+        assert started.popen.stderr is not None
+        started.popen.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def served(root: Path, checkpoint: Path) -> Iterator[tuple[Process, str]]:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0, "--device", "cpu")
+    with process(COMMAND, *arguments) as running:
+        yield running, running.url()
+
+
+def test_serve_gives_the_hits_of_cots_search(served, root, checkpoint) -> None:
+    _, url = served
+    search = "from cots_cli.search import command; command()"
+    for words in ("a dog in the snow", "red"):
+        arguments = ["--gallery", str(root / "pets"), "--checkpoint", str(checkpoint), "--json"]
+        done = subprocess.run(
+            [sys.executable, "-c", search, *arguments, words],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=REPOSITORY,
+        )
+        offline = json.loads(done.stdout)["hits"]
+        online = httpx.post(f"{url}/v1/galleries/pets/search", json={"query": words}).json()["hits"]
+        assert [hit["id"] for hit in online] == [hit["id"] for hit in offline]
+        assert [hit["thumbnail"] for hit in online] == [hit["thumbnail"] for hit in offline]
+        expected = pytest.approx([hit["score"] for hit in offline], abs=1e-6)
+        assert [hit["score"] for hit in online] == expected
+
+
+def test_serve_logs_json_lines(served) -> None:
+    running, url = served
+    httpx.get(f"{url}/v1/galleries")
+    wait_until(lambda: any('"/v1/galleries"' in line for line in running.lines))
+    logged = [json.loads(line) for line in running.lines if line.startswith("{")]
+    request = next(entry for entry in logged if entry.get("path") == "/v1/galleries")
+    assert (request["status"], request["method"], request["level"]) == (200, "GET", "info")
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    with process(COMMAND, *arguments) as running:
+        status = running.end()
+        return status, "".join(running.lines)
+
+
+def test_serve_says_in_one_line_that_the_port_is_taken(root, checkpoint) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, said = run("--galleries", root, "--checkpoint", checkpoint, "--port", port)
+    assert status == 1
+    assert said.count("\n") == 1
+    assert str(port) in said and "--port" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--galleries", "{root}/pets"), "is itself a gallery"),
+        (("--galleries", "{root}/none"), "is not a folder"),
+        (("--galleries", "{root}/pets/versions"), "holds no gallery"),
+        (("--galleries", "{root}", "--host", "0.0.0.0"), "--allow-public"),
+        (("--galleries", "{root}", "--checkpoint", "{root}"), "checkpoint"),
+    ],
+)
+def test_serve_refuses_in_one_line_with_status_2(root, arguments, words) -> None:
+    filled = [argument.format(root=root) for argument in arguments]
+    status, said = run(*filled, "--port", 0)
+    assert status == 2, said
+    assert said.count("\n") == 1 and words in said
+
+
+def in_flight(url: str) -> tuple[threading.Thread, list[httpx.Response]]:
+    answered: list[httpx.Response] = []
+
+    def ask() -> None:
+        path = f"{url}/v1/galleries/pets/search"
+        with contextlib.suppress(httpx.TransportError):
+            answered.append(httpx.post(path, json={"query": "slow"}, timeout=30))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, answered
+
+
+def test_sigterm_finishes_what_is_in_flight_and_exits_0(root, checkpoint) -> None:
+    code = SLOW.replace("SLOW_S", "2.0").replace("GRACE_S", "10")
+    with process(code, root, checkpoint) as running:
+        url = running.url()
+        thread, answered = in_flight(url)
+        time.sleep(0.5)
+        begun_s = time.monotonic()
+        running.popen.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        ready = httpx.get(f"{url}/readyz")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["shutting down"])
+        thread.join(20)
+        assert [answer.status_code for answer in answered] == [200]
+        assert running.end() == 0
+        assert time.monotonic() - begun_s < 10
+
+
+def test_sigterm_exits_0_within_the_grace_time_when_work_hangs(root, checkpoint) -> None:
+    code = SLOW.replace("SLOW_S", "60").replace("GRACE_S", "2")
+    with process(code, root, checkpoint) as running:
+        thread, _ = in_flight(running.url())
+        time.sleep(0.5)
+        begun_s = time.monotonic()
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        assert time.monotonic() - begun_s < 4
+        thread.join(20)
+
+
+def test_second_sigterm_does_not_wait(root, checkpoint) -> None:
+    code = SLOW.replace("SLOW_S", "0").replace("GRACE_S", "10").replace("drain_s=0.6", "drain_s=8")
+    with process(code, root, checkpoint) as running:
+        running.url()
+        begun_s = time.monotonic()
+        running.popen.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        assert time.monotonic() - begun_s < 5
