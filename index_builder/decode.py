@@ -197,6 +197,7 @@ class DecodePool:
     def _replace(self, worker: _Worker, reason: str, message: str) -> None:
         """Skip the picture the worker was busy with, and give the others to a new worker."""
         if not worker.ready:
+            worker.process.join(_POLL_S)
             raise _cannot_start(f"exit code {worker.process.exitcode}")
         if worker.tasks:
             number, candidate = worker.tasks.popleft()
@@ -228,6 +229,6 @@ def _skip(candidate: Candidate, reason: str, message: str) -> Skip:
 
 def _cannot_start(why: str) -> CotsError:
     return CotsError(
-        f"the decoding processes could not be started ({why}); if this runs from a script, put the "
-        "call under `if __name__ == '__main__':`, else look above for what they printed"
+        f"the decoding processes could not be started ({why}); a script must make this call under "
+        "`if __name__ == '__main__':` and be a file; otherwise see what they printed above"
     )

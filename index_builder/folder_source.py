@@ -27,6 +27,26 @@ from index_builder.sources import (
 )
 
 
+class _Siblings:
+    """The file names of one folder: which of them are sidecars of a picture."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self._picture_stems = {
+            os.path.splitext(name)[0] for name in names if has_suffix(name, IMAGE_SUFFIXES)
+        }
+
+    def is_sidecar(self, name: str) -> bool:
+        return has_suffix(name, SIDECAR_SUFFIXES) and (
+            os.path.splitext(name)[0] in self._picture_stems
+        )
+
+    def sidecars_of(self, stem: str) -> list[str]:
+        """In the order to be laid over each other: `.json` over `.txt`."""
+        found = {stem + suffix for suffix in SIDECAR_SUFFIXES} & self._names
+        return sorted(found, reverse=True)
+
+
 class FolderSource:
     """All pictures under a folder; ids are paths relative to it, with `/`."""
 
@@ -57,7 +77,7 @@ class FolderSource:
                 why = f"the folder could not be listed ({err.strerror}); check its permissions"
                 yield self._skip(folder, "unreadable", why)
                 continue
-            siblings = {entry.name for entry in entries}
+            siblings = _Siblings({entry.name for entry in entries})
             subfolders = []
             for entry in entries:
                 if entry.name.startswith("."):
@@ -72,7 +92,7 @@ class FolderSource:
                     yield from self._file(entry, siblings)
             pending += reversed(subfolders)
 
-    def _file(self, entry: os.DirEntry[str], siblings: set[str]) -> Iterator[Candidate | Skip]:
+    def _file(self, entry: os.DirEntry[str], siblings: _Siblings) -> Iterator[Candidate | Skip]:
         if entry.is_symlink():
             problem = self._link_problem(entry)
             if problem is not None:
@@ -83,14 +103,14 @@ class FolderSource:
             why = f"{suffix} pictures are not read; save it as JPEG, PNG or WebP"
             yield self._skip(entry.path, "unsupported_format", why)
         elif not has_suffix(entry.name, IMAGE_SUFFIXES):
-            self.counts.ignored += not self._is_sidecar(entry.name, siblings)
+            self.counts.ignored += not siblings.is_sidecar(entry.name)
         elif not _is_utf8(self._relative(entry.path)):
             why = "its name is not valid UTF-8, so it can have no id; rename it"
             yield self._skip(entry.path, "bad_name", why)
         else:
             yield self._candidate(entry, siblings)
 
-    def _candidate(self, entry: os.DirEntry[str], siblings: set[str]) -> Candidate | Skip:
+    def _candidate(self, entry: os.DirEntry[str], siblings: _Siblings) -> Candidate | Skip:
         location = Location(entry.path, root=self.root)
         if not entry.is_file():  # a fifo, a socket or a device: find out which without waiting
             try:
@@ -101,11 +121,11 @@ class FolderSource:
         metadata = self._sidecars(entry, siblings)
         return Candidate(relative, file_uri(entry.path), location, relative, metadata)
 
-    def _sidecars(self, entry: os.DirEntry[str], siblings: set[str]) -> dict[str, Json]:
+    def _sidecars(self, entry: os.DirEntry[str], siblings: _Siblings) -> dict[str, Json]:
         stem = os.path.splitext(entry.name)[0]
         folder = os.path.dirname(entry.path)
         metadata: dict[str, Json] = {}
-        for name in sorted({stem + suffix for suffix in SIDECAR_SUFFIXES} & siblings, reverse=True):
+        for name in siblings.sidecars_of(stem):
             location = Location(os.path.join(folder, name), root=self.root)
             metadata.update(read_sidecar(location, self._relative(location.path), self.counts))
         return metadata
@@ -143,14 +163,6 @@ class FolderSource:
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
-
-    @staticmethod
-    def _is_sidecar(name: str, siblings: set[str]) -> bool:
-        stem, suffix = os.path.splitext(name)
-        return suffix.lower() in SIDECAR_SUFFIXES and any(
-            os.path.splitext(other)[0] == stem and has_suffix(other, IMAGE_SUFFIXES)
-            for other in siblings
-        )
 
 
 def _is_utf8(text: str) -> bool:
