@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 EPILOG = """\b
 Examples:
@@ -35,17 +38,24 @@ Flags go over COTS_* variables, these over the --config file. docs/http.md lists
 )
 def command(config: Path | None, **flags: Any) -> None:
     """Serve every gallery under a folder over HTTP, with a web page at /."""
-    from service.app import create_app
     from service.logs import configure_logging
-    from service.server import bind, serve
+    from service.root import find_galleries
     from service.settings import Settings
-    from service.state import Resources
 
     settings = Settings.load(config, **flags)
     settings.check_bind()
+    find_galleries(settings.galleries)
     configure_logging(settings.log_level)
-    listener = bind(settings.host, settings.port)
-    with listener:
+    _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    from service.server import bind, serve
+
+    with bind(settings.host, settings.port) as listener:
+        from service.app import create_app
+        from service.state import Resources
+
         app = create_app(settings, Resources.load(settings))
         serve(app, settings, listener, on_start=_say_address)
 

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cots_model.errors import GalleryError, InputError
+from cots_model.errors import GalleryError
 from index_builder.gallery import Gallery
 from service.errors import ApiError
+from service.root import find_galleries
 
 log = logging.getLogger(__name__)
-
-POINTER = "current"
 
 
 @dataclass(frozen=True)
@@ -71,29 +70,3 @@ class Registry:
     def reasons(self) -> list[str]:
         """One line for every gallery that is not served, without paths of this machine."""
         return [f"gallery {name!r} could not be loaded" for name in sorted(self.refused)]
-
-
-def find_galleries(root: Path) -> list[Path]:
-    """The sub-folders of `root` that are galleries, by name.
-
-    Raises:
-        InputError: if `root` is missing, is itself a gallery, or holds none.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder; --galleries takes the folder of your galleries")
-    if _is_gallery(root):
-        raise InputError(
-            f"{root} is itself a gallery; --galleries takes the folder above: "
-            f"--galleries {root.resolve().parent}"
-        )
-    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and _is_gallery(folder))
-    if not found:
-        raise InputError(
-            f"{root} holds no gallery; build one: cots index build PICTURES --gallery {root}/NAME"
-        )
-    return found
-
-
-def _is_gallery(folder: Path) -> bool:
-    pointer = folder / POINTER
-    return pointer.is_symlink() or pointer.exists()

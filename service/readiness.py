@@ -23,10 +23,10 @@ class Readiness:
         self._failure: str | None = None
 
     async def watch(self) -> None:
-        """Probe until cancelled."""
+        """Probe after every interval, until cancelled."""
         while True:
-            await self.probe()
             await asyncio.sleep(self._interval_s)
+            await self.probe()
 
     async def probe(self) -> None:
         """One probe; its outcome shows in `reasons`."""

@@ -11,8 +11,9 @@ from fastapi import Request
 
 from cots_model.encoder import Encoder
 from service.encoding import Embedder
-from service.galleries import Registry, find_galleries
+from service.galleries import Registry
 from service.readiness import Readiness
+from service.root import find_galleries
 from service.settings import Settings
 from service.thumbnails import ThumbnailCache
 from service.worker import Done, WorkerPool
