@@ -22,18 +22,32 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StemConfig(Frozen):
+    """A convolutional network whose feature map becomes the patches (a hybrid ViT).
+
+    Attributes:
+        arch: a timm network of the EfficientNet family, such as `efficientnet_lite0`.
+        options: further arguments of its timm constructor (`bn_eps`, ...).
+    """
+
+    arch: str
+    options: dict[str, Any] = {}
+
+
 class ImageTowerConfig(Frozen):
-    """Any timm vision transformer, hybrids included.
+    """Any timm vision transformer, timm's own hybrids included.
 
     Attributes:
         arch: timm name, such as `vit_base_patch16_384`.
         image_size: side of the square input, in pixels.
         options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
+        stem: replaces the patch projection.
     """
 
     arch: str
     image_size: int = Field(gt=0)
     options: dict[str, Any] = {}
+    stem: StemConfig | None = None
 
 
 class TextTowerConfig(Frozen):

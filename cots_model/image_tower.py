@@ -1,17 +1,21 @@
 """The image tower: a timm vision transformer, whose feature is the CLS token.
 
-Shape letters: B batch, P tokens (prefix tokens and patches), D width, H and W pixels.
+Shape letters: B batch, P tokens (class token and patches), D width, C channels, H and W pixels or
+cells.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import timm
+from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
-from cots_model.config import ImageTowerConfig
+from cots_model.config import ImageTowerConfig, StemConfig
 from cots_model.errors import ConfigError
 
 
@@ -19,6 +23,7 @@ class ImageTower(nn.Module):
     """Any timm vision transformer with a class token, hybrids included, without its head.
 
     The paper's is `vit_base_patch16_384`: `[B,3,384,384]` → `[B,577,768]`, 86,090,496 parameters.
+    With a stem, the cells of the stem's feature map take the place of the patches.
     """
 
     def __init__(self, config: ImageTowerConfig) -> None:
@@ -40,38 +45,77 @@ class ImageTower(nn.Module):
         """The image feature before projection: CLS after the final norm, `[B,D]`."""
         return cast(Tensor, self(img_BCHW))[:, 0]
 
-    def forward_prefix(self, img_BCHW: Tensor, num_blocks: int) -> Tensor:
-        """Tokens after the embedding and the first `num_blocks` blocks, `[B,P,D]`.
+    @property
+    def stem(self) -> Stem | None:
+        """The convolutional stem, if there is one."""
+        backbone = getattr(self.trunk.patch_embed, "backbone", None)
+        return backbone if isinstance(backbone, Stem) else None
 
-        Training that freezes these computes them once and caches them; `forward_suffix` goes on.
+    def feature_from_stem(self, map_BCHW: Tensor) -> Tensor:
+        """The image feature `[B,D]` from what `stem.body` gave, so that a frozen body can be cached."""
+        trunk, embed = self.trunk, self.trunk.patch_embed
+        assert self.stem is not None
+        patch_BPD = embed.proj(self.stem.head(map_BCHW)).flatten(2).transpose(1, 2)
+        tok_BPD = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(patch_BPD)))
+        return cast(Tensor, trunk.norm(trunk.blocks(tok_BPD)))[:, 0]
+
+
+class Stem(nn.Module):
+    """An EfficientNet up to its last convolution: `[B,3,H,W]` → `[B,C,H/32,W/32]`.
+
+    Its batch norms always use their stored statistics: fine-tuning on small sets would spoil them.
+    """
+
+    def __init__(self, config: StemConfig) -> None:
+        """Build the network with random weights.
+
+        Raises:
+            ConfigError: for a name timm does not know, or of another family.
         """
-        trunk = self.trunk
-        tok_BPD = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(img_BCHW)))
-        for block in trunk.blocks[:num_blocks]:
-            tok_BPD = block(tok_BPD)
-        return cast(Tensor, tok_BPD)
+        super().__init__()
+        try:
+            self.net = timm.create_model(
+                config.arch, pretrained=False, num_classes=0, **config.options
+            )
+        except (RuntimeError, TypeError) as err:
+            raise ConfigError(
+                f"timm cannot build the stem {config.arch!r} with options {config.options} ({err})"
+            ) from err
+        if not isinstance(self.net, EfficientNet):
+            raise ConfigError(
+                f"stem {config.arch!r} is no EfficientNet; choose one of "
+                "timm.list_models('efficientnet_*')"
+            )
 
-    def forward_suffix(self, tok_BPD: Tensor, num_blocks: int) -> Tensor:
-        """The blocks after the first `num_blocks`, and the final norm, `[B,P,D]`."""
-        for block in self.trunk.blocks[num_blocks:]:
-            tok_BPD = block(tok_BPD)
-        return cast(Tensor, self.trunk.norm(tok_BPD))
+    def train(self, mode: bool = True) -> Stem:
+        """Stay in evaluation mode."""
+        return super().train(False)
 
-    def prefix_parameters(self, num_blocks: int) -> list[nn.Parameter]:
-        """The parameters that `forward_prefix` uses."""
-        suffix = {id(p) for p in self.trunk.blocks[num_blocks:].parameters()}
-        suffix |= {id(p) for p in self.trunk.norm.parameters()}
-        return [p for p in self.trunk.parameters() if id(p) not in suffix]
+    def body(self, img_BCHW: Tensor) -> Tensor:
+        """All stages but the last 1x1 convolution: the part worth freezing and caching."""
+        return self.net.blocks(self.net.bn1(self.net.conv_stem(img_BCHW)))
+
+    def head(self, map_BCHW: Tensor) -> Tensor:
+        """The last 1x1 convolution with its norm and activation."""
+        return self.net.bn2(self.net.conv_head(map_BCHW))
+
+    def forward(self, img_BCHW: Tensor) -> Tensor:
+        """The feature map whose cells become patches."""
+        return self.head(self.body(img_BCHW))
 
 
 def _create(config: ImageTowerConfig) -> VisionTransformer:
+    options: dict[str, Any] = dict(config.options)
+    if config.stem is not None:
+        options["embed_layer"] = partial(HybridEmbed, backbone=Stem(config.stem))
+        options["patch_size"] = 1  # every cell of the map is a patch
     try:
         trunk = timm.create_model(
             config.arch,
             pretrained=False,
             num_classes=0,
             img_size=config.image_size,
-            **config.options,
+            **options,
         )
     except (RuntimeError, TypeError, ValueError, AssertionError) as err:
         raise ConfigError(

@@ -80,11 +80,9 @@ class Preprocess:
         side = self.config.image_size
         box = _centre_square(img.size) if self.config.resize == "crop" else None
         resized = img.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        pixels_HWC = np.asarray(resized, dtype=np.float32) / 255.0
-        pixels_HWC = (pixels_HWC - np.array(self.config.mean, np.float32)) / np.array(
-            self.config.std, np.float32
-        )
-        return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+        pixels_HWC = torch.from_numpy(np.asarray(resized, dtype=np.float32) / np.float32(255))
+        mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
+        return ((pixels_HWC - mean) / std).permute(2, 0, 1).contiguous()
 
     def images(self, imgs: Sequence[Image.Image]) -> Tensor:
         """Turn RGB pictures into one batch `[B,3,H,W]` float32."""

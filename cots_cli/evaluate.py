@@ -1,0 +1,61 @@
+"""`cots evaluate`: how well a checkpoint retrieves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    name="evaluate",
+    short_help="Score a checkpoint: R@1/5/10 both ways.",
+    epilog="""\b
+Examples:
+  cots evaluate --data val-00000.tar
+  cots evaluate --data 'shards/{00000..00004}.tar' --checkpoint runs/mine --json
+  cots evaluate --data dataset_coco.json --image-root coco/ --split test""",
+)
+@click.option(
+    "--data",
+    "sources",
+    required=True,
+    multiple=True,
+    help="Pictures with captions: a folder, tar shards, or a Karpathy json. May be repeated.",
+)
+@click.option(
+    "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
+)
+@click.option(
+    "--image-root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where the pictures of a Karpathy json lie.",
+)
+@click.option("--split", help="Split of a Karpathy json: train, val or test.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    sources: tuple[str, ...],
+    checkpoint: str,
+    image_root: Path | None,
+    split: str | None,
+    device: str,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Score a checkpoint on pictures with captions.
+
+    Prints R@1, R@5, R@10 in percent and the median rank, text to image and image to text. Pictures
+    may have any number of captions.
+    """
+    import json
+    from dataclasses import asdict
+
+    from cots_model.encoder import Encoder
+    from training.data import read_examples
+    from training.evaluate import evaluate, format_metrics
+
+    examples = read_examples(sources, image_root=image_root, split=split)
+    metrics = evaluate(Encoder.load(checkpoint, device=device), examples, batch_size=batch_size)
+    click.echo(json.dumps(asdict(metrics)) if as_json else format_metrics(metrics))

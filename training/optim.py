@@ -1,0 +1,57 @@
+"""AdamW groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import AdamW
+
+from cots_model.errors import ConfigError
+from training.config import OptimiserConfig
+
+_NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "position_embeddings")
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
+    """AdamW over the trainable parameters, one group per (decay, rate).
+
+    Biases, norms, position, class and mask tokens do not decay. Each group carries its `peak_lr`.
+
+    Raises:
+        ConfigError: if a prefix of `lr_scale` matches no trainable parameter.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    used = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
+        used.add(prefix)
+        decays = parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
+        rate = config.lr * config.lr_scale.get(prefix, 1.0)
+        groups.setdefault((config.weight_decay if decays else 0.0, rate), []).append(parameter)
+    unused = sorted(set(config.lr_scale) - used)
+    if unused:
+        raise ConfigError(f"optimiser.lr_scale: no trainable parameter starts with {unused}")
+    return AdamW(
+        [
+            {"params": params, "weight_decay": decay, "lr": rate, "peak_lr": rate}
+            for (decay, rate), params in groups.items()
+        ]
+    )
+
+
+def lr_factor(step: int, steps_per_epoch: int, epochs: int, config: OptimiserConfig) -> float:
+    """Share of the peak rate at `step` (from 0): warm-up, constant epochs, then linear to 0."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    constant = config.constant_epochs * steps_per_epoch
+    total = epochs * steps_per_epoch
+    if step < constant or total <= constant:
+        return 1.0
+    return (total - step) / (total - constant)
+
+
+def set_lr(optimiser: AdamW, factor: float) -> None:
+    """Set every group to `factor` of its peak rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,237 @@
+"""The training loop: momentum contrast between pictures and captions (section 3.2).
+
+    result = train(load_train_config(Path("training/configs/cots-mini.yaml")))
+
+Shape letters: B batch, N queue length, E joint width.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cots_model.config import load_config
+from cots_model.encoder import Encoder, resolve_device
+from cots_model.errors import CotsError
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+from training.batches import Batch, PairBatches
+from training.config import TrainConfig
+from training.data import Example, read_examples
+from training.evaluate import evaluate, format_metrics
+from training.initialise import initialise, load_tokenizer
+from training.losses import InstanceLoss, instance_loss, negatives
+from training.metrics import RetrievalMetrics
+from training.momentum import MomentumCopy
+from training.optim import lr_factor, make_optimiser, set_lr
+from training.queues import PairQueues
+from training.report import model_card
+from training.stem_cache import StemCache, cached_maps
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(CotsError):
+    """The run itself failed, such as by a loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        checkpoint: its folder.
+        fingerprint: of the checkpoint.
+        metrics: on the evaluation data, if there is any.
+        wall_s: seconds of training, without the stem cache and the evaluations.
+    """
+
+    checkpoint: Path
+    fingerprint: str
+    metrics: RetrievalMetrics | None
+    wall_s: float
+
+
+class Trainer:
+    """Model, momentum copy, queues and optimiser of one run."""
+
+    def __init__(self, config: TrainConfig, model: CotsModel, steps_per_epoch: int) -> None:
+        """Take over `model`, whose trainable parameters are those that require a gradient."""
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.model = model.to(self.device)
+        self.momentum = MomentumCopy(self.model, momentum=config.instance.momentum)
+        length, dim = config.instance.queue_length, model.config.embed_dim
+        self.queues = PairQueues(length, dim).to(self.device)
+        self.optimiser = make_optimiser(self.model, config.optimiser)
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+
+    def train_step(self, batch: Batch) -> InstanceLoss:
+        """One optimiser step on one batch; the queues take its keys afterwards.
+
+        Raises:
+            TrainingError: if the loss is not finite, naming the step.
+        """
+        factor = lr_factor(
+            self.step, self.steps_per_epoch, self.config.epochs, self.config.optimiser
+        )
+        set_lr(self.optimiser, factor)
+        batch = batch.to(self.device)
+        self.model.train()
+        loss, image_key_BE, text_key_BE = self._loss(batch)
+        if not torch.isfinite(loss.total):
+            raise TrainingError(
+                f"the loss is {loss.total.item()} at step {self.step}; lower the lr"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(self._trained(), self.config.optimiser.clip_norm)
+        self.optimiser.step()
+        self.queues.enqueue(image_key_BE, text_key_BE, batch.image_id_B)
+        self.step += 1
+        return loss
+
+    def _loss(self, batch: Batch) -> tuple[InstanceLoss, Tensor, Tensor]:
+        """The loss, and the keys that it used, `[B,E]` each."""
+        if self.step > 0:  # eq. 4 and 5: once per optimiser step, before the keys are computed
+            self.momentum.update(self.model)
+        with torch.no_grad():
+            image_key_BE, text_key_BE = self._encode(self.momentum.module, batch)
+        image_BE, text_BE = self._encode(self.model, batch)
+        instance = self.config.instance
+        negative_BN = negatives(
+            self.queues.filled_N,
+            self.queues.image_id_N,
+            batch.image_id_B,
+            mask_same_image=instance.mask_same_image,
+        )
+        loss = instance_loss(
+            image_BE,
+            text_BE,
+            image_key_BE,
+            text_key_BE,
+            self.queues.image_NE,
+            self.queues.text_NE,
+            negative_BN,
+            temperature=instance.temperature,
+        )
+        return loss, image_key_BE, text_key_BE
+
+    def _encode(self, model: CotsModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            if self.config.freeze_stem:
+                image_BD = model.image.feature_from_stem(batch.image_BCHW)
+            else:
+                image_BD = model.image.feature(batch.image_BCHW)
+            image_BE = model.project_image(image_BD)
+            text_BE = model.encode_text(batch.tok_BL, batch.mask_BL)
+        return image_BE, text_BE
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Run a whole training as configured and write the checkpoint.
+
+    Raises:
+        ConfigError: if the configuration does not fit the model.
+        InputError: if data or first weights are missing or broken.
+        TrainingError: if the loss stops being finite.
+    """
+    torch.manual_seed(config.seed)
+    model, preprocess = _make_model(config)
+    examples = read_examples(config.data.train)
+    evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
+    cache = _stem_cache(config, model, preprocess, examples)
+    batches = PairBatches(
+        examples,
+        preprocess,
+        config.augment,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        stem_cache=cache,
+    )
+    trainer = Trainer(config, model, len(batches))
+    config.output.mkdir(parents=True, exist_ok=True)
+    wall_s = 0.0
+    for epoch in range(config.epochs):
+        wall_s += _run_epoch(trainer, batches, epoch)
+        fingerprint, metrics = _write_checkpoint(
+            trainer, preprocess, evaluated, len(examples), wall_s
+        )
+        _log_epoch(config.output, epoch, metrics)
+    return TrainResult(config.output, fingerprint, metrics, wall_s)
+
+
+def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
+    shipped = load_config(config.model)
+    model = CotsModel(shipped.model.model_copy(update={"name": config.name}))
+    initialise(model, config.init)
+    return model, Preprocess(shipped.preprocess, load_tokenizer(config.init))
+
+
+def _stem_cache(
+    config: TrainConfig, model: CotsModel, preprocess: Preprocess, examples: list[Example]
+) -> StemCache | None:
+    if not config.freeze_stem:
+        return None
+    stem = model.image.stem
+    if stem is None:
+        raise TrainingError("freeze_stem is on, but the image tower has no stem; turn it off")
+    for part in (stem.net.conv_stem, stem.net.bn1, stem.net.blocks):
+        part.requires_grad_(False)
+    stem.to(resolve_device(config.device))
+    return cached_maps(
+        examples, stem, preprocess, config.augment, folder=config.data.cache_dir, seed=config.seed
+    )
+
+
+def _run_epoch(trainer: Trainer, batches: PairBatches, epoch: int) -> float:
+    """Train one epoch; returns its seconds."""
+    started = time.perf_counter()
+    total = 0.0
+    bar = tqdm(
+        batches.epoch(epoch), total=len(batches), desc=f"epoch {epoch}", unit="step", disable=None
+    )
+    for batch in bar:
+        loss = trainer.train_step(batch).total.item()
+        total += loss
+        bar.set_postfix(loss=f"{loss:.3f}")
+    wall_s = time.perf_counter() - started
+    log.info("epoch %d: loss %.4f, %.0f s", epoch, total / len(batches), wall_s)
+    return wall_s
+
+
+def _write_checkpoint(
+    trainer: Trainer,
+    preprocess: Preprocess,
+    evaluated: list[Example],
+    num_pictures: int,
+    wall_s: float,
+) -> tuple[str, RetrievalMetrics | None]:
+    """Write the online model, score what was written, and put the figures on its card."""
+    config, folder = trainer.config, trainer.config.output
+    fingerprint = trainer.model.save_pretrained(folder, preprocess, card="", storage=config.storage)
+    metrics = None
+    if evaluated:
+        metrics = evaluate(Encoder.load(folder, device=config.device), evaluated)
+        log.info("scores\n%s", format_metrics(metrics))
+    card = model_card(config, metrics, num_pictures=num_pictures, step=trainer.step, wall_s=wall_s)
+    (folder / "README.md").write_text(card, "utf-8")
+    return fingerprint, metrics
+
+
+def _log_epoch(folder: Path, epoch: int, metrics: RetrievalMetrics | None) -> None:
+    line = {"epoch": epoch, "metrics": asdict(metrics) if metrics else None}
+    with (folder / "log.jsonl").open("a" if epoch else "w") as file:
+        file.write(json.dumps(line) + "\n")
