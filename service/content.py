@@ -101,6 +101,7 @@ class ContentResponse(StreamingResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -31,7 +31,7 @@ class Texts:
 class Pixels:
     """Preprocessed pictures to embed, each `[3,H,W]` float32."""
 
-    imgs_CHW: tuple[Tensor, ...]
+    imgs: tuple[Tensor, ...]
 
 
 class Embedder:
@@ -83,10 +83,10 @@ class Embedder:
 
     def _encode(self, jobs: Sequence[Texts | Pixels]) -> list[Vectors]:
         texts = [text for job in jobs if isinstance(job, Texts) for text in job.texts]
-        imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs_CHW]
+        imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
         z_BE = self.encoder.encode_texts(texts) if texts else self._encode_pixels(imgs)
-        sizes = [len(job.texts if isinstance(job, Texts) else job.imgs_CHW) for job in jobs]
+        sizes = [len(job.texts if isinstance(job, Texts) else job.imgs) for job in jobs]
         return np.split(z_BE, np.cumsum(sizes)[:-1])
 
     def _encode_pixels(self, imgs: list[Tensor], batch_size: int = 32) -> Vectors:

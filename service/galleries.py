@@ -48,7 +48,7 @@ class Registry:
                 )
             except GalleryError as err:
                 refused[folder.name] = str(err)
-                log.error("gallery refused", extra={"gallery": folder.name, "reason": str(err)})
+                log.exception("gallery refused", extra={"gallery": folder.name})
         if not loaded:
             raise GalleryError("no gallery could be opened: " + "; ".join(refused.values()))
         return cls(loaded, refused)

@@ -1,4 +1,4 @@
-"""What wraps every request: its id and log line, the last resort for errors, headers, HEAD, keys."""
+"""What wraps every request: id, log line, last resort for errors, headers, HEAD, keys."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ class RequestLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         begun_s = time.monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
@@ -88,8 +90,10 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -108,8 +112,10 @@ class HeadAsGet:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
 
         async def bodiless(message: Message) -> None:
             if message["type"] == "http.response.body":
@@ -132,10 +138,13 @@ class ApiKeys:
         self._digests = [bytes.fromhex(digest) for digest in sha256_hex]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
         if scope["type"] != "http" or not self._digests or scope["path"] in _OPEN_PATHS:
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         if self._accepts(Headers(scope=scope).get("authorization", "")):
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         message = "no valid API key; send it as: Authorization: Bearer KEY"
         headers = {"WWW-Authenticate": 'Bearer, Basic realm="COTS Retrieval", charset="UTF-8"'}
         refusal = ApiError(401, "invalid_api_key", message, headers=headers)

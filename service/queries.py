@@ -182,22 +182,22 @@ def unit_vector(values: Sequence[float], dim: int, *, param: str) -> Vectors:
         message = f"{param} must hold finite numbers, not all zero"
         raise invalid("embedding_values", message, param=param)
     scaled = vector / largest  # so that squaring neither overflows nor vanishes
-    return cast(Vectors, (scaled / np.linalg.norm(scaled)).astype(np.float32))
+    return cast("Vectors", (scaled / np.linalg.norm(scaled)).astype(np.float32))
 
 
 async def encode(
     queries: Sequence[Embedded], embedder: Embedder, timing: Timing, *, deadline_s: float
 ) -> None:
-    """Replace texts and pixels by vectors, in place: one job for all texts, one for all pictures."""
+    """Replace texts and pixels by vectors, in place, with one job for each of the two."""
     good = [query for query in queries if query.error is None]
     places = [(query, n) for query in good for n in range(len(query.vectors))]
     texts = [(q, n) for q, n in places if isinstance(q.vectors[n], str)]
     imgs = [(q, n) for q, n in places if isinstance(q.vectors[n], Tensor)]
     if texts:
-        job = Texts(tuple(cast(str, q.vectors[n]) for q, n in texts))
+        job = Texts(tuple(cast("str", q.vectors[n]) for q, n in texts))
         await _encode_job(job, texts, embedder, timing, deadline_s)
     if imgs:
-        pixels = Pixels(tuple(cast(Tensor, q.vectors[n]) for q, n in imgs))
+        pixels = Pixels(tuple(cast("Tensor", q.vectors[n]) for q, n in imgs))
         await _encode_job(pixels, imgs, embedder, timing, deadline_s)
 
 
@@ -234,4 +234,4 @@ def combine(query: Embedded) -> Vectors:
         param = query.parts[0].param
         message = f"the weighted parts of {param} cancel out; change a weight"
         raise invalid("query_cancels_out", message, param=param)
-    return cast(Vectors, (total / length).astype(np.float32))
+    return cast("Vectors", (total / length).astype(np.float32))

@@ -97,4 +97,4 @@ class Service:
 
 async def get_service(request: Request) -> Service:
     """The service of the running application (a FastAPI dependency)."""
-    return cast(Service, request.app.state.service)
+    return cast("Service", request.app.state.service)

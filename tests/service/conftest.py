@@ -175,6 +175,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     body = answer.json()
     assert set(body) == {"error"}
     assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert "Traceback" not in answer.text and ".py" not in answer.text
+    assert "Traceback" not in answer.text
+    assert ".py" not in answer.text
     error: dict[str, Any] = body["error"]
     return error

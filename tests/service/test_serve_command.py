@@ -25,16 +25,7 @@ from service.state import Resources
 from tests.service.conftest import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-COMMAND = """
-import sys
-from cots_model.errors import CotsError, InputError
-from cots_cli.serve import command
-try:
-    command.main(standalone_mode=False)
-except CotsError as err:
-    print(f"Error: {err}", file=sys.stderr)
-    sys.exit(2 if isinstance(err, InputError) else 1)
-"""
+COMMAND = "from cots_cli.main import main; main()"
 # The same server, with a model that takes its time: for signals that come while it works.
 SLOW = """
 import sys, time
@@ -123,7 +114,7 @@ def served(
     config = tmp_path_factory.mktemp("config") / "serve.yaml"
     config.write_text("drain_s: 10\n", "utf-8")
     arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0, "--config", config)
-    with process(COMMAND, *arguments) as running:
+    with process(COMMAND, "serve", *arguments) as running:
         yield running, running.url()
 
 
@@ -150,7 +141,7 @@ def test_serve_logs_json_lines(served) -> None:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    with process(COMMAND, *arguments) as running:
+    with process(COMMAND, "serve", *arguments) as running:
         status = running.end()
         return status, "".join(running.lines)
 
@@ -161,7 +152,8 @@ def test_serve_says_in_one_line_that_the_port_is_taken(root, checkpoint) -> None
         status, said = run("--galleries", root, "--checkpoint", checkpoint, "--port", port)
     assert status == 1
     assert said.count("\n") == 1
-    assert str(port) in said and "--port" in said
+    assert str(port) in said
+    assert "--port" in said
 
 
 @pytest.mark.parametrize(
@@ -177,7 +169,8 @@ def test_serve_refuses_in_one_line_with_status_2(root, arguments, words) -> None
     filled = [argument.format(root=root) for argument in arguments]
     status, said = run(*filled, "--port", 0)
     assert status == 2, said
-    assert said.count("\n") == 1 and words in said
+    assert said.count("\n") == 1
+    assert words in said
 
 
 def test_unusable_checkpoint_is_refused_before_serving(root) -> None:
