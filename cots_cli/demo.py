@@ -123,7 +123,8 @@ def _is_current(stamp: Path, content: dict[str, str]) -> bool:
 
 
 def _opens(gallery: Path, encoder: Encoder) -> bool:
-    from index_builder.gallery import Gallery, GalleryError
+    from cots_model.errors import GalleryError
+    from index_builder.gallery import Gallery
 
     try:
         Gallery.open(gallery, expected_fingerprint=encoder.fingerprint)
