@@ -1,26 +1,21 @@
 # syntax=docker/dockerfile:1
 # CPU:  docker build -t cots-retrieval .
-# GPU:  docker build -t cots-retrieval:gpu --build-arg DEVICE=gpu .
+# GPU:  docker build -t cots-retrieval:gpu --build-arg DEVICE=cuda .
+# A much smaller CPU image: --build-arg TORCH_INDEX=<index of PyTorch's CPU builds>
 
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim AS build
-# cpu | gpu: which build of PyTorch is installed.
-ARG DEVICE=cpu
-ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# Where PyTorch comes from; empty: from where everything else does (runs on CPU and GPU).
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/cots
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # PyTorch first and alone: its layer is large and changes seldom.
-RUN set -eu; \
-    pins="$(grep -E '^(torch|torchvision)==' constraints.txt)"; \
-    case "${DEVICE}" in \
-      cpu) /opt/cots/bin/pip install --index-url "${TORCH_CPU_INDEX}" ${pins} ;; \
-      gpu) /opt/cots/bin/pip install --constraint constraints.txt torch torchvision ;; \
-      *) echo "DEVICE is '${DEVICE}'; accepted: cpu, gpu" >&2; exit 2 ;; \
-    esac
+RUN pins="$(grep -E '^(torch|torchvision)==' constraints.txt)" \
+    && /opt/cots/bin/pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} ${pins}
 COPY cots_model cots_model
 COPY index_builder index_builder
 COPY service service
@@ -29,6 +24,8 @@ COPY cots_cli cots_cli
 RUN /opt/cots/bin/pip install --constraint constraints.txt .
 
 FROM python:${PYTHON_VERSION}-slim
+# cpu | cuda | auto: where the model runs unless COTS_DEVICE says otherwise.
+ARG DEVICE=cpu
 LABEL org.opencontainers.image.title="COTS Retrieval" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --gid 10001 cots \
@@ -38,6 +35,7 @@ COPY --from=build /opt/cots /opt/cots
 ENV PATH=/opt/cots/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     COTS_GALLERIES=/galleries \
+    COTS_DEVICE=${DEVICE} \
     COTS_HOST=0.0.0.0 \
     COTS_PORT=8000
 USER 10001:10001

@@ -162,8 +162,8 @@ def test_demo_taken_port_is_one_line(tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         done = subprocess.run(
-            [sys.executable, "-m", "cots_cli.main", "demo", "--port", port]
-            + ["--gallery-root", str(tmp_path)],
+            [sys.executable, "-m", "cots_cli.main", "demo", "--port", port],
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=120,

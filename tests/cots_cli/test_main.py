@@ -66,7 +66,7 @@ def test_help_answers_in_a_second():
 
 
 @pytest.mark.parametrize("name", main.SUB_COMMANDS)
-def test_subcommand_help_has_examples_and_imports_no_torch(name):
+def test_subcommand_help_imports_no_torch(name):
     code = (
         "import sys; from cots_cli.main import run; status = run([sys.argv[1], '--help']);"
         "sys.exit('torch was imported' if 'torch' in sys.modules else status)"
@@ -120,8 +120,7 @@ def test_error_is_one_line_with_its_status(run_raising, capsys, error, status, l
     assert run_raising(error) == status
     printed = capsys.readouterr().err
     assert line in printed
-    assert len(printed.splitlines()) >= 1
-    assert "Traceback" not in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
 def test_traceback_is_shown_on_request(run_raising, capsys, monkeypatch):
@@ -131,17 +130,23 @@ def test_traceback_is_shown_on_request(run_raising, capsys, monkeypatch):
 
 
 def test_closed_pipe_is_silent():
-    done = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$0" -m cots_cli.main --help | true', sys.executable],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cots_cli.main", "--help"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == 1
 
 
-def test_log_level_comes_from_flag_over_environment(caplog):
+def test_log_level_comes_from_flag_over_environment():
     code = (
         "import logging, sys; from cots_cli.main import run; run(sys.argv[1:]);"
         "sys.stdout.write(logging.getLevelName(logging.getLogger().level))"

@@ -1,0 +1,72 @@
+"""`cots bench`: figures of this machine, with what they were measured on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.group(name="bench")
+def command() -> None:
+    """Measure speed on this machine."""
+
+
+@command.command(
+    name="query",
+    epilog="""\b
+Examples:
+  cots bench query
+  cots bench query --items 1000000 --runs 200 --json
+  cots bench query --out benchmarks/results
+""",
+)
+@click.option(
+    "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--items",
+    type=click.IntRange(1),
+    default=100_000,
+    show_default=True,
+    help="Random unit vectors in the exact index searched.",
+)
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--runs", type=click.IntRange(3), default=50, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for a JSON file, named by date and benchmark.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def query(
+    checkpoint: str,
+    device: str,
+    items: int,
+    k: int,
+    runs: int,
+    threads: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """One query at a time: embed a sentence, embed a picture, search an exact index."""
+    from cots_cli.bench_query import measure_query
+    from cots_cli.bench_report import write_report
+    from cots_model.encoder import Encoder
+
+    encoder = Encoder.load(checkpoint, device=device)
+    report = measure_query(encoder, items=items, k=k, runs=runs, threads=threads)
+    if out is not None:
+        click.echo(f"written to {write_report(report, out)}", err=True)
+    if as_json:
+        click.echo(json.dumps(report.as_json(), ensure_ascii=False))
+        return
+    click.echo(f"{report.model}, {report.hardware.summary()}, {report.date}")
+    for stage in report.stages:
+        click.echo(
+            f"{stage.name:14} median {stage.median_ms:8.2f} ms   "
+            f"p95 {stage.p95_ms:8.2f} ms   ({stage.runs} runs)"
+        )

@@ -1,0 +1,168 @@
+"""A benchmark's report: figures, and the date, hardware, versions and command behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+_PACKAGES = ("cots-retrieval", "torch", "faiss-cpu", "numpy", "timm", "transformers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Times of one stage, in milliseconds.
+
+    Attributes:
+        name: what was timed.
+        runs: timed calls, after the warm-up.
+        median_ms: half of the calls were faster.
+        p95_ms: 95 % of the calls were faster.
+        min_ms: the fastest call.
+    """
+
+    name: str
+    runs: int
+    median_ms: float
+    p95_ms: float
+    min_ms: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine, as far as it matters for speed.
+
+    Attributes:
+        cpu: its name.
+        cores: cores this process may use.
+        threads: CPU threads that PyTorch and FAISS used.
+        gpu: its name, if the model ran on one.
+        memory_gib: main memory.
+        system: operating system and architecture.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    gpu: str | None
+    memory_gib: float
+    system: str
+
+    def summary(self) -> str:
+        """One line."""
+        return f"{self.gpu or self.cpu} ({self.threads} of {self.cores} CPU cores)"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one benchmark found.
+
+    Attributes:
+        benchmark: its name.
+        model: name of the checkpoint.
+        model_fingerprint: hash of the checkpoint.
+        hardware: where.
+        parameters: sizes and counts that were chosen.
+        stages: the figures.
+        date: when, UTC.
+        command: the command line.
+        versions: of the packages that matter.
+        load_average: of the last minute before; above 0 something else was running.
+    """
+
+    benchmark: str
+    model: str
+    model_fingerprint: str
+    hardware: Hardware
+    parameters: dict[str, int | str]
+    stages: tuple[Stage, ...]
+    load_average: float
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    command: str = field(default_factory=lambda: _command_line())
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
+
+    def as_json(self) -> dict[str, object]:
+        """All fields as JSON types."""
+        return asdict(self)
+
+
+def measure(name: str, call: Callable[[], object], *, runs: int, warm_up: int = 3) -> Stage:
+    """Time `call`, one after the other.
+
+    Args:
+        name: of the stage.
+        call: returns only when its result is there.
+        runs: timed calls.
+        warm_up: calls before these.
+    """
+    for _ in range(warm_up):
+        call()
+    times_ms = np.empty(runs)
+    for run in range(runs):
+        start = perf_counter()
+        call()
+        times_ms[run] = (perf_counter() - start) * 1000
+    median, p95 = np.percentile(times_ms, [50, 95])
+    return Stage(
+        name, runs, round(float(median), 3), round(float(p95), 3), round(float(times_ms.min()), 3)
+    )
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `<date>-<benchmark>.json` into `folder` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = report.date.replace(":", "").removesuffix("+0000")
+    path = folder / f"{stamp}-{report.benchmark}.json"
+    path.write_text(json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def describe_hardware(*, threads: int, gpu: str | None) -> Hardware:
+    """Look at the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=num_cores(),
+        threads=threads,
+        gpu=gpu,
+        memory_gib=round(memory / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    )
+
+
+def num_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _command_line() -> str:
+    return shlex.join(["cots", *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
