@@ -115,7 +115,8 @@ def _print_report(report: BuildReport, *, as_json: bool) -> None:
             err=True,
         )
     if report.metadata_rows:
-        line = f"metadata: {report.metadata_matched:,} items matched one of {report.metadata_rows:,} rows"
+        matched, rows = report.metadata_matched, report.metadata_rows
+        line = f"metadata: {matched:,} items matched one of {rows:,} rows"
         click.echo(line, err=not report.metadata_matched)
 
 

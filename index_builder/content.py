@@ -147,15 +147,19 @@ class Section(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Position within the range, in bytes."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within the range; ValueError before its start."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"cannot seek to {base + offset}; positions start at 0")
@@ -163,6 +167,7 @@ class Section(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read up to the end of the range."""
         wanted = min(len(buffer), max(self._size - self._at, 0))
         self._whole.seek(self._offset + self._at)
         data = self._whole.read(wanted)
@@ -171,6 +176,7 @@ class Section(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
+        """Close the file too."""
         if not self.closed:
             self._whole.close()
         super().close()

@@ -10,6 +10,7 @@ in milliseconds, share its memory, and inherit no thread, lock or GPU context of
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections import deque
@@ -153,10 +154,8 @@ class DecodePool:
                 if not worker.tasks:
                     worker.since_s = time.monotonic()
                 worker.tasks.append(task)
-                try:
+                with contextlib.suppress(OSError):  # if it died, _collect sees that
                     worker.connection.send(task[1].location)
-                except OSError:
-                    pass  # it died; _collect sees that and gives its tasks to another
 
     def _collect(self) -> None:
         """Wait for something to happen, and deal with it."""

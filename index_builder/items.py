@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cots_model.errors import GalleryError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 _PREFIX = "metadata."
 _JSON_MARK = {b"cots.encoding": b"json"}

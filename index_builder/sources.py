@@ -39,7 +39,7 @@ UNREAD_IMAGE_SUFFIXES = frozenset(
         ".arw",
     ]
 )
-"""Pictures in formats that are not read: skipped and listed, so that nobody misses them silently."""
+"""Pictures in formats that are not read: skipped and listed, so that nobody misses them."""
 
 SIDECAR_SUFFIXES = frozenset({".json", ".txt", ".cls"})
 MAX_SIDECAR_BYTES = 1024 * 1024

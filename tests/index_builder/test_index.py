@@ -90,7 +90,7 @@ def test_open_flat_refuses_an_index_that_does_not_fit(tmp_path):
     with pytest.raises(GalleryError, match="does not fit"):
         open_flat(tmp_path / "i.faiss", vectors_NE[:20])
     (tmp_path / "junk.faiss").write_bytes(b"x" * (vectors_NE.nbytes + 45))
-    with pytest.raises(GalleryError, match="junk.faiss is damaged"):
+    with pytest.raises(GalleryError, match=r"junk\.faiss is damaged"):
         open_flat(tmp_path / "junk.faiss", vectors_NE)
     with pytest.raises(GalleryError, match="not a flat index"):
         open_flat(tmp_path / "i.faiss", vectors_NE.reshape(25, 32))
