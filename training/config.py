@@ -33,7 +33,7 @@ class DataConfig(Frozen):
 
     Attributes:
         train: sources, each as `cots index build` reads them; relative to the working directory.
-        evaluate: sources scored after every epoch; none for no scoring.
+        evaluate: sources scored while training; none for no scoring.
         cache_dir: where outputs of the frozen stem are kept between runs.
     """
 
@@ -103,6 +103,7 @@ class TrainConfig(Frozen):
         epochs: passes over the pictures, one random caption each time.
         batch_size: pairs per step.
         precision: `bf16` runs the towers in autocast; losses, queues and averages stay float32.
+        evaluate_every: epochs between scorings; the last epoch is always scored.
         storage: number format of the written weights.
         output: folder for the checkpoint, the log and the state.
     """
@@ -118,6 +119,7 @@ class TrainConfig(Frozen):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_every: int = Field(default=1, ge=1)
     storage: Literal["float32", "float16", "int8"] = "float32"
     seed: int = 0
     device: str = "auto"

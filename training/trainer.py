@@ -166,8 +166,9 @@ def train(config: TrainConfig) -> TrainResult:
     wall_s = 0.0
     for epoch in range(config.epochs):
         wall_s += _run_epoch(trainer, batches, epoch)
+        due = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
         fingerprint, metrics = _write_checkpoint(
-            trainer, preprocess, evaluated, len(examples), wall_s
+            trainer, preprocess, evaluated if due else [], len(examples), wall_s
         )
         _log_epoch(config.output, epoch, metrics)
     return TrainResult(config.output, fingerprint, metrics, wall_s)
