@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cots_model.errors import ConfigError
 
-
 T = TypeVar("T", bound=BaseModel)
 
 

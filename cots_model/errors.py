@@ -1,7 +1,8 @@
 """Every error this project raises on purpose.
 
-A message says what came, what is accepted and what to do. `InputError` and its children mean that the
-caller can mend it (exit code 2, HTTP 4xx); any other `CotsError` is a failure on our side (exit code 1).
+A message says what came, what is accepted and what to do. `InputError` and its children mean that
+the caller can mend it (exit code 2, HTTP 4xx); any other `CotsError` is a failure on our side (exit
+code 1).
 """
 
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, cast
 
 import timm
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 from cots_model.config import ImageTowerConfig, StemConfig
@@ -34,6 +34,7 @@ class ImageTower(nn.Module):
                 is no vision transformer with a class token.
         """
         super().__init__()
+        self.config = config
         self.trunk = _create(config)
         self.width = self.trunk.embed_dim
 
@@ -52,7 +53,7 @@ class ImageTower(nn.Module):
         return backbone if isinstance(backbone, Stem) else None
 
     def feature_from_stem(self, map_BCHW: Tensor) -> Tensor:
-        """The image feature `[B,D]` from what `stem.body` gave, so that a frozen body can be cached."""
+        """The image feature `[B,D]` from what `stem.body` gave: a frozen body can be cached."""
         trunk, embed = self.trunk, self.trunk.patch_embed
         assert self.stem is not None
         patch_BPD = embed.proj(self.stem.head(map_BCHW)).flatten(2).transpose(1, 2)
@@ -74,18 +75,17 @@ class Stem(nn.Module):
         """
         super().__init__()
         try:
-            self.net = timm.create_model(
-                config.arch, pretrained=False, num_classes=0, **config.options
-            )
+            net = timm.create_model(config.arch, pretrained=False, num_classes=0, **config.options)
         except (RuntimeError, TypeError) as err:
             raise ConfigError(
                 f"timm cannot build the stem {config.arch!r} with options {config.options} ({err})"
             ) from err
-        if not isinstance(self.net, EfficientNet):
+        if not isinstance(net, EfficientNet):
             raise ConfigError(
                 f"stem {config.arch!r} is no EfficientNet; choose one of "
                 "timm.list_models('efficientnet_*')"
             )
+        self.net: EfficientNet = net
 
     def train(self, mode: bool = True) -> Stem:
         """Stay in evaluation mode."""
@@ -93,11 +93,11 @@ class Stem(nn.Module):
 
     def body(self, img_BCHW: Tensor) -> Tensor:
         """All stages but the last 1x1 convolution: the part worth freezing and caching."""
-        return self.net.blocks(self.net.bn1(self.net.conv_stem(img_BCHW)))
+        return cast(Tensor, self.net.blocks(self.net.bn1(self.net.conv_stem(img_BCHW))))
 
     def head(self, map_BCHW: Tensor) -> Tensor:
         """The last 1x1 convolution with its norm and activation."""
-        return self.net.bn2(self.net.conv_head(map_BCHW))
+        return cast(Tensor, self.net.bn2(self.net.conv_head(map_BCHW)))
 
     def forward(self, img_BCHW: Tensor) -> Tensor:
         """The feature map whose cells become patches."""
@@ -120,7 +120,8 @@ def _create(config: ImageTowerConfig) -> VisionTransformer:
     except (RuntimeError, TypeError, ValueError, AssertionError) as err:
         raise ConfigError(
             f"timm cannot build the image tower {config.arch!r} with image_size "
-            f"{config.image_size} and options {config.options} ({err}); see timm.list_models('vit_*')"
+            f"{config.image_size} and options {config.options} ({err}); "
+            "see timm.list_models('vit_*')"
         ) from err
     if not isinstance(trunk, VisionTransformer) or not trunk.has_class_token:
         raise ConfigError(

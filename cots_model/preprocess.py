@@ -74,7 +74,7 @@ class Preprocess:
         return self.config.image_size
 
     def image(self, img: Image.Image) -> Tensor:
-        """Turn an RGB picture (`cots_model.images.decode_image`) into `[3,H,W]` float32, normalised."""
+        """Turn an RGB picture (see `decode_image`) into `[3,H,W]` float32, normalised."""
         if img.mode != "RGB":
             raise ValueError(f"an RGB picture is needed, not {img.mode}; use decode_image")
         side = self.config.image_size

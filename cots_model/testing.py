@@ -16,7 +16,27 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_WORDS = "a an the in on of and with dog cat man woman snow beach red blue runs plays two".split()
+_WORDS = [
+    "a",
+    "an",
+    "the",
+    "in",
+    "on",
+    "of",
+    "and",
+    "with",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "snow",
+    "beach",
+    "red",
+    "blue",
+    "runs",
+    "plays",
+    "two",
+]
 
 
 def make_tokenizer(words: list[str] | None = None) -> Tokenizer:
@@ -60,7 +80,7 @@ def tiny_model_config(vocab_size: int, *, embed_dim: int = 32) -> ModelConfig:
 
 
 def make_tiny_checkpoint(folder: Path, *, seed: int = 0, embed_dim: int = 32) -> Path:
-    """Write a random checkpoint into `folder` and return it; equal seeds give equal fingerprints."""
+    """Write a random checkpoint into `folder`; equal seeds give equal fingerprints."""
     tokenizer = make_tokenizer()
     preprocess = Preprocess(PreprocessConfig(image_size=32, max_tokens=32), tokenizer)
     config = tiny_model_config(tokenizer.get_vocab_size(), embed_dim=embed_dim)

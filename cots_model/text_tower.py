@@ -44,7 +44,7 @@ class TextTower(nn.Module):
         return cast(Tensor, output.last_hidden_state)
 
     def feature(self, tok_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """The text feature before projection: masked mean over the tokens, `[B,D]` (section 3.1)."""
+        """The text feature before projection: masked mean of the tokens, `[B,D]` (section 3.1)."""
         return masked_mean(self(tok_BL, mask_BL), mask_BL)
 
 

@@ -1,4 +1,4 @@
-"""Pictures with their captions, from any source that the index builder reads, or Karpathy's json."""
+"""Pictures with their captions, from any source the index builder reads, or Karpathy's json."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import importlib.util
 import logging
 import re
 from pathlib import Path
-from typing import cast
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNet
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -51,9 +51,8 @@ def load_tokenizer(init: InitConfig) -> Tokenizer:
 
 def _initialise_image(tower: ImageTower, source: str) -> None:
     if source == "timm":
-        name = tower.trunk.default_cfg.get("architecture", "")
         pretrained = timm.create_model(
-            name, pretrained=True, num_classes=0, img_size=tower.trunk.patch_embed.img_size
+            tower.config.arch, pretrained=True, num_classes=0, img_size=tower.config.image_size
         )
         _load(tower.trunk, dict(pretrained.state_dict()), source)
         return
@@ -108,13 +107,13 @@ _LATER = {
 }
 
 
-def rename_efficientnet_lite(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+def rename_efficientnet_lite(weights: dict[str, Tensor], net: EfficientNet) -> dict[str, Tensor]:
     """From the names of the original EfficientNet-lite files to timm's; the classifier is left out.
 
     The original numbers its blocks through; timm numbers them within seven stages.
     """
-    stages = cast(nn.Sequential, net.blocks)
-    place = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]
+    stages = enumerate(net.blocks)
+    place = [f"blocks.{s}.{b}" for s, stage in stages for b in range(len(list(stage.children())))]
     renamed = {}
     for name, weight in weights.items():
         block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)

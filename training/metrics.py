@@ -50,9 +50,9 @@ def retrieval_metrics(
 ) -> RetrievalMetrics:
     """Score every text against every picture, and back.
 
-    The rank of a match is the number of candidates strictly better plus the ties that come earlier,
-    so that a constant model gets chance, not 100 %. Image to text, the best of a picture's own texts
-    counts. Scores are made a chunk at a time; N x M is never held.
+    The rank of a match is the number of candidates strictly better plus the ties that come
+    earlier, so that a constant model gets chance, not 100 %. Image to text, the best of a picture's
+    own texts counts. Scores are made a chunk at a time; N x M is never held.
 
     Args:
         image_NE: picture features.

@@ -14,8 +14,8 @@ M = TypeVar("M", bound=nn.Module)
 class MomentumCopy(Generic[M]):
     """A copy of a module that follows it by an exponential moving average.
 
-    Equal at the start, float32 always (a bf16 average would stall), in evaluation mode (chosen: keys
-    without dropout noise) and without gradient.
+    Equal at the start, float32 always (a bf16 average would stall), in evaluation mode (chosen:
+    keys without dropout noise) and without gradient.
     """
 
     def __init__(self, online: M, *, momentum: float = 0.99) -> None:

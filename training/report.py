@@ -24,6 +24,7 @@ def model_card(
 ) -> str:
     """Markdown for the checkpoint's README.md, with measured figures only."""
     scores = _scores(metrics) if metrics else "Not scored.\n"
+    pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
     return f"""# {config.name}
 
@@ -33,10 +34,11 @@ dot product says how well they match. English only.
 ## Training
 
 - Date: {datetime.datetime.now(datetime.UTC).date().isoformat()}
-- Objective: instance level (momentum contrast, eq. 4-10), {step:,} steps of {config.batch_size} pairs
+- Objective: instance level (momentum contrast, eq. 4-10)
+- Steps: {step:,} of {config.batch_size} pairs
 - Data: {num_pictures:,} pictures with captions
 - First weights: image `{config.init.image}`, text `{config.init.text}`
-- Time: {wall_s / 60:.0f} minutes of steps ({step * config.batch_size / max(wall_s, 1e-9):.0f} pairs/s)
+- Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s), after embedding with the frozen stem
 - Hardware: {hardware(config.device)}
 - Command: `cots train pretrain --config FILE` with the configuration below
 
@@ -60,7 +62,8 @@ def hardware(device: str = "cpu") -> str:
     if cpuinfo.is_file():
         lines = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{name}, {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
 
 
 def _scores(metrics: RetrievalMetrics) -> str:
