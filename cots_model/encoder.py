@@ -28,7 +28,7 @@ class Encoder:
 
     def __init__(self, model: CotsModel, preprocess: Preprocess, fingerprint: str) -> None:
         """Hold a model in evaluation mode; `Encoder.load` is the usual way here."""
-        self.model = model.eval()
+        self.model = model.eval().to(memory_format=torch.channels_last)  # halves a stem's time
         self.preprocess = preprocess
         self.fingerprint = fingerprint
         self.device = next(model.parameters()).device
@@ -78,8 +78,9 @@ class Encoder:
 
     def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
         """Embed preprocessed pixels `[B,3,H,W]`: `[B,E]` float32 unit vectors."""
+        img_BCHW = img_BCHW.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            return _to_numpy(self.model.encode_image(img_BCHW.to(self.device)))
+            return _to_numpy(self.model.encode_image(img_BCHW))
 
     def _encode_text_batch(self, texts: Sequence[str]) -> Vectors:
         tok_BL, mask_BL = self.preprocess.text(texts)

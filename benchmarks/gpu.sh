@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# All checks, trainings and measurements that wait for a GPU, in one run.
+#
+#   OUT=results bash benchmarks/gpu.sh              # on a machine with a GPU
+#   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh   # the same steps, tiny, on the CPU
+#
+# DATA is the folder of development data (flickr8k/, web_pairs/). Every step writes a log to $OUT; a
+# step that fails is reported at the end and does not stop the others.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:?set OUT to the folder for results}
+PYTHON=${PYTHON:-python3}
+DATA=${DATA:-${COTS_SHARED_DATA:-../shared/data}}
+DRY_RUN=${DRY_RUN:-0}
+DEVICE=cuda
+[[ $DRY_RUN == 1 ]] && DEVICE=cpu
+export PYTHONPATH=$PWD
+mkdir -p "$OUT"
+failed=()
+
+step() {
+  local name=$1
+  shift
+  echo "== $name: $*" | tee "$OUT/$name.log"
+  local started=$SECONDS
+  if "$@" >>"$OUT/$name.log" 2>&1; then
+    echo "   done in $((SECONDS - started)) s"
+  else
+    echo "   FAILED with $? after $((SECONDS - started)) s; see $name.log"
+    failed+=("$name")
+  fi
+}
+
+cots() { "$PYTHON" -m cots_cli.main "$@"; }
+
+{
+  date -u +%Y-%m-%dT%H:%M:%SZ
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>/dev/null
+  "$PYTHON" -c 'import platform, torch; print(platform.python_version(), torch.__version__)'
+} | tee "$OUT/machine.txt"
+
+# 1. The default checkpoint, trained end to end: no frozen part, fresh crops in every epoch.
+size=(epochs=20 batch_size=128)
+evaluate=$DATA/flickr8k/val-00000.tar
+train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
+if [[ $DRY_RUN == 1 ]]; then
+  size=(epochs=1 batch_size=64)
+  train="[$evaluate]"
+fi
+step train_mini cots train pretrain --config training/configs/cots-mini.yaml \
+  freeze_stem=false "device=$DEVICE" "output=$OUT/cots-mini" \
+  "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$OUT/cache" "${size[@]}"
+step evaluate_mini cots evaluate --data "$evaluate" --checkpoint "$OUT/cots-mini" \
+  --device "$DEVICE" --json
+step evaluate_bundled cots evaluate --data "$evaluate" --device "$DEVICE" --json
+
+# 2. Building and searching a gallery on the GPU.
+step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
+step search cots search --gallery "$OUT/gallery" "a dog runs through snow" --json
+step bench cots bench query --out "$OUT"
+
+# 3. The tests, where CUDA is visible.
+[[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q tests/cots_model tests/training
+
+rm -rf "$OUT/cache" "$OUT/gallery"
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}"
+  exit 1
+fi
