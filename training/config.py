@@ -105,6 +105,7 @@ class TrainConfig(Frozen):
         precision: `bf16` runs the towers in autocast; losses, queues and averages stay float32.
         evaluate_every: epochs between scorings; the last epoch is always scored.
         storage: number format of the written weights.
+        notes: Markdown for the model card: what the data are, licences, limits.
         output: folder for the checkpoint, the log and the state.
     """
 
@@ -121,6 +122,7 @@ class TrainConfig(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: int = Field(default=1, ge=1)
     storage: Literal["float32", "float16", "int8"] = "float32"
+    notes: str = ""
     seed: int = 0
     device: str = "auto"
     output: Path

@@ -25,13 +25,15 @@ def model_card(
     """Markdown for the checkpoint's README.md, with measured figures only."""
     scores = _scores(metrics) if metrics else "Not scored.\n"
     pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()
+    values = config.model_dump(mode="json", exclude={"notes"})
+    settings = yaml.safe_dump(values, sort_keys=False).rstrip()
+    notes = f"{config.notes.strip()}\n\n" if config.notes.strip() else ""
     return f"""# {config.name}
 
 A COTS checkpoint: two separate encoders that put pictures and sentences into one space, where a
-dot product says how well they match. English only.
+dot product says how well they match.
 
-## Training
+{notes}## Training
 
 - Date: {datetime.datetime.now(datetime.UTC).date().isoformat()}
 - Objective: instance level (momentum contrast, eq. 4-10)
