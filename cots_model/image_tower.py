@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from cots_model.config import ImageTowerConfig, StemConfig
 from cots_model.errors import ConfigError
 
+_NOT_FROM_A_FILE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+
 
 class ImageTower(nn.Module):
     """Any timm vision transformer with a class token, hybrids included, without its head.
@@ -74,6 +76,7 @@ class Stem(nn.Module):
             ConfigError: for a name timm does not know, or of another family.
         """
         super().__init__()
+        _check_builds_offline(config.arch, config.options)
         try:
             net = timm.create_model(config.arch, pretrained=False, num_classes=0, **config.options)
         except (RuntimeError, TypeError) as err:
@@ -105,6 +108,7 @@ class Stem(nn.Module):
 
 
 def _create(config: ImageTowerConfig) -> VisionTransformer:
+    _check_builds_offline(config.arch, config.options)
     options: dict[str, Any] = dict(config.options)
     if config.stem is not None:
         options["embed_layer"] = partial(HybridEmbed, backbone=Stem(config.stem))
@@ -129,3 +133,13 @@ def _create(config: ImageTowerConfig) -> VisionTransformer:
             "feature; choose one such as 'vit_base_patch16_384'"
         )
     return trunk
+
+
+def _check_builds_offline(arch: str, options: dict[str, Any]) -> None:
+    """A foreign checkpoint's configuration must not make timm fetch or unpickle anything."""
+    forbidden = sorted(_NOT_FROM_A_FILE & options.keys())
+    if ":" in arch or forbidden:
+        raise ConfigError(
+            f"timm network {arch!r} with options {forbidden}: a configuration describes a network, "
+            "it does not load one; use a name of timm.list_models() and drop these options"
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -28,9 +29,13 @@ class TextTower(nn.Module):
         """
         super().__init__()
         try:
+            known = AutoConfig.for_model(config.arch).to_dict().keys()
+            unknown = sorted(config.options.keys() - known)
+            if unknown:  # Hugging Face would silently take them
+                raise ValueError(f"unknown options {unknown}")
             settings = AutoConfig.for_model(config.arch, **config.options)
             self.trunk = AutoModel.from_config(settings, add_pooling_layer=False)  # type: ignore[no-untyped-call]
-        except (TypeError, ValueError) as err:
+        except (RuntimeError, TypeError, ValueError, StrictDataclassError) as err:
             raise ConfigError(
                 f"transformers cannot build the text tower {config.arch!r} with options "
                 f"{config.options} ({err}); choose a BERT-style encoder such as 'bert'"
