@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -40,7 +41,6 @@ Storage = Literal["float32", "float16", "int8"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SCALE = "::scale"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _MIN_QUANTISED = 4096
 
 
@@ -72,11 +72,10 @@ def locate(source: str | Path) -> Path:
     Raises:
         CheckpointError: if it is none of them, or the hub has no such model.
     """
-    folder = Path(source)
-    if folder.is_dir():
+    folder, name = Path(source), str(source)
+    if os.path.isdir(folder):  # Path.is_dir raises for names too long
         return folder
-    name = str(source)
-    if re.fullmatch(r"[\w.-]+", name) and bundled_folder(name).is_dir():
+    if re.fullmatch(r"[\w.-]+", name) and os.path.isdir(bundled_folder(name)):
         return bundled_folder(name)
     if _HUB_ID.fullmatch(name) and not folder.is_absolute():
         return _download(name)
@@ -112,7 +111,7 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path.parent} is not a COTS checkpoint: {path.name} is missing"
         ) from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(f"{path} cannot be read as JSON ({err}); copy it again") from err
 
 
@@ -175,14 +174,20 @@ def write_weights(path: Path, weights: dict[str, Tensor], storage: Storage) -> N
     """Write weights as safetensors.
 
     With `int8`, every matrix is stored as 8-bit integers with one float32 scale per row
-    (largest magnitude / 127); vectors stay float32.
+    (largest magnitude / 127); vectors stay float32. Counters stay integers, and what float16 cannot
+    hold stays float32.
     """
     stored: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        weight = weight.detach().to("cpu", torch.float32).contiguous()
-        if storage != "int8":
-            stored[name] = weight.to(_DTYPES[storage])
-        elif weight.ndim < 2 or weight.numel() < _MIN_QUANTISED:
+        weight = weight.detach().cpu().contiguous()
+        if not weight.is_floating_point():
+            stored[name] = weight
+            continue
+        weight = weight.float()
+        if storage == "float16":
+            fits = weight.abs().amax() <= torch.finfo(torch.float16).max
+            stored[name] = weight.half() if fits else weight
+        elif storage == "float32" or weight.ndim < 2 or weight.numel() < _MIN_QUANTISED:
             stored[name] = weight
         else:
             stored[name], stored[name + _SCALE] = quantise_rows(weight)
@@ -190,7 +195,7 @@ def write_weights(path: Path, weights: dict[str, Tensor], storage: Storage) -> N
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read what `write_weights` wrote, back to float32.
+    """Read what `write_weights` wrote, back to float32 (counters: int64).
 
     Raises:
         CheckpointError: if the file is no complete safetensors file.
@@ -205,7 +210,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if name.endswith(_SCALE):
             continue
         scale = stored.get(name + _SCALE)
-        weights[name] = value.float() if scale is None else dequantise_rows(value, scale)
+        if scale is not None:
+            weights[name] = dequantise_rows(value, scale)
+        else:
+            weights[name] = value.float() if value.is_floating_point() else value
     return weights
 
 

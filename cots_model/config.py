@@ -5,10 +5,10 @@ The YAML files beside this module (`configs/`) are the models we ship; each is l
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cots_model.errors import ConfigError
 
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=BaseModel)
 class Frozen(BaseModel):
     """Base of our configurations: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StemConfig(Frozen):
@@ -104,6 +104,12 @@ class ShippedConfig(Frozen):
     model: ModelConfig
     preprocess: PreprocessConfig
 
+    @model_validator(mode="after")
+    def _one_image_size(self) -> Self:
+        if self.model.image.image_size != self.preprocess.image_size:
+            raise ValueError("model.image.image_size and preprocess.image_size must be equal")
+        return self
+
 
 def shipped_config_names() -> list[str]:
     """Names accepted by `load_config`."""
@@ -112,16 +118,28 @@ def shipped_config_names() -> list[str]:
 
 
 def load_config(name: str) -> ShippedConfig:
-    """Read one of the shipped configurations.
+    """Read one of the shipped configurations, or a YAML file of the same form.
 
     Raises:
         ConfigError: for a name that is not shipped, or a file with unknown or bad keys.
     """
+    if name.endswith((".yaml", ".yml")):
+        return _read_config(Path(name))
     if name not in shipped_config_names():
         known = ", ".join(shipped_config_names())
-        raise ConfigError(f"unknown model configuration {name!r}; shipped ones: {known}")
-    text = (resources.files("cots_model") / "configs" / f"{name}.yaml").read_text("utf-8")
-    return parse(ShippedConfig, yaml.safe_load(text), origin=f"{name}.yaml")
+        raise ConfigError(
+            f"unknown model configuration {name!r}; shipped ones: {known}; "
+            "or give the path of a .yaml file"
+        )
+    return _read_config(Path(str(resources.files("cots_model"))) / "configs" / f"{name}.yaml")
+
+
+def _read_config(path: Path) -> ShippedConfig:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise ConfigError(f"{path} cannot be read as YAML ({err})") from err
+    return parse(ShippedConfig, values, origin=path.name)
 
 
 def parse(model: type[T], values: object, *, origin: str) -> T:

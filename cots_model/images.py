@@ -74,7 +74,7 @@ def _check_size(img: Image.Image, max_pixels: int, name: str) -> None:
 
 
 def _to_rgb(img: Image.Image) -> Image.Image:
-    if img.mode == "RGB":
+    if img.mode == "RGB" and not img.has_transparency_data:
         return img
     if img.mode in _INTEGER_MODES or img.mode == "F":
         return _scale_to_8_bits(img).convert("RGB")

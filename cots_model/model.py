@@ -71,7 +71,8 @@ class CotsModel(nn.Module):
         with torch.device("meta"):
             shapes = {name: p.shape for name, p in cls(config).state_dict().items()}
         _check_weights(folder, shapes, weights)
-        model = cls(config)
+        with torch.random.fork_rng(devices=[]):  # the first weights drawn here are thrown away
+            model = cls(config)
         model.load_state_dict(weights)
         return model.to(device).eval()
 

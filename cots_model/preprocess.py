@@ -94,7 +94,8 @@ class Preprocess:
         Returns:
             tok_BL int64 and mask_BL bool (true on tokens, false on padding).
         """
-        encodings = self.tokenizer.encode_batch(list(texts))
+        valid = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
+        encodings = self.tokenizer.encode_batch(valid)
         length = max((len(e.ids) for e in encodings), default=0)
         tok_BL = torch.full((len(encodings), length), self.pad_id, dtype=torch.int64)
         mask_BL = torch.zeros((len(encodings), length), dtype=torch.bool)
