@@ -1,0 +1,37 @@
+"""A tiny model and its encoder, shared by the tests that do not change them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cots_model.encoder import Encoder
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_checkpoint: Path) -> Encoder:
+    return Encoder.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Path) -> CotsModel:
+    return CotsModel.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def preprocess(tiny_checkpoint: Path) -> Preprocess:
+    return Preprocess.from_pretrained(tiny_checkpoint)
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture
+def img_BCHW() -> torch.Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,99 @@
+"""A checkpoint ready to embed."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cots_model.encoder import Encoder, resolve_device
+from cots_model.errors import CheckpointError, InputError
+
+TEXTS = ["a dog", "two red cats in the snow", "", "woman on the beach with a man", "x" * 300]
+
+
+def pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 60, (count, 2))
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+
+
+def test_encoder_loads_a_checkpoint(encoder):
+    assert (encoder.name, encoder.dim) == ("tiny", 32)
+    assert encoder.device == torch.device("cpu")
+    assert not encoder.model.training
+
+
+def test_encoder_gives_float32_unit_vectors(encoder):
+    for z_BE in (encoder.encode_texts(TEXTS), encoder.encode_images(pictures(5))):
+        assert z_BE.shape == (5, 32)
+        assert z_BE.dtype == np.float32
+        assert z_BE.std() > 0.01
+        np.testing.assert_allclose(np.linalg.norm(z_BE, axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_encoder_does_not_depend_on_the_batch(encoder, batch_size):
+    imgs = pictures(5)
+    whole_BE = encoder.encode_texts(TEXTS)
+    parts_BE = encoder.encode_texts(TEXTS, batch_size=batch_size)
+    np.testing.assert_allclose(parts_BE, whole_BE, atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.encode_images(imgs, batch_size=batch_size), encoder.encode_images(imgs), atol=1e-6
+    )
+
+
+def test_encoder_keeps_the_order(encoder):
+    z_BE = encoder.encode_texts(TEXTS)
+    backwards_BE = encoder.encode_texts(TEXTS[::-1], batch_size=2)
+    np.testing.assert_allclose(backwards_BE[::-1], z_BE, atol=1e-6)
+    assert np.abs(z_BE[0] - z_BE[1]).max() > 1e-3
+
+
+def test_encoder_gives_no_rows_for_no_input(encoder):
+    for z_BE in (encoder.encode_texts([]), encoder.encode_images([])):
+        assert z_BE.shape == (0, 32)
+        assert z_BE.dtype == np.float32
+
+
+def test_encoder_embeds_pixels_as_pictures(encoder):
+    imgs = pictures(3)
+    pixels_BCHW = encoder.preprocess.images(imgs)
+    np.testing.assert_allclose(
+        encoder.encode_pixels(pixels_BCHW), encoder.encode_images(imgs), atol=1e-6
+    )
+
+
+def test_encoder_is_the_model(encoder, model, preprocess):
+    imgs = pictures(2)
+    with torch.inference_mode():
+        image_BE = model.encode_image(preprocess.images(imgs))
+        text_BE = model.encode_text(*preprocess.text(TEXTS))
+    np.testing.assert_allclose(encoder.encode_images(imgs), image_BE, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), text_BE, atol=1e-6)
+
+
+def test_resolve_device_auto_takes_the_gpu_if_there_is_one():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto").type == expected
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CPU", "cpu:", "cpu:1", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "mps"]
+)
+def test_resolve_device_refuses_other_names(name):
+    with pytest.raises(InputError, match="accepted: auto, cpu, cuda, cuda:N"):
+        resolve_device(name)
+
+
+def test_resolve_device_refuses_a_gpu_that_is_not_there():
+    name = f"cuda:{torch.cuda.device_count() + 7}"
+    with pytest.raises(InputError, match=f"device '{name}' is not here"):
+        resolve_device(name)
+
+
+def test_encoder_refuses_a_bad_device_and_a_bad_source(tiny_checkpoint):
+    with pytest.raises(InputError, match="accepted: auto"):
+        Encoder.load(tiny_checkpoint, device="tpu")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        Encoder.load("nothing-of-this-name", device="cpu")

@@ -1,0 +1,202 @@
+"""Both towers: which networks are taken, and what their feature is."""
+
+import pytest
+import torch
+
+from cots_model.config import ImageTowerConfig, StemConfig, TextTowerConfig
+from cots_model.errors import ConfigError
+from cots_model.image_tower import ImageTower
+from cots_model.text_tower import TextTower, masked_mean
+
+TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+
+
+def with_stem(image_size: int = 64, **options: object) -> ImageTower:
+    return ImageTower(
+        ImageTowerConfig(
+            arch="vit_tiny_patch16_224",
+            image_size=image_size,
+            options=TINY | options,
+            stem=StemConfig(arch="efficientnet_lite0"),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> ImageTower:
+    torch.manual_seed(0)
+    return with_stem().eval()
+
+
+@pytest.fixture
+def img_B3HW() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_image_feature_is_cls_after_the_final_norm(model, img_BCHW):
+    final = {}
+    handle = model.image.trunk.norm.register_forward_hook(
+        lambda _module, _args, output: final.update(tokens=output)
+    )
+    feature_BD = model.image.feature(img_BCHW)
+    handle.remove()
+    assert final["tokens"].shape == (3, 17, 32)
+    assert torch.equal(feature_BD, final["tokens"][:, 0])
+    assert torch.equal(model.image(img_BCHW), final["tokens"])
+
+
+def test_stem_cells_are_the_patches(hybrid, img_B3HW):
+    assert hybrid(img_B3HW).shape == (2, 1 + 2 * 2, 32)
+    assert hybrid.stem.body(img_B3HW).shape[2:] == (2, 2)
+
+
+def test_feature_from_stem_equals_feature(hybrid, img_B3HW):
+    with torch.inference_mode():
+        feature_BD = hybrid.feature(img_B3HW)
+        from_stem_BD = hybrid.feature_from_stem(hybrid.stem.body(img_B3HW))
+    assert feature_BD.std() > 0.01
+    torch.testing.assert_close(from_stem_BD, feature_BD, rtol=0, atol=1e-6)
+
+
+def test_feature_from_stem_drops_patches_only_while_training(img_B3HW):
+    tower = with_stem(patch_drop_rate=0.5)
+    map_BCHW = tower.stem.body(img_B3HW).detach()
+    tower.eval()
+    assert torch.equal(tower.feature_from_stem(map_BCHW), tower.feature_from_stem(map_BCHW))
+    lengths = []
+    tower.trunk.blocks[0].register_forward_pre_hook(
+        lambda _m, args: lengths.append(len(args[0][0]))
+    )
+    tower.feature_from_stem(map_BCHW)
+    tower.train()
+    tower.feature_from_stem(map_BCHW)
+    assert lengths == [5, 3]
+
+
+def test_stem_norms_keep_their_statistics_while_training(img_B3HW):
+    tower = with_stem()
+    tower.train()
+    assert tower.trunk.training
+    assert not any(module.training for module in tower.stem.modules())
+    before = {name: value.clone() for name, value in tower.stem.named_buffers()}
+    tower(img_B3HW * 5 + 3)
+    for name, value in tower.stem.named_buffers():
+        assert torch.equal(value, before[name]), name
+
+
+def test_stem_is_none_for_a_plain_transformer(model):
+    assert model.image.stem is None
+
+
+def test_timm_hybrid_is_taken_by_name(img_B3HW):
+    config = ImageTowerConfig(arch="vit_tiny_r_s16_p8_224", image_size=64)
+    tower = ImageTower(config).eval()
+    assert tower.stem is None
+    assert tower.feature(img_B3HW).shape == (2, tower.width)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "says"),
+    [
+        ("vit_nonsense", {}, "Unknown model"),
+        ("resnet18", {}, "img_size"),
+        ("vit_tiny_patch16_224", {"dept": 2}, "dept"),
+        ("vit_tiny_patch16_224", {"embed_dim": 31}, "divisible"),
+        (
+            "vit_tiny_patch16_224",
+            {"class_token": False, "global_pool": "avg"},
+            "no vision transformer with a class token",
+        ),
+        ("vit_base_patch16_siglip_224", {}, "no vision transformer with a class token"),
+    ],
+)
+def test_image_tower_refuses_other_networks(arch, options, says):
+    config = ImageTowerConfig(arch=arch, image_size=32, options=options)
+    with torch.device("meta"), pytest.raises(ConfigError, match=says) as caught:
+        ImageTower(config)
+    assert arch in str(caught.value)
+
+
+@pytest.mark.parametrize("stem", ["nonsense", "resnet18"])
+def test_stem_refuses_other_families(stem):
+    config = ImageTowerConfig(
+        arch="vit_tiny_patch16_224", image_size=64, options=TINY, stem=StemConfig(arch=stem)
+    )
+    with torch.device("meta"), pytest.raises(ConfigError, match=stem):
+        ImageTower(config)
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("hf-hub:someone/model", {}),
+        ("local-dir:/somewhere", {}),
+        ("vit_tiny_patch16_224", {"checkpoint_path": "evil.pth"}),
+        ("vit_tiny_patch16_224", {"pretrained": True}),
+        ("vit_tiny_patch16_224", {"pretrained_cfg": {"file": "evil.pth"}}),
+    ],
+)
+def test_configurations_cannot_make_timm_load_anything(arch, options):
+    with pytest.raises(ConfigError, match="does not load one"):
+        ImageTower(ImageTowerConfig(arch=arch, image_size=32, options=options))
+    stem = StemConfig(arch=arch, options=options)
+    with pytest.raises(ConfigError, match="does not load one"):
+        ImageTower(ImageTowerConfig(arch="vit_tiny_patch16_224", image_size=32, stem=stem))
+
+
+def test_masked_mean_matches_a_naive_loop():
+    rng = torch.Generator().manual_seed(0)
+    h_BLD = torch.randn(5, 7, 3, dtype=torch.float64, generator=rng)
+    mask_BL = torch.rand(5, 7, generator=rng) < 0.6
+    mask_BL[:, 0] = True
+    for row, mean_D in enumerate(masked_mean(h_BLD, mask_BL)):
+        tokens = [h_BLD[row, i] for i in range(7) if mask_BL[row, i]]
+        torch.testing.assert_close(mean_D, sum(tokens) / len(tokens), rtol=0, atol=1e-12)
+
+
+def test_masked_mean_ignores_nan_in_padding():
+    h_BLD = torch.ones(1, 3, 2)
+    h_BLD[0, 2] = torch.nan
+    mean_BD = masked_mean(h_BLD, torch.tensor([[True, True, False]]))
+    assert mean_BD.tolist() == [[1.0, 1.0]]
+
+
+def test_text_feature_is_the_masked_mean_of_the_tokens(model, preprocess):
+    tok_BL, mask_BL = preprocess.text(["a dog", "two red cats in the snow"])
+    tok_BLD = model.text(tok_BL, mask_BL)
+    feature_BD = model.text.feature(tok_BL, mask_BL)
+    for row in range(2):
+        mean_D = tok_BLD[row, mask_BL[row]].mean(dim=0)
+        torch.testing.assert_close(feature_BD[row], mean_D, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("filler", [0, 7])
+def test_text_feature_does_not_see_padding(model, preprocess, filler):
+    tok_BL, mask_BL = preprocess.text(["a dog runs in the snow"])
+    alone_BE = model.encode_text(tok_BL, mask_BL)
+    for num_padding in (1, 5, 20):
+        more_tok_BL = torch.nn.functional.pad(tok_BL, (0, num_padding), value=filler)
+        more_mask_BL = torch.nn.functional.pad(mask_BL, (0, num_padding))
+        padded_BE = model.encode_text(more_tok_BL, more_mask_BL)
+        assert (padded_BE - alone_BE).abs().max() < 1e-6
+
+
+def test_text_tower_has_no_pooler(model):
+    assert not [name for name, _ in model.text.named_parameters() if "pooler" in name]
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "says"),
+    [
+        ("nonsense", {}, "Unrecognized"),
+        ("gpt2", {}, "choose a BERT-style encoder"),
+        ("bert", {"hidden_size": 30, "num_attention_heads": 4}, "not a multiple"),
+        ("bert", {"hidden_size": "wide"}, "hidden_size"),
+        ("bert", {"num_hiden_layers": 2}, r"unknown options \['num_hiden_layers'\]"),
+        ("bert", {"_attn_implementation": "someone/kernel"}, "unknown options"),
+    ],
+)
+def test_text_tower_refuses_other_networks(arch, options, says):
+    with torch.device("meta"), pytest.raises(ConfigError, match=says) as caught:
+        TextTower(TextTowerConfig(arch=arch, options=options))
+    assert arch in str(caught.value)
