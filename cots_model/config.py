@@ -27,10 +27,12 @@ class StemConfig(Frozen):
     Attributes:
         arch: a timm network of the EfficientNet family, such as `efficientnet_lite0`.
         options: further arguments of its timm constructor (`bn_eps`, ...).
+        drop_rate: while training, share of the map's channels set to zero for a whole picture.
     """
 
     arch: str
     options: dict[str, Any] = {}
+    drop_rate: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ImageTowerConfig(Frozen):

@@ -89,18 +89,22 @@ class Stem(nn.Module):
                 "timm.list_models('efficientnet_*')"
             )
         self.net: EfficientNet = net
+        self.drop = nn.Dropout2d(config.drop_rate)
+        self.train()
 
     def train(self, mode: bool = True) -> Stem:
-        """Stay in evaluation mode."""
-        return super().train(False)
+        """Only the dropout leaves evaluation mode."""
+        super().train(False)
+        self.drop.train(mode)
+        return self
 
     def body(self, img_BCHW: Tensor) -> Tensor:
         """All stages but the last 1x1 convolution: the part worth freezing and caching."""
         return cast(Tensor, self.net.blocks(self.net.bn1(self.net.conv_stem(img_BCHW))))
 
     def head(self, map_BCHW: Tensor) -> Tensor:
-        """The last 1x1 convolution with its norm and activation."""
-        return cast(Tensor, self.net.bn2(self.net.conv_head(map_BCHW)))
+        """The last 1x1 convolution with its norm and activation, and the dropout of channels."""
+        return cast(Tensor, self.drop(self.net.bn2(self.net.conv_head(map_BCHW))))
 
     def forward(self, img_BCHW: Tensor) -> Tensor:
         """The feature map whose cells become patches."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -86,7 +86,7 @@ class OptimiserConfig(Frozen):
     """
 
     lr: float = Field(default=5e-5, gt=0)
-    lr_scale: dict[str, float] = {}
+    lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     constant_epochs: int = Field(default=5, ge=0)
@@ -98,7 +98,7 @@ class TrainConfig(Frozen):
 
     Attributes:
         name: of the checkpoint.
-        model: a shipped model configuration.
+        model: a shipped model configuration, or the path of a YAML file of the same form.
         freeze_stem: keep the stem's body as it is and cache what it gives for every view.
         epochs: passes over the pictures, one random caption each time.
         batch_size: pairs per step.
@@ -123,7 +123,7 @@ class TrainConfig(Frozen):
     evaluate_every: int = Field(default=1, ge=1)
     storage: Literal["float32", "float16", "int8"] = "float32"
     notes: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     device: str = "auto"
     output: Path
 

@@ -37,10 +37,15 @@ class Example:
         """Decode the picture to RGB.
 
         Raises:
-            InputError: if it cannot be read or decoded.
+            InputError: naming the picture, if it cannot be read or decoded.
         """
-        data, _ = read_location(self.location)
-        return decode_image(data)
+        try:
+            data, _ = read_location(self.location)
+            return decode_image(data)
+        except InputError as err:
+            raise InputError(
+                f"picture {self.id} in {self.location.path}: {err}; mend it or leave it out"
+            ) from err
 
 
 def read_examples(
@@ -101,7 +106,8 @@ def _read_karpathy(path: Path, image_root: Path | None, split: str | None) -> li
     wanted = {"train", "restval"} if split == "train" else {split}
     try:
         entries = json.loads(path.read_bytes())["images"]
-        return [
+        splits = {entry["split"] for entry in entries}
+        examples = [
             Example(
                 entry["filename"],
                 Location(str(image_root / entry.get("filepath", "") / entry["filename"])),
@@ -117,3 +123,6 @@ def _read_karpathy(path: Path, image_root: Path | None, split: str | None) -> li
             f"{path} is no Karpathy file ({type(err).__name__}: {err}); it needs "
             "images[].filename, .split and .sentences[].raw"
         ) from err
+    if split is not None and not wanted & splits:
+        raise InputError(f"{path} has no split {split!r}; it has {sorted(splits)}")
+    return [example for example in examples if example.captions]

@@ -84,7 +84,8 @@ def _ranks(query_QE: Floats, key_KE: Floats, query_P: Ints, key_P: Ints, chunk: 
     rank_P = np.empty(len(query_P), np.int64)
     for start in range(0, len(query_P), chunk):
         part = slice(start, start + chunk)
-        score_CK = query_QE[query_P[part]] @ key_KE.T
+        with np.errstate(all="ignore"):  # checked below
+            score_CK = query_QE[query_P[part]] @ key_KE.T
         if not np.isfinite(score_CK).all():
             raise InputError("a score is not finite; the model or its input is broken")
         own_C = key_P[part]

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cots_model.errors import InputError
 from cots_model.image_tower import Stem
 from cots_model.preprocess import Preprocess
 from training.config import AugmentConfig
@@ -115,10 +114,7 @@ def _view(
     augment: AugmentConfig,
     seed: tuple[int, int],
 ) -> Tensor:
-    try:
-        img = example.picture()
-    except InputError as err:
-        raise InputError(f"picture {example.id}: {err}") from err
+    img = example.picture()
     if view == 0:
         return preprocess.image(img)
     rng = np.random.default_rng([*seed, view])
@@ -126,11 +122,12 @@ def _view(
 
 
 def random_view(img: Image.Image, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    """A random crop of 3:4 to 4:3 and of at least `min_area` of the picture."""
-    area = img.width * img.height * rng.uniform(augment.min_area, 1.0)
-    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width = min(img.width, max(1, round(math.sqrt(area * ratio))))
-    height = min(img.height, max(1, round(math.sqrt(area / ratio))))
+    """A random crop of at least `min_area` of the picture, stretched by up to 4:3 either way."""
+    share = rng.uniform(augment.min_area, 1.0)
+    stretch = min(math.log(4 / 3), math.log(1 / share))  # more would not fit into the picture
+    ratio = math.exp(rng.uniform(-stretch, stretch))
+    width = max(1, round(img.width * math.sqrt(share * ratio)))
+    height = max(1, round(img.height * math.sqrt(share / ratio)))
     left = int(rng.integers(img.width - width + 1))
     top = int(rng.integers(img.height - height + 1))
     return img.crop((left, top, left + width, top + height))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cots_model.config import load_config
 from cots_model.encoder import Encoder, resolve_device
-from cots_model.errors import CotsError
+from cots_model.errors import ConfigError, CotsError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
@@ -165,12 +165,13 @@ def train(config: TrainConfig) -> TrainResult:
     config.output.mkdir(parents=True, exist_ok=True)
     wall_s = 0.0
     for epoch in range(config.epochs):
-        wall_s += _run_epoch(trainer, batches, epoch)
+        loss, epoch_s = _run_epoch(trainer, batches, epoch)
+        wall_s += epoch_s
         due = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
         fingerprint, metrics = _write_checkpoint(
             trainer, preprocess, evaluated if due else [], len(examples), wall_s
         )
-        _log_epoch(config.output, epoch, metrics)
+        _log_epoch(config.output, epoch, loss, metrics)
     return TrainResult(config.output, fingerprint, metrics, wall_s)
 
 
@@ -188,7 +189,7 @@ def _stem_cache(
         return None
     stem = model.image.stem
     if stem is None:
-        raise TrainingError("freeze_stem is on, but the image tower has no stem; turn it off")
+        raise ConfigError("freeze_stem is on, but the image tower has no stem; turn it off")
     for part in (stem.net.conv_stem, stem.net.bn1, stem.net.blocks):
         part.requires_grad_(False)
     stem.to(resolve_device(config.device))
@@ -197,8 +198,8 @@ def _stem_cache(
     )
 
 
-def _run_epoch(trainer: Trainer, batches: PairBatches, epoch: int) -> float:
-    """Train one epoch; returns its seconds."""
+def _run_epoch(trainer: Trainer, batches: PairBatches, epoch: int) -> tuple[float, float]:
+    """Train one epoch; returns its mean loss and its seconds."""
     started = time.perf_counter()
     total = 0.0
     bar = tqdm(
@@ -209,8 +210,9 @@ def _run_epoch(trainer: Trainer, batches: PairBatches, epoch: int) -> float:
         total += loss
         bar.set_postfix(loss=f"{loss:.3f}")
     wall_s = time.perf_counter() - started
-    log.info("epoch %d: loss %.4f, %.0f s", epoch, total / len(batches), wall_s)
-    return wall_s
+    mean_loss = total / len(batches)
+    log.info("epoch %d: loss %.4f, %.0f s", epoch, mean_loss, wall_s)
+    return mean_loss, wall_s
 
 
 def _write_checkpoint(
@@ -232,7 +234,7 @@ def _write_checkpoint(
     return fingerprint, metrics
 
 
-def _log_epoch(folder: Path, epoch: int, metrics: RetrievalMetrics | None) -> None:
-    line = {"epoch": epoch, "metrics": asdict(metrics) if metrics else None}
+def _log_epoch(folder: Path, epoch: int, loss: float, metrics: RetrievalMetrics | None) -> None:
+    line = {"epoch": epoch, "loss": loss, "metrics": asdict(metrics) if metrics else None}
     with (folder / "log.jsonl").open("a" if epoch else "w") as file:
         file.write(json.dumps(line) + "\n")

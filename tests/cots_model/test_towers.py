@@ -75,9 +75,12 @@ def test_feature_from_stem_drops_patches_only_while_training(img_B3HW):
 
 def test_stem_norms_keep_their_statistics_while_training(img_B3HW):
     tower = with_stem()
+    norms = [m for m in tower.stem.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) > 40
+    assert not any(norm.training for norm in norms)
     tower.train()
     assert tower.trunk.training
-    assert not any(module.training for module in tower.stem.modules())
+    assert not any(norm.training for norm in norms)
     before = {name: value.clone() for name, value in tower.stem.named_buffers()}
     tower(img_B3HW * 5 + 3)
     for name, value in tower.stem.named_buffers():

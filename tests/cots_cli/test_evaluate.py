@@ -1,0 +1,108 @@
+"""`cots evaluate` as people type it."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cots_model.encoder import Encoder
+from training.data import read_examples
+from training.evaluate import evaluate, format_metrics
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Seven pictures with one to three captions each."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(7):
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        captions = [f"caption {letter} of {number}" for letter in "abc"[: 1 + number % 3]]
+        (folder / f"{number}.json").write_text(json.dumps({"captions": captions}))
+    return folder
+
+
+@pytest.fixture
+def expected(photos, tiny_checkpoint):
+    return evaluate(Encoder.load(tiny_checkpoint, device="cpu"), read_examples([str(photos)]))
+
+
+def test_evaluate_prints_json(cots, photos, tiny_checkpoint, expected):
+    status, out, err = cots(
+        "evaluate", "--data", photos, "--checkpoint", tiny_checkpoint, "--device", "cpu", "--json"
+    )
+    assert (status, err) == (0, "")
+    assert json.loads(out) == asdict(expected)
+    assert json.loads(out)["text_to_image"]["num_queries"] == 1 + 2 + 3 + 1 + 2 + 3 + 1
+    assert json.loads(out)["image_to_text"]["num_queries"] == 7
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_evaluate_prints_the_same_table_for_any_batch(
+    cots, photos, tiny_checkpoint, expected, batch_size
+):
+    status, out, _ = cots(
+        "evaluate", "--data", photos, "--checkpoint", tiny_checkpoint, "--batch-size", batch_size
+    )
+    assert status == 0
+    assert out == format_metrics(expected) + "\n"
+
+
+def test_evaluate_takes_several_sources(cots, photos, tiny_checkpoint):
+    arguments = ["--data", photos, "--data", photos, "--checkpoint", tiny_checkpoint, "--json"]
+    status, out, _ = cots("evaluate", *arguments)
+    assert status == 0
+    assert json.loads(out)["image_to_text"]["num_queries"] == 14
+
+
+def test_evaluate_reads_karpathy_files(cots, photos, tiny_checkpoint, tmp_path):
+    entries = [
+        {"filename": f"{n}.png", "split": split, "sentences": [{"raw": f"caption {n}"}]}
+        for n, split in enumerate(["train", "test", "test", "val"])
+    ]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"images": entries}))
+    fixed = ["evaluate", "--data", path, "--checkpoint", tiny_checkpoint, "--json"]
+    status, out, _ = cots(*fixed, "--image-root", photos, "--split", "test")
+    assert status == 0
+    assert json.loads(out)["image_to_text"]["num_queries"] == 2
+    status, _, err = cots(*fixed, "--split", "test")
+    assert status == 2
+    assert "give the image root" in err
+
+
+def test_evaluate_names_a_bad_picture(cots, photos, tiny_checkpoint, tmp_path):
+    (tmp_path / "bad.png").write_bytes((photos / "0.png").read_bytes()[:200])
+    (tmp_path / "bad.txt").write_text("a dog")
+    status, out, err = cots("evaluate", "--data", tmp_path, "--checkpoint", tiny_checkpoint)
+    assert (status, out) == (2, "")
+    assert "picture bad.png in " in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--data", "nowhere.tar"], "nowhere.tar is not there"),
+        (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--image-root", "nowhere"], "--image-root"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_evaluate_refuses_bad_input(cots, photos, tiny_checkpoint, arguments, says):
+    fixed = ["--checkpoint", tiny_checkpoint, "--data", photos]
+    status, out, err = cots("evaluate", *fixed, *arguments)
+    assert (status, out) == (2, "")
+    assert says in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+
+
+def test_evaluate_needs_data(cots):
+    status, _, err = cots("evaluate")
+    assert status == 2
+    assert "--data" in err

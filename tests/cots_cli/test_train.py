@@ -1,0 +1,99 @@
+"""`cots train pretrain` as people type it: a real run of a tiny model."""
+
+import re
+
+import pytest
+import yaml
+from PIL import Image
+
+from cots_model.encoder import Encoder
+from cots_model.testing import make_tokenizer, tiny_model_config
+
+
+@pytest.fixture
+def config(tiny_checkpoint, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, colour in enumerate(["red", "blue", "white", "black"]):
+        Image.new("RGB", (32, 32), colour).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"a {colour} dog")
+    model = tiny_model_config(make_tokenizer().get_vocab_size()).model_dump(mode="json")
+    preprocess = {"image_size": 32, "max_tokens": 16}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({"model": model, "preprocess": preprocess}))
+    values = {
+        "name": "from-the-shell",
+        "model": str(tmp_path / "tiny.yaml"),
+        "init": {"text": f"checkpoint:{tiny_checkpoint}"},
+        "data": {"train": [str(photos)], "cache_dir": str(tmp_path / "cache")},
+        "epochs": 3,
+        "batch_size": 2,
+        "device": "cpu",
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_pretrain_writes_a_checkpoint_and_says_where(cots, config, tmp_path):
+    status, out, err = cots(
+        "train", "pretrain", "--config", config, "epochs=1", f"output={tmp_path / 'other'}"
+    )
+    assert (status, err) == (0, "")
+    encoder = Encoder.load(tmp_path / "other", device="cpu")
+    assert encoder.name == "from-the-shell"
+    assert out.startswith(f"{tmp_path / 'other'}: {encoder.fingerprint[:16]}, ")
+    assert out.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert len((tmp_path / "other/log.jsonl").read_text().splitlines()) == 1
+
+
+def test_pretrain_prints_scores_of_the_evaluation_data(cots, config, tmp_path):
+    status, out, _ = cots(
+        "train", "pretrain", "--config", config, f"data.evaluate=['{tmp_path / 'photos'}']"
+    )
+    assert status == 0
+    assert re.search(r"text -> image +\d+\.\d\d +100\.00 +100\.00 +\d\.\d +4\n", out)
+
+
+def test_pretrain_logs_when_asked(cots, config):
+    status, _, err = cots(
+        "--log-level", "info", "train", "pretrain", "--config", config, "epochs=1"
+    )
+    assert status == 0
+    assert re.search(r"level=INFO logger=training\.trainer message=epoch 0: loss \d", err)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("epoch=1", "epoch: Extra inputs are not permitted"),
+        ("optimiser.lr=fast", "optimiser.lr: "),
+        ("nonsense", "write key=value"),
+        ("data.train=[nowhere.tar]", "nowhere.tar is not there"),
+        ("batch_size=5", "4 pictures do not fill one batch of 5"),
+        ("device=cuda:99", "device 'cuda:99' is not here"),
+        ("init.text=random", "no tokenizer"),
+    ],
+)
+def test_pretrain_refuses_bad_input_in_one_line(cots, config, override, says):
+    status, out, err = cots("train", "pretrain", "--config", config, override)
+    assert (status, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_pretrain_refuses_a_missing_config(cots, tmp_path):
+    status, _, err = cots("train", "pretrain", "--config", tmp_path / "no.yaml")
+    assert status == 2
+    assert "no.yaml cannot be read as YAML" in err
+    status, _, err = cots("train", "pretrain")
+    assert status == 2
+    assert "--config" in err
+
+
+def test_pretrain_fails_with_1_when_the_loss_explodes(cots, config):
+    status, out, err = cots("train", "pretrain", "--config", config, "optimiser.lr=1e30")
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"Error: the loss is (nan|inf) at step \d; lower the lr\n", err)

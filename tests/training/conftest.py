@@ -1,0 +1,133 @@
+"""Coloured pictures with captions, and the configuration of a run that takes seconds."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import BertConfig, BertModel
+
+from cots_model.config import PreprocessConfig, load_config
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+from cots_model.testing import make_tokenizer, tiny_model_config
+from training.config import TrainConfig, load_train_config
+from training.data import Example, read_examples
+
+COLOURS = ("red", "blue", "green", "yellow", "black", "white")
+PAIRS = tuple(product(COLOURS, COLOURS))[:32]
+
+
+def two_colours(top: str, bottom: str, side: int = 32) -> Image.Image:
+    img = Image.new("RGB", (side, side), bottom)
+    img.paste(top, (0, 0, side, side // 2))
+    return img
+
+
+def png(img: Image.Image) -> bytes:
+    file = io.BytesIO()
+    img.save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_folder(folder: Path, pairs: Sequence[tuple[str, str]], side: int = 32) -> Path:
+    folder.mkdir(parents=True)
+    for number, (top, bottom) in enumerate(pairs):
+        two_colours(top, bottom, side).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"{top} on {bottom}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 pictures of two colours with two captions each."""
+    members = []
+    for number, (top, bottom) in enumerate(PAIRS):
+        captions = {"captions": [f"{top} on {bottom}", f"a {top} and {bottom} man"]}
+        members += [
+            (f"{number:03d}.png", png(two_colours(top, bottom))),
+            (f"{number:03d}.json", json.dumps(captions).encode()),
+        ]
+    return write_tar(tmp_path_factory.mktemp("data") / "train.tar", members)
+
+
+@pytest.fixture(scope="session")
+def examples(shard: Path) -> list[Example]:
+    return read_examples([str(shard)])
+
+
+@pytest.fixture(scope="session")
+def preprocess() -> Preprocess:
+    return Preprocess(PreprocessConfig(image_size=32, max_tokens=32), make_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def model_yaml(tmp_path_factory: pytest.TempPathFactory, preprocess: Preprocess) -> Path:
+    """The tiny model as a model configuration of one's own."""
+    model = tiny_model_config(preprocess.tokenizer.get_vocab_size())
+    values = {"model": model.model_dump(mode="json"), "preprocess": preprocess.config.model_dump()}
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(values))))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Hugging Face saves a BERT, pooler and tokenizer included."""
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = make_tokenizer()
+    options = tiny_model_config(tokenizer.get_vocab_size()).text.options
+    torch.manual_seed(5)
+    BertModel(BertConfig(**options)).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return folder
+
+
+@pytest.fixture
+def model(model_yaml: Path) -> CotsModel:
+    """Freshly drawn weights, as training starts from."""
+    torch.manual_seed(0)
+    return CotsModel(load_config(str(model_yaml)).model)
+
+
+@pytest.fixture
+def configure(
+    tmp_path: Path, shard: Path, model_yaml: Path, bert: Path
+) -> Callable[..., TrainConfig]:
+    """Write a run's YAML file with some keys changed, and load it."""
+
+    def make(*overrides: str, **changes: Any) -> TrainConfig:
+        values = {
+            "name": "tiny-run",
+            "model": str(model_yaml),
+            "init": {"text": str(bert)},
+            "data": {"train": [str(shard)], "cache_dir": str(tmp_path / "cache")},
+            "instance": {"queue_length": 12, "momentum": 0.9},
+            "optimiser": {"lr": 1e-3, "constant_epochs": 20},
+            "epochs": 2,
+            "batch_size": 8,
+            "device": "cpu",
+            "output": str(tmp_path / "run"),
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values | changes))
+        return load_train_config(path, overrides)
+
+    return make

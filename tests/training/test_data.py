@@ -1,0 +1,164 @@
+"""Pictures with captions from every source, and helpful errors."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cots_model.errors import InputError
+from tests.training.conftest import png, two_colours, write_folder, write_tar
+from training.data import read_examples
+
+
+def test_tar_gives_captions_of_json_and_txt(tmp_path):
+    members = [
+        ("a.png", png(two_colours("red", "blue"))),
+        ("a.json", json.dumps({"captions": [" one ", "two", "", 3, "two"]}).encode()),
+        ("b.png", png(two_colours("blue", "red"))),
+        ("b.json", b'{"caption": "three", "url": "x"}'),
+        ("c.png", png(two_colours("white", "black"))),
+        ("c.txt", b"four\n"),
+    ]
+    examples = read_examples([str(write_tar(tmp_path / "a.tar", members))])
+    assert [e.captions for e in examples] == [("one", "two", "two"), ("three",), ("four",)]
+    for example, img in zip(examples, members[::2], strict=True):
+        assert png(example.picture()) == img[1]
+
+
+def test_folder_gives_captions_of_sidecars(tmp_path):
+    folder = write_folder(tmp_path / "photos", [("red", "blue"), ("blue", "red")])
+    (folder / "01.txt").unlink()
+    (folder / "01.json").write_text('{"captions": ["x", "y"]}')
+    examples = read_examples([str(folder)])
+    assert [(e.id, e.captions) for e in examples] == [
+        ("00.png", ("red on blue",)),
+        ("01.png", ("x", "y")),
+    ]
+    pixels = np.asarray(examples[0].picture())
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+
+
+def test_sources_are_read_in_order(shard, tmp_path):
+    folder = write_folder(tmp_path / "photos", [("red", "blue")])
+    examples = read_examples([str(folder), str(shard)])
+    assert examples[0].id == "00.png"
+    assert examples[1:] == read_examples([str(shard)])
+    assert len(examples) == 33
+
+
+def test_samples_without_a_caption_are_left_out_and_counted(tmp_path, caplog):
+    folder = write_folder(tmp_path / "photos", [("red", "blue"), ("blue", "red")])
+    (folder / "00.txt").unlink()
+    (folder / "02.txt").write_text("no picture of this name")
+    assert [e.id for e in read_examples([str(folder)])] == ["01.png"]
+    assert "1 samples without picture or caption" in caplog.text
+
+
+def test_sources_without_any_caption_are_refused(tmp_path):
+    folder = write_folder(tmp_path / "photos", [("red", "blue")])
+    (folder / "00.txt").write_text("  \n")
+    with pytest.raises(InputError, match="photos has no picture with a caption; a sample needs"):
+        read_examples([str(folder)])
+
+
+def test_missing_sources_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.tar"):
+        read_examples([str(tmp_path / "nowhere.tar")])
+
+
+def entry(name: str, split: str, *captions: str, **more: object) -> dict[str, object]:
+    sentences = [{"raw": caption} for caption in captions]
+    return {"filename": name, "split": split, "sentences": sentences, **more}
+
+
+@pytest.fixture
+def karpathy(tmp_path) -> Path:
+    for folder in ("", "val2014"):
+        (tmp_path / "images" / folder).mkdir(parents=True, exist_ok=True)
+    two_colours("red", "blue").save(tmp_path / "images/a.png")
+    two_colours("blue", "red").save(tmp_path / "images/val2014/b.png")
+    entries = [
+        entry("a.png", "train", "one", "two"),
+        entry("b.png", "restval", "three", filepath="val2014", cocoid=7),
+        entry("c.png", "val", "four"),
+        entry("d.png", "test", "five", "six", "seven"),
+        entry("e.png", "test", " "),
+    ]
+    path = tmp_path / "dataset_x.json"
+    path.write_text(json.dumps({"dataset": "x", "images": entries}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    [
+        ("train", ["a.png", "b.png"]),
+        ("restval", ["b.png"]),
+        ("val", ["c.png"]),
+        ("test", ["d.png"]),
+        (None, ["a.png", "b.png", "c.png", "d.png"]),
+    ],
+)
+def test_karpathy_splits(karpathy, split, names):
+    root = karpathy.parent / "images"
+    examples = read_examples([str(karpathy)], image_root=root, split=split)
+    assert [e.id for e in examples] == names
+
+
+def test_karpathy_finds_pictures_with_and_without_filepath(karpathy):
+    root = karpathy.parent / "images"
+    plain, nested = read_examples([str(karpathy)], image_root=root, split="train")
+    assert plain.captions == ("one", "two")
+    assert plain.picture().getpixel((0, 0)) == (255, 0, 0)
+    assert nested.picture().getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_karpathy_names_its_splits_when_asked_for_another(karpathy):
+    with pytest.raises(InputError, match=r"no split 'tests'; it has \['restval', 'test', 'train'"):
+        read_examples([str(karpathy)], image_root=karpathy.parent, split="tests")
+
+
+def test_karpathy_needs_an_image_root(karpathy):
+    with pytest.raises(InputError, match="give the image root"):
+        read_examples([str(karpathy)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        "[]",
+        "{}",
+        '{"images": [{}]}',
+        '{"images": [{"filename": "a"}]}',
+        '{"images": ["a.png"]}',
+        '{"images": [{"filename": "a", "split": "test", "sentences": ["raw"]}]}',
+        '{"images": [{"filename": 1, "split": "test", "sentences": []}]}',
+        '{"images": [{"filename": "a", "split": null, "sentences": []}]}',
+    ],
+)
+def test_karpathy_says_what_a_foreign_file_lacks(tmp_path, text):
+    path = tmp_path / "captions.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"captions\.json"):
+        read_examples([str(path)], image_root=tmp_path, split="test")
+
+
+def test_karpathy_refuses_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"no\.json cannot be read \(No such file"):
+        read_examples([str(tmp_path / "no.json")], image_root=tmp_path)
+
+
+def test_bad_pictures_are_named(karpathy):
+    root = karpathy.parent / "images"
+    (root / "a.png").write_bytes(b"no picture")
+    broken, _ = read_examples([str(karpathy)], image_root=root, split="train")
+    with pytest.raises(
+        InputError, match=rf"picture a\.png in {re.escape(str(root))}.*known format"
+    ):
+        broken.picture()
+    (gone,) = read_examples([str(karpathy)], image_root=root, split="val")
+    with pytest.raises(InputError, match=r"picture c\.png in .*leave it out"):
+        gone.picture()

@@ -1,0 +1,102 @@
+"""Which parameters decay, at which rate, and how the rate runs."""
+
+import itertools
+
+import pytest
+import torch
+
+from cots_model.config import ImageTowerConfig, StemConfig
+from cots_model.errors import ConfigError
+from cots_model.image_tower import ImageTower
+from training.config import OptimiserConfig
+from training.optim import lr_factor, make_optimiser, set_lr
+
+
+def settings_of(model, config):
+    """Decay and rate by parameter name."""
+    optimiser = make_optimiser(model, config)
+    groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
+    return {n: groups[id(p)] for n, p in model.named_parameters() if id(p) in groups}
+
+
+def test_decay_is_for_matrices_alone(model):
+    decay = {n: g["weight_decay"] for n, g in settings_of(model, OptimiserConfig()).items()}
+    assert decay.keys() == dict(model.named_parameters()).keys()
+    without = {name for name, value in decay.items() if value == 0}
+    assert {value for name, value in decay.items() if name not in without} == {0.02}
+    for name, parameter in model.named_parameters():
+        special = ("bias", "norm", "Norm", "pos_embed", "cls_token", "position_embeddings")
+        expected = parameter.ndim <= 1 or any(part in name for part in special)
+        assert (name in without) == expected, name
+    assert {"image.trunk.cls_token", "image.trunk.pos_embed"} <= without
+    assert "text.trunk.embeddings.position_embeddings.weight" in without
+    assert "image_projection.weight" not in without
+
+
+def test_decay_spares_the_norms_of_a_stem():
+    tower = ImageTower(
+        ImageTowerConfig(
+            arch="vit_tiny_patch16_224",
+            image_size=64,
+            options={"depth": 1},
+            stem=StemConfig(arch="efficientnet_lite0"),
+        )
+    )
+    groups = settings_of(tower, OptimiserConfig())
+    assert groups["trunk.patch_embed.backbone.net.bn2.weight"]["weight_decay"] == 0
+    assert groups["trunk.patch_embed.backbone.net.conv_head.weight"]["weight_decay"] == 0.02
+
+
+def test_the_longest_prefix_sets_the_rate(model):
+    scale = {"image": 2, "image.trunk.blocks.1": 3, "image.trunk": 5, "text_projection": 0}
+    rates = {
+        n: g["lr"] for n, g in settings_of(model, OptimiserConfig(lr=1e-3, lr_scale=scale)).items()
+    }
+    assert rates["image.trunk.blocks.1.mlp.fc1.weight"] == pytest.approx(3e-3)
+    assert rates["image.trunk.blocks.0.mlp.fc1.weight"] == pytest.approx(5e-3)
+    assert rates["image_projection.weight"] == pytest.approx(2e-3)
+    assert rates["text_projection.weight"] == 0
+    assert rates["text.trunk.embeddings.word_embeddings.weight"] == pytest.approx(1e-3)
+
+
+def test_unused_prefixes_are_refused(model):
+    config = OptimiserConfig(lr_scale={"image": 2, "image.trunc": 3, "imag.": 1})
+    with pytest.raises(ConfigError, match=r"starts with \['imag\.', 'image\.trunc'\]"):
+        make_optimiser(model, config)
+
+
+def test_frozen_parameters_are_left_out(model):
+    model.image.requires_grad_(False)
+    names = settings_of(model, OptimiserConfig()).keys()
+    assert names
+    assert not [name for name in names if name.startswith("image.")]
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        make_optimiser(model, OptimiserConfig(lr_scale={"image.": 2}))
+
+
+def test_lr_warms_up_stays_and_falls_linearly_to_nothing():
+    config = OptimiserConfig(warmup_steps=4, constant_epochs=2)
+    factors = [lr_factor(step, 5, 6, config) for step in range(30)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:11] == [1.0] * 7
+    falls = [before - after for before, after in itertools.pairwise(factors[10:])]
+    assert falls == pytest.approx([1 / 20] * 19)
+    assert factors[-1] == pytest.approx(1 / 20)
+    assert lr_factor(30, 5, 6, config) == 0.0
+
+
+def test_lr_is_constant_if_no_epoch_is_left_to_fall():
+    config = OptimiserConfig(constant_epochs=5)
+    assert [lr_factor(step, 3, 2, config) for step in range(6)] == [1.0] * 6
+
+
+def test_set_lr_keeps_the_proportions(model):
+    optimiser = make_optimiser(model, OptimiserConfig(lr=1e-3, lr_scale={"text": 4}))
+    for factor in (0.5, 0.25, 1.0):
+        set_lr(optimiser, factor)
+        rates = sorted({group["lr"] for group in optimiser.param_groups})
+        assert rates == pytest.approx([1e-3 * factor, 4e-3 * factor])
+
+
+def test_optimiser_is_adamw(model):
+    assert isinstance(make_optimiser(model, OptimiserConfig()), torch.optim.AdamW)
