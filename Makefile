@@ -24,7 +24,8 @@ $(BIN)/python:
 	  echo "Error: $(PYTHON) cannot make an environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev,demo]" --constraint constraints.txt
+	@echo "Installing into $(VENV): several minutes, about 7 GB with PyTorch" >&2
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,demo]" --constraint constraints.txt
 	@touch $@
 
 demo: setup ## search pictures at http://127.0.0.1:8000 (PORT=9000 IMAGES=folder)
