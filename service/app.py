@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from service.errors import install_error_handlers
+from service.hosts import TrustedHosts
 from service.limits import BodyLimit
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
 from service.routes import galleries, health, items, search
@@ -72,7 +73,9 @@ def _middleware(settings: Settings) -> list[Middleware]:
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
     )
     keys = Middleware(ApiKeys, sha256_hex=settings.api_key_sha256)
-    return [Middleware(SecurityHeaders), Middleware(RequestLog), Middleware(HeadAsGet), keys, limit]
+    hosts = Middleware(TrustedHosts, names=settings.trusted_hosts())
+    outer = [Middleware(SecurityHeaders), Middleware(RequestLog), Middleware(HeadAsGet)]
+    return [*outer, hosts, keys, limit]
 
 
 def _version() -> str:

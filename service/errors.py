@@ -127,7 +127,7 @@ async def _on_cots_error(request: Request, err: Exception) -> Response:
 async def _on_http_exception(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     code = _CODES.get(err.status_code, "http_error")
-    message = f"{request.method} {request.url.path}: {err.detail}"
+    message = f"{request.method} {request.scope['path']}: {err.detail}"
     return error_response(ApiError(err.status_code, code, message, headers=err.headers))
 
 

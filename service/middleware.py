@@ -16,11 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ApiError, error_response, internal
+from service.settings import OPEN_PATHS
 
 log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
-_OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -139,7 +139,7 @@ class ApiKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] != "http" or not self._digests or scope["path"] in _OPEN_PATHS:
+        if scope["type"] != "http" or not self._digests or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         if self._accepts(Headers(scope=scope).get("authorization", "")):

@@ -19,7 +19,11 @@ from pydantic_settings import (
 from cots_model.errors import ConfigError, InputError
 
 MIB = 1024 * 1024
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+"""Paths that answer whoever asks: balancers and container runtimes know neither key nor name."""
+
 KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$|^[0-9a-f:.]+$")]
 
 
 class Settings(BaseSettings):
@@ -30,6 +34,7 @@ class Settings(BaseSettings):
         host: address to listen on.
         port: TCP port; 0 takes a free one.
         allow_public: permit an address other than loopback without API keys.
+        allowed_hosts: further names that requests may call this server by; see `trusted_hosts`.
         checkpoint: model folder, bundled name or hub id.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         api_key_sha256: SHA-256 (hex) of each accepted API key; empty means no keys.
@@ -56,12 +61,15 @@ class Settings(BaseSettings):
         log_level: lowest level logged.
     """
 
-    model_config = SettingsConfigDict(env_prefix="COTS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="COTS_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     galleries: Path = Path("galleries")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allow_public: bool = False
+    allowed_hosts: Annotated[tuple[HostName, ...], NoDecode] = ()
     checkpoint: str = "cots-mini"
     device: str = "auto"
     api_key_sha256: Annotated[tuple[KeyHash, ...], NoDecode] = ()
@@ -103,7 +111,7 @@ class Settings(BaseSettings):
         except ValidationError as err:
             faults = "; ".join(f"{_dotted(f['loc'])}: {f['msg']}" for f in err.errors())
             raise ConfigError(f"settings: {faults}") from err
-        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as err:
+        except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as err:
             reason = " ".join(str(err).split())
             message = f"{config} is not a YAML mapping of settings ({reason}); see docs/http.md"
             raise ConfigError(message) from err
@@ -120,12 +128,17 @@ class Settings(BaseSettings):
         """The precedence: arguments, then environment, then the YAML file."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
-    @field_validator("api_key_sha256", mode="before")
+    @field_validator("api_key_sha256", "allowed_hosts", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_times(self) -> Settings:
@@ -145,6 +158,16 @@ class Settings(BaseSettings):
             f"host {self.host!r} is reachable from the network and no API key is set; "
             "set COTS_API_KEY_SHA256, listen on 127.0.0.1, or add --allow-public"
         )
+
+    def trusted_hosts(self) -> frozenset[str] | None:
+        """Names, beside those of loopback, that requests may call this server by; None for any.
+
+        Without keys, a server on loopback is protected by being there, so its name is checked. On
+        another address it is checked if `allowed_hosts` says how the server is called.
+        """
+        if self.api_key_sha256 or not (self.allowed_hosts or is_loopback(self.host)):
+            return None
+        return frozenset(self.allowed_hosts)
 
 
 def is_loopback(host: str) -> bool:

@@ -144,7 +144,7 @@ def test_streamed_large_body_is_413_before_it_ends(small) -> None:
 
 def test_chunked_body_over_the_limit_is_answered_while_it_is_sent(small) -> None:
     host, port = httpx.URL(small.url).host, httpx.URL(small.url).port
-    head = f"POST {SEARCH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {SEARCH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection((host, port), timeout=10) as wire:
         wire.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
         for _ in range(11):
@@ -167,7 +167,7 @@ def test_body_at_the_limit_is_accepted(small) -> None:
 
 def test_body_that_does_not_come_is_408(small) -> None:
     host, port = httpx.URL(small.url).host, httpx.URL(small.url).port
-    head = f"POST {SEARCH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {SEARCH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with socket.create_connection((host, port), timeout=10) as wire:
         wire.sendall(f"{head}content-length: 50\r\n\r\n{{".encode())
         assert wire.recv(4096).startswith(b"HTTP/1.1 408")

@@ -70,6 +70,35 @@ def test_settings_keys_come_as_a_list_with_commas(monkeypatch) -> None:
     assert Settings.load().api_key_sha256 == (HASH, "0" * 64)
 
 
+def test_settings_empty_variable_counts_as_not_set(tmp_path, monkeypatch) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"api_key_sha256: [{HASH}]\n", "utf-8")
+    for name in ("COTS_API_KEY_SHA256", "COTS_PORT", "COTS_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")
+    settings = Settings.load(file)
+    assert (settings.api_key_sha256, settings.port, settings.log_level) == ((HASH,), 8000, "INFO")
+
+
+@pytest.mark.parametrize("level", ["debug", "Debug", "DEBUG"])
+def test_settings_log_level_is_taken_in_either_case(monkeypatch, level) -> None:
+    monkeypatch.setenv("COTS_LOG_LEVEL", level)
+    assert Settings.load().log_level == "DEBUG"
+    with pytest.raises(ConfigError, match="log_level"):
+        Settings.load(log_level="loud")
+
+
+def test_trusted_hosts_are_checked_on_loopback_without_keys_or_when_named(monkeypatch) -> None:
+    assert Settings.load().trusted_hosts() == frozenset()
+    assert Settings.load(api_key_sha256=HASH).trusted_hosts() is None
+    assert Settings.load(host="0.0.0.0", allow_public=True).trusted_hosts() is None
+    monkeypatch.setenv("COTS_ALLOWED_HOSTS", "Photos.example.org, 10.0.0.7")
+    named = Settings.load(host="0.0.0.0", allow_public=True).trusted_hosts()
+    assert named == {"photos.example.org", "10.0.0.7"}
+    for wrong in ("http://a", "a/b", "*"):
+        with pytest.raises(ConfigError, match="allowed_hosts"):
+            Settings.load(allowed_hosts=wrong)
+
+
 def test_public_address_needs_keys_or_permission() -> None:
     for host in ("0.0.0.0", "::", "192.168.0.2", "example.org"):
         with pytest.raises(InputError, match="--allow-public"):
