@@ -23,6 +23,8 @@ from cots_model.preprocess import Preprocess
 
 Vectors = npt.NDArray[np.float32]
 
+_CPU_CHUNK = 8  # pictures at once on a CPU; 32 fall out of its caches and take twice as long each
+
 
 class Encoder:
     """Model and preprocessing of one checkpoint on one device."""
@@ -78,7 +80,14 @@ class Encoder:
         return self._stack(parts)
 
     def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
-        """Embed preprocessed pixels `[B,3,H,W]`: `[B,E]` float32 unit vectors."""
+        """Embed preprocessed pixels `[B,3,H,W]`: `[B,E]` float32 unit vectors.
+
+        A GPU takes the batch whole, a CPU a few pictures at a time.
+        """
+        chunk = _CPU_CHUNK if self.device.type == "cpu" else max(len(img_BCHW), 1)
+        return self._stack([self._encode_pixel_chunk(part) for part in img_BCHW.split(chunk)])
+
+    def _encode_pixel_chunk(self, img_BCHW: Tensor) -> Vectors:
         img_BCHW = img_BCHW.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
             return _to_numpy(self.model.encode_image(img_BCHW))

@@ -63,6 +63,20 @@ def test_encoder_embeds_pixels_as_pictures(encoder):
     )
 
 
+def test_encoder_takes_pixels_in_small_chunks_on_a_cpu(encoder):
+    sizes = []
+    hook = encoder.model.image.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    try:
+        pixels_BCHW = encoder.preprocess.images(pictures(19))
+        z_BE = encoder.encode_pixels(pixels_BCHW)
+        assert sizes == [8, 8, 3]
+        each_BE = [encoder.encode_pixels(pixels_BCHW[row : row + 1])[0] for row in range(19)]
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(z_BE, each_BE, atol=1e-6)
+    assert encoder.encode_pixels(pixels_BCHW[:0]).shape == (0, 32)
+
+
 def test_encoder_is_the_model(encoder, model, preprocess):
     imgs = pictures(2)
     with torch.inference_mode():
