@@ -158,11 +158,15 @@ class FolderSource:
         return "symlink_outside", "points at a folder outside the source; index that one by itself"
 
     def _skip(self, path: str, reason: str, message: str) -> Skip:
-        name = os.fsencode(self._relative(path)).decode("utf-8", "backslashreplace")
-        return Skip(name, file_uri(path), reason, message)
+        return Skip(_readable(self._relative(path)), file_uri(path), reason, _readable(message))
 
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+
+def _readable(text: str) -> str:
+    r"""Bytes of a name that are not UTF-8 as `\xff`, so that the text can be written anywhere."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _is_utf8(text: str) -> bool:

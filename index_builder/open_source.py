@@ -33,12 +33,16 @@ def open_source(arguments: Sequence[str], *, exclude: Path | None = None) -> Sou
     for argument in arguments:
         if _URL.match(argument):
             raise InputError(f"{argument} is a url; {_ACCEPTED}; download it first")
+    source: Source
     if len(arguments) == 1 and Path(arguments[0]).is_dir():
-        return FolderSource(Path(arguments[0]), exclude=exclude)
-    paths = [path for argument in arguments for path in expand_pattern(argument)]
-    for path in paths:
-        _check_shard(path)
-    return ShardSource(paths)
+        source = FolderSource(Path(arguments[0]), exclude=exclude)
+    else:
+        paths = [path for argument in arguments for path in expand_pattern(argument)]
+        for path in paths:
+            _check_shard(path)
+        source = ShardSource(paths)
+    _check_name(source.name)
+    return source
 
 
 def expand_pattern(pattern: str) -> list[Path]:
@@ -70,6 +74,14 @@ def _expand_braces(pattern: str) -> list[str]:
         choices = match[1].split(",")
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [name for choice in choices for name in _expand_braces(head + choice + tail)]
+
+
+def _check_name(name: str) -> None:
+    """A manifest records where its items come from, and can only do so in UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise InputError(f"the path {name!a} is not valid UTF-8; rename it") from err
 
 
 def _check_shard(path: Path) -> None:

@@ -27,6 +27,9 @@ from index_builder.sources import (
     read_sidecar,
 )
 
+# Sizes and numbers of a hostile header overflow (ValueError, OverflowError) or nest without end.
+_DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError)
+
 
 class ShardSource:
     """All pictures in uncompressed tar files, shard by shard."""
@@ -44,13 +47,16 @@ class ShardSource:
                 with tarfile.open(shard, "r:") as archive:
                     for _, sample in groupby(self._members(archive), key=_key):
                         yield from self._sample(shard, list(sample))
-            except (tarfile.TarError, OSError, EOFError) as err:
+                    _check_end(archive)
+            except _DAMAGE as err:
                 why = f"the shard cannot be read any further ({err}); copy or write it again"
                 yield Skip(os.path.basename(shard), file_uri(shard), "damaged_shard", why)
 
     def _members(self, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            if member.size < 0:  # tarfile would go back and read the same members for ever
+                raise tarfile.ReadError(f"a member claims {member.size} bytes")
             if member.isdir():
                 continue
             if member.isreg() and not member.issparse() and not _is_hidden(member.name):
@@ -63,7 +69,8 @@ class ShardSource:
         sidecars = [m for m in members if has_suffix(m.name, SIDECAR_SUFFIXES)] if pictures else []
         metadata: dict[str, Json] = {}
         for member in sorted(sidecars, key=lambda m: m.name, reverse=True):
-            metadata.update(read_sidecar(_location(shard, member), member.name, self.counts))
+            location = _location(shard, member)
+            metadata.update(read_sidecar(location, _utf8(member.name), self.counts))
         for member in members:
             name = _utf8(member.name)
             uri = file_uri(shard, member.name)
@@ -76,6 +83,19 @@ class ShardSource:
                 yield Skip(name, uri, "unsupported_format", why)
             elif member not in sidecars:
                 self.counts.ignored += 1
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Tell the end of a shard from a damaged header, which tarfile takes for the end too.
+
+    Raises:
+        ReadError: if something else than zeros, or a part of a block, stands where it stopped.
+    """
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    block = archive.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) % tarfile.BLOCKSIZE or block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {archive.offset:,}")
 
 
 def _key(member: tarfile.TarInfo) -> str:

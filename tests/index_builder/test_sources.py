@@ -155,6 +155,56 @@ def test_shard_source_ends_a_damaged_shard_and_goes_on_with_the_next(tmp_path):
     assert skips == {"0.tar": "damaged_shard", "1.tar": "damaged_shard"}
 
 
+HEADER_BYTES, MEMBER_BYTES = 512, 512 + 1024  # a member of 600 bytes fills two blocks
+
+
+def patched(shard, at, data):
+    """The shard with `data` written over its bytes, and the checksum of the header there mended."""
+    whole = bytearray(shard.read_bytes())
+    whole[at : at + len(data)] = data
+    start = at - at % HEADER_BYTES
+    whole[start + 148 : start + 156] = b" " * 8
+    whole[start + 148 : start + 156] = b"%06o\0 " % sum(whole[start : start + HEADER_BYTES])
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda shard: shard.read_bytes()[: 2 * MEMBER_BYTES + 100],  # within a header
+        lambda shard: shard.read_bytes().replace(b"2.jpg", b"?.jpg"),  # the checksum is wrong
+        lambda shard: patched(shard, 2 * MEMBER_BYTES + 124, b"\x80" + b"\xff" * 11),  # 2^88 bytes
+        lambda shard: patched(shard, 2 * MEMBER_BYTES + 124, b"\xff" * 10 + b"\xfa\0"),  # -1536
+    ],
+    ids=["short header", "wrong checksum", "endless member", "negative size"],
+)
+def test_shard_source_says_that_a_header_is_damaged(tmp_path, damage):
+    shard = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", b"x" * 600) for n in range(5)])
+    shard.write_bytes(damage(shard))
+    candidates, skips, _ = read(shard)
+    assert skips == {"s.tar": "damaged_shard"}
+    assert {"0"} <= set(candidates) <= {"0", "1", "2"}
+
+
+def test_shard_source_may_end_without_the_closing_zeros(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", b"x" * 600) for n in range(3)])
+    shard.write_bytes(shard.read_bytes()[: 3 * MEMBER_BYTES])
+    candidates, skips, _ = read(shard)
+    assert (list(candidates), skips) == (["0", "1", "2"], {})
+
+
+def test_sources_tell_of_names_that_are_no_utf_8_in_utf_8(tmp_path):
+    folder = os.fsencode(save_picture(tmp_path / "root/a.png").parent)
+    os.symlink(b"nothing", folder + b"/\xff.png")
+    (tmp_path / "root" / os.fsdecode(b"\xfe.jpg")).mkdir()
+    skips = [e for e in open_source([os.fsdecode(folder)]).read() if isinstance(e, Skip)]
+    assert {skip.id for skip in skips} == {"\\xff.png", "\\xfe.jpg"}
+    for skip in skips:
+        assert (skip.message + skip.uri).encode("utf-8")
+    with pytest.raises(InputError, match="not valid UTF-8"):
+        open_source([os.fsdecode(folder + b"/\xfe.jpg")])
+
+
 def test_expand_pattern_knows_ranges_choices_and_globs(tmp_path):
     for name in ("s-08.tar", "s-09.tar", "s-10.tar", "t.tar"):
         (tmp_path / name).write_bytes(b"")
