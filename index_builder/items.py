@@ -21,6 +21,9 @@ from cots_model.errors import GalleryError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
+MAX_DEPTH = 32
+"""Deepest nesting of metadata; JSON writers give up at some depth, an HTTP answer must not."""
+
 _PREFIX = "metadata."
 _JSON_MARK = {b"cots.encoding": b"json"}
 _FIXED = pa.schema(
@@ -65,7 +68,7 @@ class Item:
 
 
 class ItemTable:
-    """The items of a version, by row; rows are sorted by id, and files stay memory-mapped."""
+    """The items of a version in memory, by row; rows are sorted by id."""
 
     def __init__(self, table: pa.Table) -> None:
         """Hold a table that has our columns; see `read_items`."""
@@ -162,12 +165,18 @@ def read_items(path: Path) -> ItemTable:
 
 
 def clean_metadata(values: dict[str, object]) -> dict[str, Json]:
-    """Keep what JSON can say: dates become ISO text, NaN and null are left out."""
+    """Keep what JSON can say: dates become ISO text, NaN and null are left out.
+
+    Raises:
+        ValueError: if lists and objects are nested more than `MAX_DEPTH` deep.
+    """
     cleaned = {str(key): _clean(value) for key, value in values.items()}
     return {_utf8(key): value for key, value in cleaned.items() if value is not None}
 
 
-def _clean(value: object) -> Json:
+def _clean(value: object, depth: int = 1) -> Json:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -175,9 +184,9 @@ def _clean(value: object) -> Json:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, dict):
-        return {_utf8(str(key)): _clean(entry) for key, entry in value.items()}
+        return {_utf8(str(key)): _clean(entry, depth + 1) for key, entry in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, bytes | bytearray):
-        return [_clean(entry) for entry in value]
+        return [_clean(entry, depth + 1) for entry in value]
     isoformat = getattr(value, "isoformat", None)
     return str(isoformat()) if isoformat else _utf8(str(value))
 

@@ -53,7 +53,7 @@ def read_metadata_file(path: Path) -> MetadataFile:
         raise InputError(f"{path} is no metadata file; accepted: {', '.join(readers)}")
     try:
         rows = reader(path)
-    except (OSError, ValueError, pa.ArrowException) as err:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as err:
         raise InputError(f"{path} cannot be read as {path.suffix} ({err})") from err
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} must hold a list of objects, each with an id")
@@ -72,7 +72,10 @@ def _by_key(rows: list[dict[str, object]], key: str, path: Path) -> dict[str, di
             raise InputError(f"{path}, row {number}: no {key}; every row needs one")
         if str(name) in found:
             raise InputError(f"{path}, row {number}: {key} {name!r} comes twice; keep one row")
-        found[str(name)] = clean_metadata({k: v for k, v in row.items() if k != "id"})
+        try:
+            found[str(name)] = clean_metadata({k: v for k, v in row.items() if k != "id"})
+        except ValueError as err:
+            raise InputError(f"{path}, row {number}: {err}; flatten it") from err
     return found
 
 

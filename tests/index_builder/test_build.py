@@ -168,6 +168,8 @@ def test_build_lays_the_metadata_file_over_the_items(build, tmp_path, photos, su
         ("m.json", "{}", "cannot be read as .json"),
         ("m.jsonl", "{", "cannot be read as .jsonl"),
         ("m.parquet", "x", "cannot be read as .parquet"),
+        ("m.json", f'[{{"id": "a", "deep": {"[" * 40}{"]" * 40}}}]', "row 1: nested more than 32"),
+        ("m.json", "[" * 100_000, "cannot be read as .json"),
         ("m.xlsx", "x", "accepted: .csv, .json"),
     ],
 )

@@ -27,6 +27,19 @@ def test_items_come_back_as_written(tmp_path):
     assert [table.item(row) for row in range(4)] == items
 
 
+def test_clean_metadata_refuses_what_no_json_writer_carries():
+    def lists(depth):
+        value = 1
+        for _ in range(depth):
+            value = [value]
+        return {"deep": value}
+
+    assert clean_metadata(lists(31)) == lists(31)
+    for depth in (32, 500, 5000):
+        with pytest.raises(ValueError, match="nested more than 32 deep"):
+            clean_metadata(lists(depth))
+
+
 def test_items_keep_simple_metadata_as_typed_columns(tmp_path):
     write_items([item("a", year=2020, tags=["x"]), item("b")], tmp_path / "items.parquet")
     schema = pq.read_schema(tmp_path / "items.parquet")
