@@ -115,8 +115,8 @@ class Gallery:
 
     @property
     def name(self) -> str:
-        """Name of the gallery: its folder's."""
-        return self.root.resolve().name
+        """Name of the gallery: its folder's, or that of the link it was opened by."""
+        return os.path.basename(os.path.abspath(self.root))
 
     @property
     def version(self) -> str:

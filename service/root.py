@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cots_model.errors import InputError
-
-POINTER = "current"
+from index_builder.publish import POINTER
 
 
 def find_galleries(root: Path) -> list[Path]:
     """The sub-folders of `root` that are galleries, by name.
 
     Raises:
-        InputError: if `root` is missing, is itself a gallery, or holds none.
+        InputError: if `root` is missing, cannot be listed, is itself a gallery, or holds none.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder; --galleries takes the folder of your galleries")
@@ -22,7 +22,11 @@ def find_galleries(root: Path) -> list[Path]:
             f"{root} is itself a gallery; --galleries takes the folder above: "
             f"--galleries {root.resolve().parent}"
         )
-    found = sorted(folder for folder in root.iterdir() if folder.is_dir() and _is_gallery(folder))
+    try:
+        folders = sorted(root.iterdir())
+    except OSError as err:
+        raise InputError(f"{root} cannot be listed ({err.strerror}); check it") from err
+    found = [folder for folder in folders if _is_gallery(folder)]
     if not found:
         raise InputError(
             f"{root} holds no gallery; build one: cots index build PICTURES --gallery {root}/NAME"
@@ -31,5 +35,4 @@ def find_galleries(root: Path) -> list[Path]:
 
 
 def _is_gallery(folder: Path) -> bool:
-    pointer = folder / POINTER
-    return pointer.is_symlink() or pointer.exists()
+    return os.path.lexists(folder / POINTER)  # a folder that may not be entered is none

@@ -256,6 +256,16 @@ def test_damaged_gallery_answers_503_alone_and_is_named_by_readyz(
     assert lenient.json()["warnings"] == ["gallery 'shards' could not be loaded"]
 
 
+def test_gallery_behind_a_link_has_the_name_of_the_link(serve, root, encoder, tmp_path) -> None:
+    (tmp_path / "animals").symlink_to(root / "pets")
+    found = Registry.open(tmp_path, expected_fingerprint=encoder.fingerprint)
+    client = serve(found=found).client
+    assert [one["name"] for one in client.get("/v1/galleries").json()["galleries"]] == ["animals"]
+    answer = client.post("/v1/galleries/animals/search", json={"query": "a", "k": 1}).json()
+    assert answer["gallery"] == "animals"
+    assert client.get(answer["hits"][0]["thumbnail"]).status_code == 200
+
+
 def test_registry_refuses_roots_without_galleries(root, tmp_path) -> None:
     for folder, words in (
         (tmp_path / "none", "not a folder"),
