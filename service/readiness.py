@@ -1,22 +1,32 @@
-"""Whether this process should get traffic: judged by forward passes, not by being alive."""
+"""Whether this process should get traffic: judged by work done, not by being alive."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
-from service.encoding import Embedder
+from service.worker import DeadlineError
 
 log = logging.getLogger(__name__)
 
 
-class Readiness:
-    """Runs a probe forward pass every so often and remembers how it went."""
+class Probed(Protocol):
+    """A part of the service that can be asked to do a little work."""
 
-    def __init__(self, embedder: Embedder, *, interval_s: float, max_age_s: float) -> None:
+    async def probe(self, *, timeout_s: float) -> None:
+        """Do it, ahead of all that waits; any exception means that the part does not work."""
+        ...
+
+
+class Readiness:
+    """Probes the parts every so often (the model by a forward pass) and remembers how it went."""
+
+    def __init__(self, parts: Sequence[Probed], *, interval_s: float, max_age_s: float) -> None:
         self.draining = False
-        self._embedder = embedder
+        self._parts = parts
         self._interval_s = interval_s
         self._max_age_s = max_age_s
         self._last_good_s: float | None = None
@@ -31,10 +41,11 @@ class Readiness:
     async def probe(self) -> None:
         """One probe; its outcome shows in `reasons`."""
         try:
-            await self._embedder.probe(timeout_s=self._max_age_s)
-        except Exception as err:  # any failure of the model means not ready, and the watch goes on
-            self._failure = type(err).__name__
-            log.exception("probe forward pass failed")
+            for part in self._parts:
+                await part.probe(timeout_s=self._max_age_s)
+        except Exception as err:  # any failure means not ready, and the watch goes on
+            self._failure = str(err) if isinstance(err, DeadlineError) else type(err).__name__
+            log.exception("probe failed")
             return
         self._failure = None
         self._last_good_s = time.monotonic()
@@ -43,13 +54,13 @@ class Readiness:
         """Why the process is not ready; empty when it is."""
         reasons = ["shutting down"] if self.draining else []
         if self._failure is not None:
-            reasons.append(f"the last probe forward pass failed ({self._failure})")
+            reasons.append(f"the last probe failed ({self._failure})")
         if self._last_good_s is None:
-            return [*reasons, "no probe forward pass has finished yet"]
+            return [*reasons, "no probe has finished yet"]
         age_s = time.monotonic() - self._last_good_s
         if age_s > self._max_age_s:
             reasons.append(
-                f"the last good probe forward pass was {age_s:.1f} s ago; "
+                f"the last good probe was {age_s:.1f} s ago; "
                 f"at most {self._max_age_s:g} s are allowed"
             )
         return reasons

@@ -34,7 +34,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as err:
+    except (OSError, UnicodeError) as err:  # UnicodeError: a label over 63 characters
         raise InputError(f"host {host!r} is not known ({err}); try 127.0.0.1") from err
     listener = socket.socket(family, kind)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         deadline_s: time a request may take after its body has arrived, before 504.
         grace_s: time between SIGTERM and exit.
         drain_s: part of `grace_s` in which new requests are still answered and `/readyz` is 503.
-        probe_interval_s: pause between probe forward passes.
+        probe_interval_s: pause between probes of the model and the worker threads.
         probe_max_age_s: `/readyz` is 503 when the last good probe is older.
         log_level: lowest level logged.
     """

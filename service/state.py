@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -53,6 +54,15 @@ class CallPool:
         """Run `job` in a thread. Raises what it raises, and what `WorkerPool.run` does."""
         return cast("Done[T]", await self._pool.run(job, deadline_s=deadline_s))
 
+    async def probe(self, *, timeout_s: float) -> None:
+        """Have a thread do nothing, ahead of all that waits.
+
+        Raises:
+            DeadlineError: if no thread comes to it in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        await self._pool.run(lambda: None, deadline_s=deadline_s, urgent=True)
+
     def close(self) -> None:
         """Take no more jobs."""
         self._pool.close()
@@ -86,7 +96,9 @@ class Service:
         self.searching = pool("search", threads=settings.search_threads)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
-            self.embedder, interval_s=settings.probe_interval_s, max_age_s=settings.probe_max_age_s
+            (self.decoding, self.searching, self.embedder),
+            interval_s=settings.probe_interval_s,
+            max_age_s=settings.probe_max_age_s,
         )
 
     def close(self) -> None:

@@ -207,4 +207,4 @@ class WorkerPool(Generic[P, R]):
             jobs[0].finish(None, err)
             return
         for job in jobs:
-            self._serve([job])
+            self._serve([job] if job.wanted() else [])

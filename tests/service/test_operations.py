@@ -19,6 +19,9 @@ import pytest
 from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
 from service.galleries import Registry
+from service.readiness import Readiness
+from service.server import bind
+from service.state import CallPool
 from service.worker import DeadlineError, QueueFullError, WorkerPool
 from tests.service.conftest import GatedEncoder, Running, error_of, picture, wait_until
 
@@ -209,6 +212,12 @@ def test_key_is_accepted_as_bearer_or_basic_password(locked, header, status) -> 
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70])
+def test_bind_refuses_a_host_that_is_not_here(host) -> None:
+    with pytest.raises(InputError, match="is not known"):
+        bind(host, 0)
+
+
 def test_request_is_logged_with_its_id_and_without_its_words(client, caplog) -> None:
     with caplog.at_level(logging.INFO, "service.requests"):
         headers = {"x-request-id": "my-id-1"}
@@ -323,6 +332,54 @@ def test_pool_drops_cancelled_and_late_jobs() -> None:
 
     asyncio.run(scenario())
     assert seen == ["first"]
+
+
+def test_pool_runs_no_late_job_again_after_a_failed_batch() -> None:
+    gate, seen = threading.Event(), []
+
+    def handle(jobs):
+        seen.append(list(jobs))
+        if len(jobs) > 1:
+            gate.wait(10)
+            raise ValueError("one of them is bad")
+        return jobs
+
+    async def scenario() -> None:
+        pool = WorkerPool("test", handle, capacity=9, max_batch=9)
+        far = time.monotonic() + 10
+        with pool._changed:  # no thread takes a job before all are there
+            late = asyncio.create_task(pool.run("late", deadline_s=time.monotonic() + 0.3))
+            good = asyncio.create_task(pool.run("good", deadline_s=far))
+            await asyncio.sleep(0)
+        with pytest.raises(DeadlineError):
+            await late
+        gate.set()
+        assert (await good).value == "good"
+        pool.close()
+
+    asyncio.run(scenario())
+    assert seen == [["late", "good"], ["good"]]
+
+
+def test_wedged_threads_are_not_ready_and_are_named() -> None:
+    gate = threading.Event()
+
+    async def scenario() -> None:
+        pool = CallPool("decode", threads=1, capacity=2)
+        readiness = Readiness([pool], interval_s=60.0, max_age_s=0.3)
+        await readiness.probe()
+        assert readiness.reasons() == []
+        stuck = asyncio.create_task(pool.run(gate.wait, deadline_s=time.monotonic() + 10))
+        await asyncio.sleep(0.05)
+        await readiness.probe()
+        assert any("decode" in reason for reason in readiness.reasons())
+        gate.set()
+        await stuck
+        await readiness.probe()
+        assert readiness.reasons() == []
+        pool.close()
+
+    asyncio.run(scenario())
 
 
 def test_pool_batches_one_kind_in_order() -> None:
