@@ -14,6 +14,7 @@ from cots_model.errors import ImageError
 ALLOWED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 
+_BAND_PIXELS = 2**20
 _INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -86,10 +87,27 @@ def _to_rgb(img: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(img: Image.Image) -> Image.Image:
-    """Scale 16-bit samples by their full range, and other deep samples by the range in use."""
-    samples = np.nan_to_num(np.asarray(img, dtype=np.float64))
-    low, high = 0.0, 65535.0
-    if img.mode == "F" or samples.min() < low or samples.max() > high:
-        low, high = float(samples.min()), float(samples.max())
-    scaled = (samples - low) / max(high - low, 1e-12) * 255.0
-    return Image.fromarray(scaled.round().astype(np.uint8), mode=None)
+    """Scale 16-bit samples by their full range, and other deep samples by the finite range in use.
+
+    A band of rows at a time: the numbers between take no more memory than the picture itself.
+    """
+    samples_HW = np.asarray(img)
+    low, high = _range_of(samples_HW, img.mode)
+    scaled_HW = np.empty(samples_HW.shape, np.uint8)
+    step = max(1, _BAND_PIXELS // img.width)
+    for top in range(0, img.height, step):
+        band = samples_HW[top : top + step].astype(np.float64)
+        band = np.nan_to_num(band, nan=0.0, posinf=high, neginf=low).clip(low, high)
+        scaled_HW[top : top + step] = ((band - low) / max(high - low, 1e-12) * 255.0).round()
+    return Image.fromarray(scaled_HW)
+
+
+def _range_of(samples_HW: np.ndarray, mode: str) -> tuple[float, float]:
+    if mode != "F":
+        low, high = float(samples_HW.min()), float(samples_HW.max())
+        return (0.0, 65535.0) if low >= 0.0 and high <= 65535.0 else (low, high)
+    finite_HW = np.isfinite(samples_HW)
+    if not finite_HW.any():
+        return 0.0, 0.0
+    low = samples_HW.min(where=finite_HW, initial=np.inf)
+    return float(low), float(samples_HW.max(where=finite_HW, initial=-np.inf))

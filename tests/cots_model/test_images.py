@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cots_model import images
 from cots_model.errors import ImageError
 from cots_model.images import ALLOWED_FORMATS, decode_image
 
@@ -186,6 +188,28 @@ def test_decode_image_scales_float_samples_by_the_range_in_use():
     values = np.array([[-1.0, 0.0, 1.0]], dtype=np.float32)
     decoded = np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF")))
     np.testing.assert_array_equal(decoded[0, :, 1], [0, 128, 255])
+
+
+def test_decode_image_leaves_samples_that_are_not_finite_out_of_the_range():
+    values = np.array([[-np.inf, -1.0, 0.0, 1.0, np.inf, np.nan]], dtype=np.float32)
+    decoded = np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF")))
+    np.testing.assert_array_equal(decoded[0, :, 1], [0, 0, 128, 255, 255, 128])
+    nothing = np.full((2, 2), np.nan, np.float32)
+    assert np.asarray(decode_image(encoded(Image.fromarray(nothing), "TIFF"))).max() == 0
+
+
+def test_decode_image_scales_a_deep_picture_in_little_memory(monkeypatch):
+    values = np.arange(1000 * 1000, dtype=np.float64).reshape(1000, 1000) % 65536
+    data = encoded(Image.fromarray(values.astype(np.uint16)), "PNG")
+    monkeypatch.setattr(images, "_BAND_PIXELS", 7000)  # 142 bands of 7 rows, and one of 6
+    tracemalloc.start()
+    try:
+        decoded = np.asarray(decode_image(data))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(decoded[:, :, 0], (values / 65535 * 255).round())
+    assert peak_bytes < 8 * values.size  # the float64 numbers at once would be as many
 
 
 def test_decode_image_takes_a_constant_float_picture():
