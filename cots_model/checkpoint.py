@@ -198,7 +198,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read what `write_weights` wrote, back to float32 (counters: int64).
 
     Raises:
-        CheckpointError: if the file is no complete safetensors file.
+        CheckpointError: if the file is no complete safetensors file, or a scale does not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -211,6 +211,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             continue
         scale = stored.get(name + _SCALE)
         if scale is not None:
+            if not value.ndim or scale.shape != value.shape[:1]:
+                raise CheckpointError(
+                    f"{path}: {name} is {list(value.shape)} and its scales {list(scale.shape)}; "
+                    "one scale a row is needed; copy it again"
+                )
             weights[name] = dequantise_rows(value, scale)
         else:
             weights[name] = value.float() if value.is_floating_point() else value

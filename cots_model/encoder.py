@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cots_model import checkpoint
-from cots_model.errors import InputError
+from cots_model.errors import CheckpointError, InputError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 
@@ -30,7 +30,12 @@ class Encoder:
     """Model and preprocessing of one checkpoint on one device."""
 
     def __init__(self, model: CotsModel, preprocess: Preprocess, fingerprint: str) -> None:
-        """Hold a model in evaluation mode; `Encoder.load` is the usual way here."""
+        """Hold a model in evaluation mode; `Encoder.load` is the usual way here.
+
+        Raises:
+            CheckpointError: if the preprocessing gives something that the model does not take.
+        """
+        _check_fit(model, preprocess)
         self.model = model.eval().to(memory_format=torch.channels_last)  # halves a stem's time
         self.preprocess = preprocess
         self.fingerprint = fingerprint
@@ -118,6 +123,22 @@ def resolve_device(name: str) -> torch.device:
             f"device {name!r} is not here ({torch.cuda.device_count()} GPUs seen); use cpu or auto"
         )
     return torch.device(name)
+
+
+def _check_fit(model: CotsModel, preprocess: Preprocess) -> None:
+    config, vocabulary = preprocess.config, preprocess.tokenizer.get_vocab_size()
+    faults = []
+    if config.image_size != model.config.image.image_size:
+        faults.append(f"image_size {config.image_size}, not {model.config.image.image_size}")
+    if config.max_tokens > model.text.max_tokens:
+        faults.append(f"max_tokens {config.max_tokens}, over {model.text.max_tokens}")
+    if vocabulary > model.text.vocab_size:
+        faults.append(f"a vocabulary of {vocabulary:,}, over {model.text.vocab_size:,}")
+    if faults:
+        raise CheckpointError(
+            f"the preprocessing does not fit the model {model.config.name!r}: it has "
+            f"{'; '.join(faults)}; take all files from the same checkpoint"
+        )
 
 
 def _to_numpy(z_BE: Tensor) -> Vectors:

@@ -42,6 +42,7 @@ class TextTower(nn.Module):
             ) from err
         self.width = int(settings.hidden_size)
         self.max_tokens = int(settings.max_position_embeddings)
+        self.vocab_size = int(settings.vocab_size)
 
     def forward(self, tok_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """All token outputs, `[B,L,D]`; those of padding mean nothing."""

@@ -286,6 +286,14 @@ def test_int8_storage_rounds_matrices_alone(weights, tmp_path):
     assert error.max() > 0
 
 
+def test_int8_storage_with_foreign_scales_is_refused(weights, tmp_path):
+    write_weights(tmp_path / "w", weights, "int8")
+    stored = load_file(tmp_path / "w")
+    save_file(stored | {"matrix::scale": torch.ones(63)}, tmp_path / "w")
+    with pytest.raises(CheckpointError, match=r"matrix is \[64, 128\] and its scales \[63\]"):
+        read_weights(tmp_path / "w")
+
+
 @pytest.mark.parametrize(("storage", "tolerance"), [("float16", 1e-2), ("int8", 5e-2)])
 def test_smaller_storage_embeds_nearly_alike(
     tiny_checkpoint, tmp_path, img_BCHW, storage, tolerance

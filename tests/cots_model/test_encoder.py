@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from cots_model.config import PreprocessConfig
 from cots_model.encoder import Encoder, resolve_device
 from cots_model.errors import CheckpointError, InputError
+from cots_model.preprocess import Preprocess
+from cots_model.testing import make_tokenizer
 
 TEXTS = ["a dog", "two red cats in the snow", "", "woman on the beach with a man", "x" * 300]
 
@@ -104,6 +107,20 @@ def test_resolve_device_refuses_a_gpu_that_is_not_there():
     name = f"cuda:{torch.cuda.device_count() + 7}"
     with pytest.raises(InputError, match=f"device '{name}' is not here"):
         resolve_device(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({"image_size": 64}, None, "image_size 64, not 32"),
+        ({"max_tokens": 65}, None, "max_tokens 65, over 64"),
+        ({}, [f"word{n}" for n in range(200)], "a vocabulary of"),
+    ],
+)
+def test_encoder_refuses_preprocessing_of_another_model(model, changes, words, message):
+    config = PreprocessConfig(**({"image_size": 32, "max_tokens": 32} | changes))
+    with pytest.raises(CheckpointError, match=message):
+        Encoder(model, Preprocess(config, make_tokenizer(words)), "0" * 64)
 
 
 def test_encoder_refuses_a_bad_device_and_a_bad_source(tiny_checkpoint):
