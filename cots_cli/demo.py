@@ -98,7 +98,7 @@ def _ensure_gallery(source: Path, root: Path, encoder: Encoder, *, own: bool) ->
     from index_builder.options import BuildOptions
 
     gallery, stamp = root / GALLERY, root / _STAMP
-    content = {"pictures": _signature(source), "model": encoder.fingerprint}
+    content = {"pictures": _signature(source, exclude=gallery), "model": encoder.fingerprint}
     if _is_current(stamp, content) and _opens(gallery, encoder):
         click.echo(f"using the gallery {gallery} again", err=True)
         return
@@ -133,12 +133,16 @@ def _opens(gallery: Path, encoder: Encoder) -> bool:
     return True
 
 
-def _signature(folder: Path) -> str:
-    """A hash over place, path, size and time of every file below `folder`."""
+def _signature(folder: Path, *, exclude: Path) -> str:
+    """A hash over place, path, size and time of every file below `folder` that a build looks at."""
     digest = hashlib.sha256(str(folder.resolve()).encode())
     for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and Path(parent, name).resolve() != exclude.resolve()
+        ]
+        for name in sorted(name for name in names if not name.startswith(".")):
             path = Path(parent, name)
             try:
                 state = path.stat()

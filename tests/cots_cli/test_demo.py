@@ -115,7 +115,7 @@ def own_pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_demo_serves_own_pictures_and_builds_once(own_pictures, tmp_path, tiny_checkpoint):
-    root, log = tmp_path / "galleries", tmp_path / "log"
+    root, log = own_pictures / "galleries", tmp_path / "log"  # looked at, and no reason to rebuild
     args = ("--images", str(own_pictures), "--gallery-root", str(root), "--port", free_port())
     args += ("--checkpoint", str(tiny_checkpoint))
     with demo(*args, log=log) as address:
