@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from cots_model.errors import ImageError, InputError
+from cots_model.errors import ImageError
 from cots_model.images import decode_image
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def read_stamps(folder: Path) -> Iterator[Drawing]:
 
 def read_emoji(folder: Path) -> Iterator[Drawing]:
     """The emoji-datasource package: `emoji.json` and `img/google/64/*.png`; flags left out."""
-    for entry in json.loads((folder / "emoji.json").read_bytes()):
+    names = folder / "emoji.json"
+    for entry in json.loads(names.read_bytes()) if names.is_file() else []:
         path = folder / "img" / "google" / "64" / entry["image"]
         if entry["category"] not in _UNNAMED_GROUPS and path.is_file():
             name = entry["name"].lower()
@@ -79,7 +80,10 @@ def main(kind: str, folder: Path, shard: Path) -> None:
             _add(archive, f"{number:06d}.json", json.dumps({"captions": drawing.captions}).encode())
             num_written += 1
     if not num_written:
-        raise InputError(f"{folder} holds no drawings of kind {kind!r}; unpack the package there")
+        shard.unlink()
+        raise click.UsageError(
+            f"{folder} holds no drawings of kind {kind!r}; unpack the package there"
+        )
     log.info("%s: %d drawings", shard, num_written)
 
 
