@@ -48,7 +48,7 @@ if [[ $DRY_RUN == 1 ]]; then
   train="[$evaluate]"
 fi
 step train_mini cots train pretrain --config training/configs/cots-mini.yaml \
-  freeze_stem=false "device=$DEVICE" "output=$OUT/cots-mini" \
+  freeze_image=false "device=$DEVICE" "output=$OUT/cots-mini" \
   "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$OUT/cache" "${size[@]}"
 step evaluate_mini cots evaluate --data "$evaluate" --checkpoint "$OUT/cots-mini" \
   --device "$DEVICE" --json

@@ -21,34 +21,21 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class StemConfig(Frozen):
-    """A convolutional network whose feature map becomes the patches (a hybrid ViT).
-
-    Attributes:
-        arch: a timm network of the EfficientNet family, such as `efficientnet_lite0`.
-        options: further arguments of its timm constructor (`bn_eps`, ...).
-        drop_rate: while training, share of the map's channels set to zero for a whole picture.
-    """
-
-    arch: str
-    options: dict[str, Any] = {}
-    drop_rate: float = Field(default=0.0, ge=0, lt=1)
-
-
 class ImageTowerConfig(Frozen):
-    """Any timm vision transformer, timm's own hybrids included.
+    """Any timm network: vision transformers, their hybrids, or a plain convolutional network.
 
     Attributes:
         arch: timm name, such as `vit_base_patch16_384`.
         image_size: side of the square input, in pixels.
         options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
-        stem: replaces the patch projection.
+        feature_drop_rate: while training, share of the feature's entries set to zero before the
+            projection (chosen: small data sets are otherwise learned by heart).
     """
 
     arch: str
     image_size: int = Field(gt=0)
     options: dict[str, Any] = {}
-    stem: StemConfig | None = None
+    feature_drop_rate: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TextTowerConfig(Frozen):

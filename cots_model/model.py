@@ -36,6 +36,7 @@ class CotsModel(nn.Module):
         self.config = config
         self.image = ImageTower(config.image)
         self.text = TextTower(config.text)
+        self.image_dropout = nn.Dropout(config.image.feature_drop_rate)
         self.image_projection = nn.Linear(self.image.width, config.embed_dim)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim)
 
@@ -49,7 +50,7 @@ class CotsModel(nn.Module):
 
     def project_image(self, feature_BD: Tensor) -> Tensor:
         """From the image feature to the joint space: unit vectors `[B,E]`, float32."""
-        return unit(self.image_projection(feature_BD))
+        return unit(self.image_projection(self.image_dropout(feature_BD)))
 
     def project_text(self, feature_BD: Tensor) -> Tensor:
         """From the text feature to the joint space: unit vectors `[B,E]`, float32."""

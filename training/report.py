@@ -26,7 +26,7 @@ def model_card(
     scores = _scores(metrics) if metrics else "Not scored.\n"
     pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
     values = config.model_dump(mode="json", exclude={"notes"})
-    stem = ", after embedding with the frozen stem" if config.freeze_stem else ""
+    frozen = ", after embedding with the frozen image tower" if config.freeze_image else ""
     settings = yaml.safe_dump(values, sort_keys=False).rstrip()
     notes = f"{config.notes.strip()}\n\n" if config.notes.strip() else ""
     return f"""# {config.name}
@@ -41,7 +41,7 @@ dot product says how well they match.
 - Steps: {step:,} of {config.batch_size} pairs
 - Data: {num_pictures:,} pictures with captions
 - First weights: image `{config.init.image}`, text `{config.init.text}`
-- Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){stem}
+- Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
 - Hardware: {hardware(config.device)}
 - Command: `cots train pretrain --config FILE` with the configuration below
 

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from cots_model.config import load_config
 from cots_model.encoder import Encoder, resolve_device
-from cots_model.errors import ConfigError, CotsError
+from cots_model.errors import CotsError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
 from training.data import Example, read_examples
 from training.evaluate import evaluate, format_metrics
+from training.feature_cache import FeatureCache, cached_features
 from training.initialise import initialise, load_tokenizer
 from training.losses import InstanceLoss, instance_loss, negatives
 from training.metrics import RetrievalMetrics
@@ -33,7 +34,6 @@ from training.momentum import MomentumCopy
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 from training.report import model_card
-from training.stem_cache import StemCache, cached_maps
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class TrainResult:
         checkpoint: its folder.
         fingerprint: of the checkpoint.
         metrics: on the evaluation data, if there is any.
-        wall_s: seconds of training, without the stem cache and the evaluations.
+        wall_s: seconds of training, without caching features and the evaluations.
     """
 
     checkpoint: Path
@@ -128,10 +128,8 @@ class Trainer:
     def _encode(self, model: CotsModel, batch: Batch) -> tuple[Tensor, Tensor]:
         bf16 = self.config.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            if self.config.freeze_stem:
-                image_BD = model.image.feature_from_stem(batch.image_BCHW)
-            else:
-                image_BD = model.image.feature(batch.image_BCHW)
+            frozen = self.config.freeze_image
+            image_BD = batch.image if frozen else model.image.feature(batch.image)
             image_BE = model.project_image(image_BD)
             text_BE = model.encode_text(batch.tok_BL, batch.mask_BL)
         return image_BE, text_BE
@@ -152,14 +150,14 @@ def train(config: TrainConfig) -> TrainResult:
     model, preprocess = _make_model(config)
     examples = read_examples(config.data.train)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-    cache = _stem_cache(config, model, preprocess, examples)
+    cache = _feature_cache(config, model, preprocess, examples)
     batches = PairBatches(
         examples,
         preprocess,
         config.augment,
         batch_size=config.batch_size,
         seed=config.seed,
-        stem_cache=cache,
+        feature_cache=cache,
     )
     trainer = Trainer(config, model, len(batches))
     config.output.mkdir(parents=True, exist_ok=True)
@@ -182,19 +180,14 @@ def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
     return model, Preprocess(shipped.preprocess, load_tokenizer(config.init))
 
 
-def _stem_cache(
+def _feature_cache(
     config: TrainConfig, model: CotsModel, preprocess: Preprocess, examples: list[Example]
-) -> StemCache | None:
-    if not config.freeze_stem:
+) -> FeatureCache | None:
+    if not config.freeze_image:
         return None
-    stem = model.image.stem
-    if stem is None:
-        raise ConfigError("freeze_stem is on, but the image tower has no stem; turn it off")
-    for part in (stem.net.conv_stem, stem.net.bn1, stem.net.blocks):
-        part.requires_grad_(False)
-    stem.to(resolve_device(config.device))
-    return cached_maps(
-        examples, stem, preprocess, config.augment, folder=config.data.cache_dir, seed=config.seed
+    tower = model.image.requires_grad_(False).to(resolve_device(config.device))
+    return cached_features(
+        examples, tower, preprocess, config.augment, folder=config.data.cache_dir, seed=config.seed
     )
 
 

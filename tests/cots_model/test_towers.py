@@ -3,29 +3,20 @@
 import pytest
 import torch
 
-from cots_model.config import ImageTowerConfig, StemConfig, TextTowerConfig
+from cots_model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from cots_model.errors import ConfigError
 from cots_model.image_tower import ImageTower
+from cots_model.model import CotsModel
 from cots_model.text_tower import TextTower, masked_mean
 
 TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 
 
-def with_stem(image_size: int = 64, **options: object) -> ImageTower:
-    return ImageTower(
-        ImageTowerConfig(
-            arch="vit_tiny_patch16_224",
-            image_size=image_size,
-            options=TINY | options,
-            stem=StemConfig(arch="efficientnet_lite0"),
-        )
-    )
-
-
 @pytest.fixture(scope="module")
-def hybrid() -> ImageTower:
+def convolutional() -> ImageTower:
     torch.manual_seed(0)
-    return with_stem().eval()
+    config = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
+    return ImageTower(config)
 
 
 @pytest.fixture
@@ -45,56 +36,50 @@ def test_image_feature_is_cls_after_the_final_norm(model, img_BCHW):
     assert torch.equal(model.image(img_BCHW), final["tokens"])
 
 
-def test_stem_cells_are_the_patches(hybrid, img_B3HW):
-    assert hybrid(img_B3HW).shape == (2, 1 + 2 * 2, 32)
-    assert hybrid.stem.body(img_B3HW).shape[2:] == (2, 2)
-
-
-def test_feature_from_stem_equals_feature(hybrid, img_B3HW):
-    with torch.inference_mode():
-        feature_BD = hybrid.feature(img_B3HW)
-        from_stem_BD = hybrid.feature_from_stem(hybrid.stem.body(img_B3HW))
+def test_convolutional_feature_is_the_mean_of_the_map(convolutional, img_B3HW):
+    convolutional.eval()
+    map_BDHW = convolutional(img_B3HW)
+    assert map_BDHW.shape == (2, 1280, 2, 2)
+    feature_BD = convolutional.feature(img_B3HW)
+    assert feature_BD.shape == (2, convolutional.width)
     assert feature_BD.std() > 0.01
-    torch.testing.assert_close(from_stem_BD, feature_BD, rtol=0, atol=1e-6)
+    torch.testing.assert_close(feature_BD, map_BDHW.mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
 
-def test_feature_from_stem_drops_patches_only_while_training(img_B3HW):
-    tower = with_stem(patch_drop_rate=0.5)
-    map_BCHW = tower.stem.body(img_B3HW).detach()
-    tower.eval()
-    assert torch.equal(tower.feature_from_stem(map_BCHW), tower.feature_from_stem(map_BCHW))
-    lengths = []
-    tower.trunk.blocks[0].register_forward_pre_hook(
-        lambda _m, args: lengths.append(len(args[0][0]))
-    )
-    tower.feature_from_stem(map_BCHW)
-    tower.train()
-    tower.feature_from_stem(map_BCHW)
-    assert lengths == [5, 3]
-
-
-def test_stem_norms_keep_their_statistics_while_training(img_B3HW):
-    tower = with_stem()
-    norms = [m for m in tower.stem.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+def test_batch_norms_keep_their_statistics_while_training(convolutional, img_B3HW):
+    norms = [m for m in convolutional.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) > 40
     assert not any(norm.training for norm in norms)
-    tower.train()
-    assert tower.trunk.training
+    convolutional.train()
+    assert convolutional.trunk.training
     assert not any(norm.training for norm in norms)
-    before = {name: value.clone() for name, value in tower.stem.named_buffers()}
-    tower(img_B3HW * 5 + 3)
-    for name, value in tower.stem.named_buffers():
+    before = {name: value.clone() for name, value in convolutional.named_buffers()}
+    convolutional(img_B3HW * 5 + 3)
+    for name, value in convolutional.named_buffers():
         assert torch.equal(value, before[name]), name
 
 
-def test_stem_is_none_for_a_plain_transformer(model):
-    assert model.image.stem is None
+def test_feature_is_dropped_only_while_training(img_B3HW):
+    image = ImageTowerConfig(
+        arch="vit_tiny_patch16_224", image_size=64, options=TINY, feature_drop_rate=0.5
+    )
+    bert = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    model = CotsModel(
+        ModelConfig(name="m", image=image, text=TextTowerConfig(options=bert), embed_dim=8)
+    )
+    model.eval()
+    assert torch.equal(model.encode_image(img_B3HW), model.encode_image(img_B3HW))
+    seen = []
+    model.image_projection.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    model.train()
+    model.encode_image(img_B3HW)
+    share = (seen[0] == 0).float().mean()
+    assert 0.2 < share < 0.8
 
 
 def test_timm_hybrid_is_taken_by_name(img_B3HW):
     config = ImageTowerConfig(arch="vit_tiny_r_s16_p8_224", image_size=64)
     tower = ImageTower(config).eval()
-    assert tower.stem is None
     assert tower.feature(img_B3HW).shape == (2, tower.width)
 
 
@@ -102,15 +87,9 @@ def test_timm_hybrid_is_taken_by_name(img_B3HW):
     ("arch", "options", "says"),
     [
         ("vit_nonsense", {}, "Unknown model"),
-        ("resnet18", {}, "img_size"),
         ("vit_tiny_patch16_224", {"dept": 2}, "dept"),
         ("vit_tiny_patch16_224", {"embed_dim": 31}, "divisible"),
-        (
-            "vit_tiny_patch16_224",
-            {"class_token": False, "global_pool": "avg"},
-            "no vision transformer with a class token",
-        ),
-        ("vit_base_patch16_siglip_224", {}, "no vision transformer with a class token"),
+        ("resnet18", {"depth": 2}, "depth"),
     ],
 )
 def test_image_tower_refuses_other_networks(arch, options, says):
@@ -120,13 +99,18 @@ def test_image_tower_refuses_other_networks(arch, options, says):
     assert arch in str(caught.value)
 
 
-@pytest.mark.parametrize("stem", ["nonsense", "resnet18"])
-def test_stem_refuses_other_families(stem):
-    config = ImageTowerConfig(
-        arch="vit_tiny_patch16_224", image_size=64, options=TINY, stem=StemConfig(arch=stem)
-    )
-    with torch.device("meta"), pytest.raises(ConfigError, match=stem):
-        ImageTower(config)
+@pytest.mark.parametrize(
+    ("arch", "options", "width"),
+    [
+        ("resnet18", {}, 512),
+        ("vit_tiny_patch16_224", TINY | {"class_token": False, "global_pool": "avg"}, 32),
+        ("swin_tiny_patch4_window7_224", {"window_size": 2}, 768),
+    ],
+)
+def test_networks_without_a_class_token_give_what_they_pool(arch, options, width, img_B3HW):
+    tower = ImageTower(ImageTowerConfig(arch=arch, image_size=64, options=options)).eval()
+    assert tower.width == width
+    assert tower.feature(img_B3HW).shape == (2, width)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +126,6 @@ def test_stem_refuses_other_families(stem):
 def test_configurations_cannot_make_timm_load_anything(arch, options):
     with pytest.raises(ConfigError, match="does not load one"):
         ImageTower(ImageTowerConfig(arch=arch, image_size=32, options=options))
-    stem = StemConfig(arch=arch, options=options)
-    with pytest.raises(ConfigError, match="does not load one"):
-        ImageTower(ImageTowerConfig(arch="vit_tiny_patch16_224", image_size=32, stem=stem))
 
 
 def test_masked_mean_matches_a_naive_loop():

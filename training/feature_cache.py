@@ -1,6 +1,6 @@
-"""What a frozen stem gives for every view of every picture: computed once, kept on disk.
+"""Features of a frozen image tower for every view of every picture: computed once, kept on disk.
 
-Shape letters: M pictures, V views, C channels, H and W cells.
+Shape letters: M pictures, V views, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cots_model.image_tower import Stem
+from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from training.config import AugmentConfig
 from training.data import Example
@@ -29,82 +29,80 @@ log = logging.getLogger(__name__)
 _BATCH = 8  # larger ones fall out of the CPU caches: 38 ms a picture at 32, 18 ms at 8
 
 
-class StemCache:
-    """Feature maps of a frozen stem body, `[M,V,C,H,W]` float16, memory-mapped."""
+class FeatureCache:
+    """Features of a frozen image tower before projection, `[M,V,D]` float16, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         """Open a finished cache file."""
-        self.maps_MVCHW = np.load(path, mmap_mode="r")
+        self.feature_MVD = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:
         """Number of pictures M."""
-        return int(self.maps_MVCHW.shape[0])
+        return int(self.feature_MVD.shape[0])
 
     @property
     def num_views(self) -> int:
         """Number of views V."""
-        return int(self.maps_MVCHW.shape[1])
+        return int(self.feature_MVD.shape[1])
 
     def get(self, picture_B: Sequence[int], view_B: Sequence[int]) -> Tensor:
-        """Maps `[B,C,H,W]` float32 of the given pictures in the given views."""
-        maps_BCHW = self.maps_MVCHW[np.asarray(picture_B), np.asarray(view_B)]
-        return torch.from_numpy(maps_BCHW.astype(np.float32))
+        """Features `[B,D]` float32 of the given pictures in the given views."""
+        feature_BD = self.feature_MVD[np.asarray(picture_B), np.asarray(view_B)]
+        return torch.from_numpy(feature_BD.astype(np.float32))
 
 
-def cached_maps(
+def cached_features(
     examples: Sequence[Example],
-    stem: Stem,
+    tower: ImageTower,
     preprocess: Preprocess,
     augment: AugmentConfig,
     *,
     folder: Path,
     seed: int,
-) -> StemCache:
-    """Open the cache for these pictures and this stem, computing it if it is not there.
+) -> FeatureCache:
+    """Open the cache for these pictures and this tower, computing it if it is not there.
 
     Raises:
         InputError: if a picture cannot be decoded (training data should be clean; remove it).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"stem-{_key(examples, stem, preprocess, augment, seed)}.npy"
+    path = folder / f"features-{_key(examples, tower, preprocess, augment, seed)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
-            _compute(partial, examples, stem, preprocess, augment, seed)
+            _compute(partial, examples, tower, preprocess, augment, seed)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    return StemCache(path)
+    return FeatureCache(path)
 
 
 def _compute(
     path: Path,
     examples: Sequence[Example],
-    stem: Stem,
+    tower: ImageTower,
     preprocess: Preprocess,
     augment: AugmentConfig,
     seed: int,
 ) -> None:
-    device = next(stem.parameters()).device
-    stem = stem.to(memory_format=torch.channels_last)
-    log.info("embedding %d views of %d pictures", augment.num_views, len(examples))
-    maps_MVCHW = None
-    todo = [(row, view) for row in range(len(examples)) for view in range(augment.num_views)]
-    for start in tqdm(range(0, len(todo), _BATCH), desc="stem", unit="batch", disable=None):
+    device = next(tower.parameters()).device
+    tower = tower.to(memory_format=torch.channels_last).eval()
+    num_views = augment.num_views
+    log.info("embedding %d views of %d pictures", num_views, len(examples))
+    shape = (len(examples), num_views, tower.width)
+    feature_MVD = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
+    for start in tqdm(range(0, len(todo), _BATCH), desc="features", unit="batch", disable=None):
         batch = todo[start : start + _BATCH]
         pixels = [
             _view(examples[row], view, preprocess, augment, (seed, row)) for row, view in batch
         ]
         img_BCHW = torch.stack(pixels).to(device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            map_BCHW = stem.body(img_BCHW).cpu().contiguous().numpy().astype(np.float16)
-        if maps_MVCHW is None:
-            shape = (len(examples), augment.num_views, *map_BCHW.shape[1:])
-            maps_MVCHW = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+            feature_BD = tower.feature(img_BCHW).cpu().numpy().astype(np.float16)
         rows, views = zip(*batch, strict=True)
-        maps_MVCHW[list(rows), list(views)] = map_BCHW
-    if maps_MVCHW is not None:
-        maps_MVCHW.flush()
+        feature_MVD[list(rows), list(views)] = feature_BD
+    feature_MVD.flush()
 
 
 def _view(
@@ -114,16 +112,24 @@ def _view(
     augment: AugmentConfig,
     seed: tuple[int, int],
 ) -> Tensor:
-    img = example.picture()
     if view == 0:
-        return preprocess.image(img)
-    rng = np.random.default_rng([*seed, view])
-    return preprocess.image(random_view(img, augment, rng))
+        return preprocess.image(example.picture())
+    return random_view(example.picture(), preprocess, augment, np.random.default_rng([*seed, view]))
 
 
-def random_view(img: Image.Image, augment: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+def random_view(
+    img: Image.Image, preprocess: Preprocess, augment: AugmentConfig, rng: np.random.Generator
+) -> Tensor:
+    """Pixels `[3,H,W]` of a random crop, mirrored at random if `augment.flip`."""
+    pixels_CHW = preprocess.image(random_crop(img, augment.min_area, rng))
+    if augment.flip and rng.random() < 0.5:
+        return pixels_CHW.flip(-1)
+    return pixels_CHW
+
+
+def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> Image.Image:
     """A random crop of at least `min_area` of the picture, stretched by up to 4:3 either way."""
-    share = rng.uniform(augment.min_area, 1.0)
+    share = rng.uniform(min_area, 1.0)
     stretch = min(math.log(4 / 3), math.log(1 / share))  # more would not fit into the picture
     ratio = math.exp(rng.uniform(-stretch, stretch))
     width = max(1, round(img.width * math.sqrt(share * ratio)))
@@ -135,18 +141,18 @@ def random_view(img: Image.Image, augment: AugmentConfig, rng: np.random.Generat
 
 def _key(
     examples: Sequence[Example],
-    stem: Stem,
+    tower: ImageTower,
     preprocess: Preprocess,
     augment: AugmentConfig,
     seed: int,
 ) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(stem.state_dict().items()):
+    for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     settings = [
+        tower.config.model_dump(mode="json"),
         preprocess.config.model_dump(mode="json"),
-        augment.num_views,
-        augment.min_area,
+        augment.model_dump(mode="json"),
         seed,
     ]
     pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in examples]
