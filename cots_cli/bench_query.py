@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cots_cli.bench_report import Report, Stage, describe_hardware, measure, num_cores
+from cots_cli.bench_report import Report, Stage, measure
 from cots_model.encoder import Encoder, Vectors
+from cots_model.hardware import describe_hardware, num_cores
 from cots_model.images import decode_image
 
 SENTENCES = (
@@ -43,13 +44,11 @@ def measure_query(
     torch.set_num_threads(used)
     faiss.omp_set_num_threads(used)
     stages = (*_encoding(encoder, runs), _searching(encoder.dim, items=items, k=k, runs=runs))
-    on_gpu = encoder.device.type == "cuda"
-    gpu = torch.cuda.get_device_name(encoder.device) if on_gpu else None
     return Report(
         benchmark="query",
         model=encoder.name,
         model_fingerprint=encoder.fingerprint,
-        hardware=describe_hardware(threads=used, gpu=gpu),
+        hardware=describe_hardware(encoder.device),
         parameters={
             "items": items,
             "dim": encoder.dim,

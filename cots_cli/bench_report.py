@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,6 +13,8 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+
+from cots_model.hardware import Hardware
 
 _PACKAGES = ("cots-retrieval", "torch", "faiss-cpu", "numpy", "timm", "transformers")
 
@@ -36,31 +36,6 @@ class Stage:
     median_ms: float
     p95_ms: float
     min_ms: float
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """The machine, as far as it matters for speed.
-
-    Attributes:
-        cpu: its name.
-        cores: cores this process may use.
-        threads: CPU threads that PyTorch and FAISS used.
-        gpu: its name, if the model ran on one.
-        memory_gib: main memory.
-        system: operating system and architecture.
-    """
-
-    cpu: str
-    cores: int
-    threads: int
-    gpu: str | None
-    memory_gib: float
-    system: str
-
-    def summary(self) -> str:
-        """One line."""
-        return f"{self.gpu or self.cpu} ({self.threads} of {self.cores} CPU cores)"
 
 
 @dataclass(frozen=True)
@@ -125,33 +100,6 @@ def write_report(report: Report, folder: Path) -> Path:
     path = folder / f"{stamp}-{report.benchmark}.json"
     path.write_text(json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n", "utf-8")
     return path
-
-
-def describe_hardware(*, threads: int, gpu: str | None) -> Hardware:
-    """Look at the machine."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(
-        cpu=_cpu_name(),
-        cores=num_cores(),
-        threads=threads,
-        gpu=gpu,
-        memory_gib=round(memory / 2**30, 1),
-        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    )
-
-
-def num_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _command_line() -> str:

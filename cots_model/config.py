@@ -21,20 +21,34 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ImageTowerConfig(Frozen):
-    """Any timm network: vision transformers, their hybrids, or a plain convolutional network.
+class NetworkConfig(Frozen):
+    """One timm network of the image tower.
 
     Attributes:
         arch: timm name, such as `vit_base_patch16_384`.
-        image_size: side of the square input, in pixels.
         options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
+        pool: `cls` takes the class token (the paper), or of networks without one what they pool
+            for their classifier; `cls_mean` adds the mean of the patch tokens, twice as wide
+            (chosen: better features from a network that stays frozen).
+    """
+
+    arch: str
+    options: dict[str, Any] = {}
+    pool: Literal["cls", "cls_mean"] = "cls"
+
+
+class ImageTowerConfig(NetworkConfig):
+    """Any timm network: vision transformers, their hybrids, or a plain convolutional network.
+
+    Attributes:
+        image_size: side of the square input, in pixels.
+        beside: networks that see the same pixels; their features are appended to the first one's.
         feature_drop_rate: while training, share of the feature's entries set to zero before the
             projection (chosen: small data sets are otherwise learned by heart).
     """
 
-    arch: str
     image_size: int = Field(gt=0)
-    options: dict[str, Any] = {}
+    beside: tuple[NetworkConfig, ...] = ()
     feature_drop_rate: float = Field(default=0.0, ge=0, lt=1)
 
 

@@ -1,4 +1,4 @@
-"""The image tower: a timm network, whose feature is the CLS token where it has one.
+"""The image tower: timm networks, whose feature is the CLS token where they have one.
 
 Shape letters: B batch, D width, C channels, H and W pixels.
 """
@@ -8,25 +8,26 @@ from __future__ import annotations
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cots_model.config import ImageTowerConfig
+from cots_model.config import ImageTowerConfig, NetworkConfig
 from cots_model.errors import ConfigError
 
 _NOT_FROM_A_FILE = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 class ImageTower(nn.Module):
-    """Any timm network without its classifier.
+    """Any timm network without its classifier, and any others beside it.
 
     The paper's is `vit_base_patch16_384`: `[B,3,384,384]` → `[B,577,768]`, 86,090,496 parameters.
     Batch norms always use their stored statistics: fine-tuning on small sets would spoil them.
     """
 
     def __init__(self, config: ImageTowerConfig) -> None:
-        """Build the network with random weights.
+        """Build the networks with random weights.
 
         Raises:
             ConfigError: for a name timm does not know, options it does not take, or a network
@@ -34,14 +35,16 @@ class ImageTower(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.trunk = _create(config)
-        self.width = cast(int, getattr(self.trunk, "head_hidden_size", None) or 0)
-        if not self.width:
-            raise ConfigError(
-                f"{config.arch!r} gives no single vector per picture; choose one such as "
-                "'vit_base_patch16_384' or 'efficientnet_lite2'"
-            )
+        self.trunk = _create(config, config.image_size)
+        self.beside = nn.ModuleList(_create(net, config.image_size) for net in config.beside)
+        self.width = sum(_width(net, trunk) for net, trunk in self.networks)
         self.train()
+
+    @property
+    def networks(self) -> list[tuple[NetworkConfig, nn.Module]]:
+        """Every network with its configuration, the first one first."""
+        configs = [self.config, *self.config.beside]
+        return list(zip(configs, [self.trunk, *self.beside], strict=True))
 
     def train(self, mode: bool = True) -> ImageTower:
         """Everything but the batch norms follows `mode`."""
@@ -52,38 +55,60 @@ class ImageTower(nn.Module):
         return self
 
     def forward(self, img_BCHW: Tensor) -> Tensor:
-        """What the network computes before pooling, after the final norm.
+        """What the first network computes before pooling, after the final norm.
 
         Vision transformers: tokens `[B,P,D]`, the class token first; others: a map `[B,D,h,w]`.
         """
         return cast(Tensor, cast(Any, self.trunk).forward_features(img_BCHW))
 
     def feature(self, img_BCHW: Tensor) -> Tensor:
-        """The image feature before projection, `[B,D]`.
-
-        CLS after the final norm (the paper); of networks without a class token, what they pool for
-        their classifier (chosen).
-        """
-        out = self(img_BCHW)
-        if isinstance(self.trunk, VisionTransformer) and self.trunk.has_class_token:
-            return cast(Tensor, out)[:, 0]
-        return cast(Tensor, cast(Any, self.trunk).forward_head(out, pre_logits=True))
+        """The image feature before projection, `[B,D]`: that of every network, side by side."""
+        features = [_feature(net, trunk, img_BCHW) for net, trunk in self.networks]
+        return torch.cat(features, dim=1)
 
 
-def _create(config: ImageTowerConfig) -> nn.Module:
+def _feature(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:
+    out = cast(Any, trunk).forward_features(img_BCHW)
+    if not _has_class_token(trunk):
+        return cast(Tensor, cast(Any, trunk).forward_head(out, pre_logits=True))
+    cls_BD = cast(Tensor, out)[:, 0]
+    if config.pool == "cls":
+        return cls_BD
+    patches_BPD = cast(Tensor, out)[:, cast(int, trunk.num_prefix_tokens) :]
+    return torch.cat([cls_BD, patches_BPD.mean(dim=1)], dim=1)
+
+
+def _width(config: NetworkConfig, trunk: nn.Module) -> int:
+    width = cast(int, getattr(trunk, "head_hidden_size", None) or 0)
+    if not width:
+        raise ConfigError(
+            f"{config.arch!r} gives no single vector per picture; choose one such as "
+            "'vit_base_patch16_384' or 'efficientnet_lite2'"
+        )
+    if config.pool == "cls":
+        return width
+    if not _has_class_token(trunk):
+        raise ConfigError(f"{config.arch!r} has no class token; leave out pool: {config.pool}")
+    return 2 * width
+
+
+def _has_class_token(trunk: nn.Module) -> bool:
+    return isinstance(trunk, VisionTransformer) and trunk.has_class_token
+
+
+def _create(config: NetworkConfig, image_size: int) -> nn.Module:
     _check_builds_offline(config.arch, config.options)
     options: dict[str, Any] = dict(config.options)
     pretrained_cfg = timm.get_pretrained_cfg(config.arch)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = config.image_size
+        options["img_size"] = image_size
     try:
-        trunk = timm.create_model(config.arch, pretrained=False, num_classes=0, **options)
+        return timm.create_model(config.arch, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as err:
         raise ConfigError(
-            f"timm cannot build the image tower {config.arch!r} with image_size "
-            f"{config.image_size} and options {config.options} ({err}); see timm.list_models()"
+            f"timm cannot build the network {config.arch!r} with image_size "
+            f"{image_size} and options {config.options} ({err}); see timm.list_models()"
         ) from err
-    return trunk
 
 
 def _check_builds_offline(arch: str, options: dict[str, Any]) -> None:

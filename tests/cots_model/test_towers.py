@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cots_model.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from cots_model.config import ImageTowerConfig, ModelConfig, NetworkConfig, TextTowerConfig
 from cots_model.errors import ConfigError
 from cots_model.image_tower import ImageTower
 from cots_model.model import CotsModel
@@ -113,6 +113,38 @@ def test_networks_without_a_class_token_give_what_they_pool(arch, options, width
     assert tower.feature(img_B3HW).shape == (2, width)
 
 
+def test_cls_mean_appends_the_mean_of_the_patch_tokens(img_B3HW):
+    arch = "vit_small_patch14_reg4_dinov2"  # registers are no patches
+    options = TINY | {"patch_size": 16}
+    config = ImageTowerConfig(arch=arch, image_size=64, options=options, pool="cls_mean")
+    tower = ImageTower(config).eval()
+    tokens_BPD = tower(img_B3HW)
+    assert tokens_BPD.shape == (2, 1 + 4 + 16, 32)
+    expected_BD = torch.cat([tokens_BPD[:, 0], tokens_BPD[:, 5:].mean(dim=1)], dim=1)
+    assert tower.width == 64
+    assert torch.equal(tower.feature(img_B3HW), expected_BD)
+
+
+def test_cls_mean_needs_a_class_token():
+    config = ImageTowerConfig(arch="resnet18", image_size=64, pool="cls_mean")
+    with torch.device("meta"), pytest.raises(ConfigError, match="'resnet18' has no class token"):
+        ImageTower(config)
+
+
+def test_networks_side_by_side_see_the_same_pixels(img_B3HW):
+    torch.manual_seed(0)
+    beside = NetworkConfig(arch="efficientnet_lite0")
+    config = ImageTowerConfig(
+        arch="vit_tiny_patch16_224", image_size=64, options=TINY, beside=(beside,)
+    )
+    tower = ImageTower(config).eval()
+    feature_BD = tower.feature(img_B3HW)
+    assert feature_BD.shape == (2, tower.width) == (2, 32 + 1280)
+    assert torch.equal(feature_BD[:, :32], tower(img_B3HW)[:, 0])
+    map_BDHW = tower.beside[0].forward_features(img_B3HW)
+    torch.testing.assert_close(feature_BD[:, 32:], map_BDHW.mean(dim=(2, 3)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arch", "options"),
     [
@@ -126,6 +158,9 @@ def test_networks_without_a_class_token_give_what_they_pool(arch, options, width
 def test_configurations_cannot_make_timm_load_anything(arch, options):
     with pytest.raises(ConfigError, match="does not load one"):
         ImageTower(ImageTowerConfig(arch=arch, image_size=32, options=options))
+    beside = NetworkConfig(arch=arch, options=options)
+    with torch.device("meta"), pytest.raises(ConfigError, match="does not load one"):
+        ImageTower(ImageTowerConfig(arch="resnet18", image_size=32, beside=(beside,)))
 
 
 def test_masked_mean_matches_a_naive_loop():

@@ -1,6 +1,7 @@
 """The training loop: each step as the paper says, and a tiny run that learns."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -140,7 +141,9 @@ def test_a_tiny_run_learns(configure, shard, examples):
     config = configure(
         "epochs=60", "evaluate_every=60", f"data.evaluate=['{shard}']", "notes=Made by a test."
     )
+    start = time.monotonic()
     result = train(config)
+    assert 0 < result.wall_s < time.monotonic() - start
     folder = config.output
     assert result.checkpoint == folder
     encoder = Encoder.load(folder, device="cpu")
@@ -151,7 +154,6 @@ def test_a_tiny_run_learns(configure, shard, examples):
     assert result.metrics.text_to_image.r5 > 80
     assert result.metrics.image_to_text.r1 > 30
     assert result.metrics.text_to_image.num_queries == 64
-    assert 0 < result.wall_s < 60
 
     card = (folder / "README.md").read_text()
     side = result.metrics.text_to_image
