@@ -59,7 +59,7 @@ Examples:
 )
 @click.option(
     "--metadata",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="csv, json, jsonl or parquet with a column `id` (or `filename`).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -59,18 +59,28 @@ def cached_features(
     *,
     folder: Path,
     seed: int,
+    bf16: bool = False,
 ) -> FeatureCache:
     """Open the cache for these pictures and this tower, computing it if it is not there.
+
+    Args:
+        examples: the M pictures.
+        tower: frozen.
+        preprocess: of the model.
+        augment: how many views, and how they are drawn.
+        folder: of all caches; a file in it is named by a hash of everything that decides it.
+        seed: of the views.
+        bf16: run the tower in autocast.
 
     Raises:
         InputError: if a picture cannot be decoded (training data should be clean; remove it).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"features-{_key(examples, tower, preprocess, augment, seed)}.npy"
+    path = folder / f"features-{_key(examples, tower, preprocess, augment, seed, bf16)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
-            _compute(partial, examples, tower, preprocess, augment, seed)
+            _compute(partial, examples, tower, preprocess, augment, seed, bf16)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -84,6 +94,7 @@ def _compute(
     preprocess: Preprocess,
     augment: AugmentConfig,
     seed: int,
+    bf16: bool,
 ) -> None:
     device = next(tower.parameters()).device
     tower = tower.to(memory_format=torch.channels_last).eval()
@@ -98,8 +109,8 @@ def _compute(
             _view(examples[row], view, preprocess, augment, (seed, row)) for row, view in batch
         ]
         img_BCHW = torch.stack(pixels).to(device, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            feature_BD = tower.feature(img_BCHW).cpu().numpy().astype(np.float16)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            feature_BD = tower.feature(img_BCHW).cpu().to(torch.float16).numpy()
         rows, views = zip(*batch, strict=True)
         feature_MVD[list(rows), list(views)] = feature_BD
     feature_MVD.flush()
@@ -145,6 +156,7 @@ def _key(
     preprocess: Preprocess,
     augment: AugmentConfig,
     seed: int,
+    bf16: bool,
 ) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
@@ -153,7 +165,7 @@ def _key(
         tower.config.model_dump(mode="json"),
         preprocess.config.model_dump(mode="json"),
         augment.model_dump(mode="json"),
-        seed,
+        [seed, bf16],
     ]
     pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in examples]
     digest.update(json.dumps([settings, pictures]).encode())

@@ -187,7 +187,13 @@ def _feature_cache(
         return None
     tower = model.image.requires_grad_(False).to(resolve_device(config.device))
     return cached_features(
-        examples, tower, preprocess, config.augment, folder=config.data.cache_dir, seed=config.seed
+        examples,
+        tower,
+        preprocess,
+        config.augment,
+        folder=config.data.cache_dir,
+        seed=config.seed,
+        bf16=config.precision == "bf16",
     )
 
 
