@@ -1,0 +1,1 @@
+"""What runs a training: processes, saved states, logging, the loop."""

@@ -1,0 +1,64 @@
+"""The figures of a run: one json line a step, and TensorBoard's event files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+LOG_FILE = "log.jsonl"
+EVENTS = "tensorboard"
+
+
+class RunLog:
+    """Appends figures; continued at a step, it forgets what was logged from that step on."""
+
+    def __init__(self, folder: Path, *, step: int = 0) -> None:
+        """Open the log of a run whose next step is `step`; 0 starts it anew."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOG_FILE
+        kept = _lines_before(path, step)
+        path.write_text("".join(kept), "utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # a line is whole or not there
+        self._events = SummaryWriter(str(folder / EVENTS), purge_step=step)
+
+    def record(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write the figures of one step; slashes in names group curves."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        """Usable in a with statement."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def _lines_before(path: Path, step: int) -> list[str]:
+    if step == 0 or not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError):
+            continue  # the last line of a killed run
+    return kept

@@ -1,0 +1,102 @@
+"""The processes of one run, as `torchrun` starts them; a plain run is a world of one.
+
+Shape letters: B rows of one rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+from cots_model.encoder import resolve_device
+from cots_model.errors import ConfigError
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the processes of the run.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        device: where its model runs.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files and prints."""
+        return self.rank == 0
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Rows of every rank in rank order, `[B,…]` → `[size·B,…]`; B is the same everywhere."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Element-wise sum over all ranks, without gradient."""
+        total = x.detach().clone()
+        if self.size > 1:
+            distributed.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def join_world(device: str = "auto") -> Iterator[World]:
+    """Join the other processes of this run, if `torchrun` started some.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; of several processes on GPUs each takes its own.
+
+    Raises:
+        ConfigError: if the device is not there, or names one GPU for several processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = resolve_device(device)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        chosen = _own_gpu(device)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
+    try:
+        yield World(distributed.get_rank(), size, chosen)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _own_gpu(device: str) -> torch.device:
+    if ":" in device:
+        raise ConfigError(f"device {device!r} is one GPU for several processes; use 'cuda'")
+    local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= available:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own, there are {available}; "
+            f"start torchrun with --nproc-per-node={available}"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
