@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field
 
 from cots_model.config import Frozen, parse
 from cots_model.errors import ConfigError
+
+T = TypeVar("T", bound=Frozen)
 
 
 class InitConfig(Frozen):
@@ -143,6 +145,15 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
     """
+    return read_config(TrainConfig, path, overrides)
+
+
+def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file as a configuration of `kind`; see `load_train_config`.
+
+    Raises:
+        ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
+    """
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
@@ -151,7 +162,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path} holds no keys; see training/configs for examples")
     for override in overrides:
         _override(values, override)
-    return parse(TrainConfig, values, origin=str(path))
+    return parse(kind, values, origin=str(path))
 
 
 def _override(values: dict[str, Any], override: str) -> None:
