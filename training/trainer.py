@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from cots_model.config import load_config
 from cots_model.encoder import Encoder, resolve_device
-from cots_model.errors import CotsError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
 from training.data import Example, read_examples
+from training.errors import TrainingError
 from training.evaluate import evaluate, format_metrics
 from training.feature_cache import FeatureCache, cached_features
 from training.initialise import initialise, load_tokenizer
@@ -36,10 +36,6 @@ from training.queues import PairQueues
 from training.report import model_card
 
 log = logging.getLogger(__name__)
-
-
-class TrainingError(CotsError):
-    """The run itself failed, such as by a loss that is not finite."""
 
 
 @dataclass(frozen=True)

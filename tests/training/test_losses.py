@@ -5,34 +5,15 @@ import math
 import pytest
 import torch
 
+from tests.training.published import published_inputs
 from training.losses import contrast_loss, instance_loss, negatives
 
 TAU = 0.05
 
 
-def feat(n: int, d: int, a: float, b: float, c: float) -> torch.Tensor:
-    i = torch.arange(n, dtype=torch.float64)[:, None]
-    j = torch.arange(d, dtype=torch.float64)[None, :]
-    return norm(torch.sin(a + b * i + c * j * (i + 1)))
-
-
-def norm(x: torch.Tensor) -> torch.Tensor:
-    return x / x.norm(dim=1, keepdim=True)
-
-
 @pytest.fixture
 def published() -> dict[str, torch.Tensor]:
-    """B = 4, N = 10, d = 8, in float64."""
-    image_BE, text_BE = feat(4, 8, 0.1, 0.7, 0.9), feat(4, 8, 0.3, 0.5, 1.1)
-    return {
-        "image_BE": image_BE,
-        "text_BE": text_BE,
-        "image_key_BE": norm(image_BE + 0.3 * feat(4, 8, 0.2, 0.4, 1.3)),
-        "text_key_BE": norm(text_BE + 0.3 * image_BE + 0.3 * feat(4, 8, 0.6, 0.8, 0.7)),
-        "image_queue_NE": feat(10, 8, 0.9, 0.35, 0.55),
-        "text_queue_NE": feat(10, 8, 0.4, 0.65, 0.45),
-        "negative_BN": torch.ones(4, 10, dtype=torch.bool),
-    }
+    return published_inputs()
 
 
 def naive(query_BE, key_BE, queue_NE, negative_BN, tau):
@@ -140,6 +121,91 @@ def test_instance_loss_of_bf16_features_is_made_in_float32(published):
     wide = {n: v.float() if v.is_floating_point() else v for n, v in halves.items()}
     assert instance_loss(**halves).total.dtype == torch.float32
     torch.testing.assert_close(instance_loss(**halves).total, instance_loss(**wide).total)
+
+
+def test_logits_are_float32_within_autocast(published):
+    single = {n: v.float() if v.is_floating_point() else v for n, v in published.items()}
+    expected = instance_loss(**single)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = instance_loss(**single)
+    assert torch.equal(loss.i2t_BC, expected.i2t_BC)
+    assert torch.equal(loss.t2i_BC, expected.t2i_BC)
+
+
+def test_instance_loss_gives_out_the_logits_it_used(published):
+    p = published
+    loss = instance_loss(**p, temperature=TAU)
+    assert loss.i2t_BC.shape == loss.t2i_BC.shape == (4, 11)
+    for b in range(4):
+        assert loss.i2t_BC[b, 0].item() == pytest.approx(
+            float(p["image_BE"][b] @ p["text_key_BE"][b]) / TAU, abs=1e-12
+        )
+        for n in range(10):
+            i2t, t2i = loss.i2t_BC[b, 1 + n].item(), loss.t2i_BC[b, 1 + n].item()
+            ours = p["image_BE"][b] @ p["text_queue_NE"][n] / TAU
+            assert i2t == pytest.approx(float(ours), abs=1e-12)
+            ours = p["text_BE"][b] @ p["image_queue_NE"][n] / TAU
+            assert t2i == pytest.approx(float(ours), abs=1e-12)
+    assert torch.equal(loss.image_to_text, contrast_loss(loss.i2t_BC))
+    assert torch.equal(loss.text_to_image, contrast_loss(loss.t2i_BC))
+
+
+@pytest.mark.parametrize("kept", [[0], [1, 3], [0, 1, 2, 3]])
+def test_instance_loss_is_the_mean_of_the_kept_pairs(published, kept):
+    keep_B = torch.zeros(4, dtype=torch.bool)
+    keep_B[kept] = True
+    per_pair = ("image_BE", "text_BE", "image_key_BE", "text_key_BE", "negative_BN")
+    alone = published | {name: published[name][keep_B] for name in per_pair}
+    loss, expected = instance_loss(**published, keep_B=keep_B), instance_loss(**alone)
+    assert loss.image_to_text.item() == pytest.approx(expected.image_to_text.item(), abs=1e-12)
+    assert loss.text_to_image.item() == pytest.approx(expected.text_to_image.item(), abs=1e-12)
+
+
+def test_a_dropped_pair_reaches_neither_loss_nor_gradient(published):
+    keep_B = torch.tensor([True, False, True, False])
+    expected = instance_loss(**published, keep_B=keep_B).total
+    for name in ("image_BE", "text_BE"):
+        published[name][1], published[name][3] = torch.nan, torch.inf
+        published[name].requires_grad_()
+    loss = instance_loss(**published, keep_B=keep_B).total
+    loss.backward()
+    assert torch.equal(loss, expected)
+    for name in ("image_BE", "text_BE"):
+        assert (published[name].grad[~keep_B] == 0).all()
+        assert published[name].grad[keep_B].isfinite().all()
+        assert (published[name].grad[keep_B] != 0).any()
+
+
+def test_instance_loss_of_no_kept_pair_is_a_zero_in_the_graph(published):
+    for name in ("image_BE", "text_BE"):
+        published[name].requires_grad_()
+    loss = instance_loss(**published, keep_B=torch.zeros(4, dtype=torch.bool)).total
+    assert loss.item() == 0.0
+    loss.backward()
+    for name in ("image_BE", "text_BE"):
+        assert torch.equal(published[name].grad, torch.zeros(4, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("keep", [None, [True, False, True, True], [False] * 4])
+def test_gradient_of_the_instance_loss_is_that_of_differences(published, keep):
+    keep_B = None if keep is None else torch.tensor(keep)
+    published["negative_BN"][:, 6:] = False
+
+    def total(image_BE, text_BE):
+        online = {"image_BE": image_BE, "text_BE": text_BE}
+        return instance_loss(**published | online, keep_B=keep_B).total
+
+    inputs = [published[name].clone().requires_grad_() for name in ("image_BE", "text_BE")]
+    assert torch.autograd.gradcheck(total, inputs)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+def test_contrast_loss_of_extreme_float32_logits_is_finite(size):
+    logits_BC = (size * torch.tensor([[1.0, -1.0, 0.5], [-1.0, 1.0, -torch.inf]])).requires_grad_()
+    loss = contrast_loss(logits_BC)
+    loss.backward()
+    assert loss.item() == pytest.approx(size)
+    assert logits_BC.grad.isfinite().all()
 
 
 def test_contrast_loss_survives_hopeless_logits():

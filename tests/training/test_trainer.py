@@ -12,9 +12,10 @@ from cots_model.errors import CotsError, InputError
 from tests.training.conftest import write_folder
 from training.batches import Batch, PairBatches
 from training.config import AugmentConfig
+from training.errors import TrainingError
 from training.evaluate import evaluate, format_metrics
 from training.losses import instance_loss
-from training.trainer import Trainer, TrainingError, train
+from training.trainer import Trainer, train
 
 
 @pytest.fixture
