@@ -14,14 +14,16 @@ import click
 Examples:
   cots evaluate --data val-00000.tar
   cots evaluate --data 'shards/{00000..00004}.tar' --checkpoint runs/mine --json
-  cots evaluate --data dataset_coco.json --image-root coco/ --split test""",
+  cots evaluate --data dataset_coco.json --image-root coco/ --split test
+  cots evaluate --data '{path: MSRVTT_JSFUSION_test.csv, image_root: videos/}'""",
 )
 @click.option(
     "--data",
     "sources",
     required=True,
     multiple=True,
-    help="Pictures with captions: a folder, tar shards, or a Karpathy json. May be repeated.",
+    help="Pictures or videos with captions: a folder, tar shards, an annotation file in any format "
+    "of docs/training.md, or a mapping '{path: ..., image_root: ..., ...}'. May be repeated.",
 )
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
@@ -29,9 +31,16 @@ Examples:
 @click.option(
     "--image-root",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Where the pictures of a Karpathy json lie.",
+    help="Where the pictures lie that an annotation file names.",
 )
-@click.option("--split", help="Split of a Karpathy json: train, val or test.")
+@click.option("--split", help="Split of a Karpathy or MSR-VTT json: train, val or test.")
+@click.option(
+    "--max-broken",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of pictures that may be left out because they cannot be read.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -40,11 +49,12 @@ def command(
     checkpoint: str,
     image_root: Path | None,
     split: str | None,
+    max_broken: float,
     device: str,
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Score a checkpoint on pictures with captions.
+    """Score a checkpoint on pictures or videos with captions.
 
     Prints R@1, R@5, R@10 in percent and the median rank, text to image and image to text. Pictures
     may have any number of captions.
@@ -57,5 +67,10 @@ def command(
     from training.evaluate import evaluate, format_metrics
 
     examples = read_examples(sources, image_root=image_root, split=split)
-    metrics = evaluate(Encoder.load(checkpoint, device=device), examples, batch_size=batch_size)
+    metrics = evaluate(
+        Encoder.load(checkpoint, device=device),
+        examples,
+        batch_size=batch_size,
+        max_broken_share=max_broken,
+    )
     click.echo(json.dumps(asdict(metrics)) if as_json else format_metrics(metrics))

@@ -40,6 +40,11 @@ class ShardSource:
         self.name = ", ".join(self._shards)
         self.counts = ReaderCounts()
 
+    @property
+    def shards(self) -> list[Path]:
+        """The shards, absolute, in the order they are read."""
+        return [Path(shard) for shard in self._shards]
+
     def read(self) -> Iterator[Candidate | Skip]:
         """Every picture, in the order of the shards; a damaged shard ends where the damage is."""
         for shard in self._shards:

@@ -1,22 +1,28 @@
 """Batches of pairs: which picture, which caption, which view, from a seed alone.
 
-Shape letters: B batch, L tokens, C channels, H and W pixels, D width.
+Pictures that cannot be read are replaced by other pairs of their batch, counted and logged.
+
+Shape letters: B batch, F pictures or frames, L tokens, C channels, H and W pixels, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cots_model.errors import InputError
 from cots_model.preprocess import Preprocess
+from training.broken import BrokenCount
 from training.config import AugmentConfig
-from training.data import Example
+from training.example import BrokenExampleError, Example
 from training.feature_cache import FeatureCache, random_view
+from training.loader import prepare_all
+from training.orders import MemoryOrder, Order
+from training.sampler import Draw, PairStream, State, Step
 
 
 @dataclass(frozen=True)
@@ -24,76 +30,186 @@ class Batch:
     """Pairs ready for the towers.
 
     Attributes:
-        image: pixels `[B,C,H,W]`, or features `[B,D]` of a frozen image tower.
+        image: pixels `[F,C,H,W]`, or features `[B,D]` of a frozen image tower. F is B but for
+            videos, whose frames lie beside each other.
         tok_BL: int64 token ids.
         mask_BL: bool, true on tokens.
         image_id_B: int64, the picture's number.
+        num_frames_B: frames of each pair, for `cots_model.videos.pool_frames`; `None` if all are
+            pictures.
     """
 
     image: Tensor
     tok_BL: Tensor
     mask_BL: Tensor
     image_id_B: Tensor
+    num_frames_B: tuple[int, ...] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(t.to(device) for t in vars(self).values()))
+        return Batch(
+            self.image.to(device),
+            self.tok_BL.to(device),
+            self.mask_BL.to(device),
+            self.image_id_B.to(device),
+            self.num_frames_B,
+        )
 
 
-class PairBatches:
-    """One epoch is every picture once, with one of its captions; short last batches are dropped."""
+@dataclass(frozen=True)
+class Prepared:
+    """A step as it comes from a loading process.
+
+    Attributes:
+        batch: the pairs, or `None` if not one of them could be read.
+        num_draws: how many pairs were wanted.
+        errors: of those that could not be read.
+        state: the place behind the step.
+    """
+
+    batch: Batch | None
+    num_draws: int
+    errors: tuple[BrokenExampleError, ...]
+    state: State
+
+
+class BatchMaker:
+    """From the draws of a step to a batch; the same in any process."""
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        preprocess: Preprocess,
+        augment: AugmentConfig,
+        *,
+        num_frames: int,
+        feature_cache: FeatureCache | None = None,
+    ) -> None:
+        """Take what all batches share."""
+        self._preprocess = preprocess
+        self._augment = augment
+        self._num_frames = num_frames
+        self._feature_cache = feature_cache
+
+    def __call__(self, step: Step) -> Prepared:
+        """Read the pictures; the place of a broken one is taken by the next good pair."""
+        good: list[tuple[Draw, Tensor]] = []
+        errors: list[BrokenExampleError] = []
+        for draw in step.draws:
+            try:
+                good.append((draw, self._image(draw)))
+            except BrokenExampleError as err:
+                errors.append(err)
+        chosen = [good[i % len(good)] for i in range(len(step.draws))] if good else []
+        batch = self._batch(chosen) if chosen else None
+        return Prepared(batch, len(step.draws), tuple(errors), step.state)
+
+    def _batch(self, chosen: Sequence[tuple[Draw, Tensor]]) -> Batch:
+        draws, images = zip(*chosen, strict=True)
+        tok_BL, mask_BL = self._preprocess.text([draw.caption for draw in draws])
+        has_videos = any(draw.example.kind == "video" for draw in draws)
+        return Batch(
+            torch.cat(images),
+            tok_BL,
+            mask_BL,
+            torch.tensor([draw.number for draw in draws]),
+            tuple(len(image) for image in images) if has_videos else None,
+        )
+
+    def _image(self, draw: Draw) -> Tensor:
+        """Pixels `[F,C,H,W]` with one view for all frames, or the feature `[1,D]`."""
+        if self._feature_cache is not None:
+            if self._feature_cache.is_broken(draw.number):
+                raise BrokenExampleError("not_cached", f"{draw.example.id} could not be embedded")
+            view = int(draw.rng().integers(self._feature_cache.num_views))
+            return self._feature_cache.get([draw.number], [view])
+        frames = draw.example.frames(self._num_frames)
+        return torch.stack(
+            [random_view(img, self._preprocess, self._augment, draw.rng()) for img in frames]
+        )
+
+
+class PairBatches:
+    """One epoch is every picture once, with one of its captions; short last batches are dropped.
+
+    Attributes:
+        state: the place behind the batch that was given last, for `epoch(..., state)`; json-able.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example] | Order,
         preprocess: Preprocess,
         augment: AugmentConfig,
         *,
         batch_size: int,
         seed: int,
         feature_cache: FeatureCache | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        num_frames: int = 16,
+        max_broken_share: float = 0.05,
     ) -> None:
-        """Take pictures in memory order.
+        """Take pictures in memory, or an order of a stream.
+
+        Args:
+            examples: the pictures; their numbers are their rows, also in the feature cache.
+            preprocess: of the model.
+            augment: how a view is drawn.
+            batch_size: pairs per step and rank.
+            seed: of everything random.
+            feature_cache: of a frozen image tower, instead of pixels.
+            rank: of this process.
+            world_size: number of processes.
+            num_workers: processes that load; 0 loads in this one. The batches are the same.
+            num_frames: of a video.
+            max_broken_share: of an epoch's pictures that may be broken.
 
         Raises:
             InputError: if there are fewer pictures than one batch.
         """
-        if len(examples) < batch_size:
+        order = MemoryOrder(examples) if isinstance(examples, Sequence) else examples
+        self._stream = PairStream(
+            order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
+        )
+        self._make = BatchMaker(
+            preprocess, augment, num_frames=num_frames, feature_cache=feature_cache
+        )
+        self._num_steps = self._stream.steps_per_epoch()
+        if self._num_steps == 0:
             raise InputError(
-                f"{len(examples)} pictures do not fill one batch of {batch_size}; "
+                f"{order.count()} pictures do not fill one batch of {batch_size * world_size}; "
                 "lower batch_size or add data"
             )
-        self._examples = examples
-        self._preprocess = preprocess
-        self._augment = augment
-        self._batch_size = batch_size
-        self._seed = seed
-        self._feature_cache = feature_cache
+        self._num_workers = num_workers if feature_cache is None else 0
+        self._num_pairs = self._num_steps * batch_size
+        self._max_broken_share = max_broken_share
+        self._world_size = world_size
+        self.state = self._stream.start_of(0)
 
     def __len__(self) -> int:
         """Steps per epoch."""
-        return len(self._examples) // self._batch_size
+        return self._num_steps
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`; equal numbers give equal batches."""
-        rng = np.random.default_rng([self._seed, number])
-        order = rng.permutation(len(self._examples))
-        for step in range(len(self)):
-            rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-            yield self._batch(rows.tolist(), rng)
+    def epoch(self, number: int, state: Mapping[str, Any] | None = None) -> Iterator[Batch]:
+        """The batches of epoch `number`; equal numbers give equal batches.
 
-    def _batch(self, rows: list[int], rng: np.random.Generator) -> Batch:
-        texts = [str(rng.choice(self._examples[row].captions)) for row in rows]
-        tok_BL, mask_BL = self._preprocess.text(texts)
-        return Batch(self._images(rows, rng), tok_BL, mask_BL, torch.tensor(rows))
+        Args:
+            number: of the epoch; not used with a state.
+            state: go on behind this place instead.
 
-    def _images(self, rows: list[int], rng: np.random.Generator) -> Tensor:
-        if self._feature_cache is not None:
-            views = rng.integers(self._feature_cache.num_views, size=len(rows)).tolist()
-            return self._feature_cache.get(rows, views)
-        return torch.stack(
-            [
-                random_view(self._examples[row].picture(), self._preprocess, self._augment, rng)
-                for row in rows
-            ]
-        )
+        Raises:
+            InputError: if more than the allowed share of the pictures is broken, or the state
+                belongs to other data.
+            CotsError: if a loading process ends.
+        """
+        steps = self._stream.epoch(number) if state is None else self._stream.resume(state)
+        broken = BrokenCount(max_share=self._max_broken_share, num_expected=self._num_pairs)
+        for prepared in prepare_all(self._make, steps, num_workers=self._num_workers):
+            broken.add(prepared.num_draws, prepared.errors)
+            self.state = prepared.state
+            if prepared.batch is not None:
+                yield prepared.batch
+            elif self._world_size > 1:  # the others would wait for this rank for ever
+                raise InputError(f"no picture of a step can be read; {prepared.errors[0]}")
+        broken.finish(f"epoch {number}")

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from cots_model.config import Frozen, parse
 from cots_model.errors import ConfigError
+from training.formats.source import Source
 
 T = TypeVar("T", bound=Frozen)
 
@@ -38,17 +39,28 @@ class InitConfig(Frozen):
 
 
 class DataConfig(Frozen):
-    """Pictures with captions.
+    """Pictures and videos with captions.
 
     Attributes:
-        train: sources, each as `cots index build` reads them; relative to the working directory.
+        train: sources, each a path or a mapping; see `training.formats.source.SourceConfig`.
         evaluate: sources scored while training; none for no scoring.
         cache_dir: where features of a frozen image tower are kept between runs.
+        stream: read tar shards anew every epoch instead of listing all their pictures first (for
+            millions of pairs); the order is then shuffled by shards and blocks.
+        block_size: of a stream, pictures that are held in memory and shuffled at a time.
+        num_workers: processes that decode; the batches do not depend on it.
+        num_frames: of a video (paper: 16).
+        max_broken_share: of pictures that may be missing or damaged before a run stops.
     """
 
-    train: list[str] = Field(min_length=1)
-    evaluate: list[str] = []
+    train: list[Source] = Field(min_length=1)
+    evaluate: list[Source] = []
     cache_dir: Path = Path("cache")
+    stream: bool = False
+    block_size: int = Field(default=10_000, ge=1)
+    num_workers: int = Field(default=0, ge=0)
+    num_frames: int = Field(default=16, ge=1)
+    max_broken_share: float = Field(default=0.05, ge=0, le=1)
 
 
 class AugmentConfig(Frozen):

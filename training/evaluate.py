@@ -6,24 +6,41 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from PIL import Image
 from tqdm import tqdm
 
 from cots_model.encoder import Encoder, Vectors
-from training.data import Example
+from cots_model.videos import NUM_FRAMES, pool_frames
+from training.broken import BrokenCount
+from training.example import BrokenExampleError, Example
 from training.metrics import RetrievalMetrics, retrieval_metrics
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    encoder: Encoder, examples: Sequence[Example], *, batch_size: int = 8
+    encoder: Encoder,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 8,
+    num_frames: int = NUM_FRAMES,
+    max_broken_share: float = 0.0,
 ) -> RetrievalMetrics:
-    """R@1/5/10 both ways and the median ranks of a checkpoint on pictures with captions.
+    """R@1/5/10 both ways and the median ranks of a checkpoint on pictures or videos with captions.
+
+    Args:
+        encoder: of the checkpoint.
+        examples: each a row of the score matrix.
+        batch_size: pictures or videos at a time.
+        num_frames: of a video (paper: 16).
+        max_broken_share: of examples that may be left out because they cannot be decoded, with
+            their captions; the figures are then of another set, so that none is the default.
 
     Raises:
-        InputError: if a picture cannot be decoded, or a score is not finite.
+        InputError: if more than that are broken, or a score is not finite.
     """
-    image_NE = _embed_images(encoder, examples, batch_size)
+    image_NE, examples = _embed(encoder, examples, batch_size, num_frames, max_broken_share)
     texts, image_of_text_M = captions_of(examples)
     text_ME = encoder.encode_texts(texts, batch_size=batch_size)
     return retrieval_metrics(image_NE, text_ME, image_of_text_M)
@@ -50,18 +67,50 @@ def format_metrics(metrics: RetrievalMetrics) -> str:
     return "\n".join(lines)
 
 
-def _embed_images(encoder: Encoder, examples: Sequence[Example], batch_size: int) -> Vectors:
-    parts = [
-        encoder.encode_images([example.picture() for example in batch])
-        for batch in tqdm(
-            _batches(examples, batch_size),
-            total=-(-len(examples) // batch_size),
-            desc="pictures",
-            unit="batch",
-            disable=None,
-        )
-    ]
-    return np.concatenate(parts)
+def _embed(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    batch_size: int,
+    num_frames: int,
+    max_broken_share: float,
+) -> tuple[Vectors, list[Example]]:
+    """Unit vectors `[N,E]` of the examples that can be decoded, and these."""
+    broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+    parts, kept = [], []
+    for batch in tqdm(
+        _batches(examples, batch_size),
+        total=-(-len(examples) // batch_size),
+        desc="pictures",
+        unit="batch",
+        disable=None,
+    ):
+        good = _decoded(batch, num_frames, broken)
+        if good:
+            parts.append(_encode(encoder, [frames for _, frames in good]))
+            kept += [example for example, _ in good]
+    broken.finish("evaluation")
+    return np.concatenate(parts), kept
+
+
+def _decoded(
+    batch: Sequence[Example], num_frames: int, broken: BrokenCount
+) -> list[tuple[Example, list[Image.Image]]]:
+    good, errors = [], []
+    for example in batch:
+        try:
+            good.append((example, example.frames(num_frames)))
+        except BrokenExampleError as err:
+            errors.append(err)
+    broken.add(len(batch), errors)
+    return good
+
+
+def _encode(encoder: Encoder, frames: Sequence[list[Image.Image]]) -> Vectors:
+    frame_FE = encoder.encode_images([img for imgs in frames for img in imgs])
+    if len(frame_FE) == len(frames):
+        return frame_FE
+    pooled_NE = pool_frames(torch.from_numpy(frame_FE), [len(imgs) for imgs in frames])
+    return np.asarray(pooled_NE.numpy())
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

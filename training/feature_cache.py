@@ -19,10 +19,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
+from training.broken import BrokenCount
 from training.config import AugmentConfig
-from training.data import Example
+from training.example import BrokenExampleError, Example
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,10 @@ class FeatureCache:
         """Number of views V."""
         return int(self.feature_MVD.shape[1])
 
+    def is_broken(self, picture: int) -> bool:
+        """Whether the picture could not be embedded; its features are not numbers then."""
+        return bool(np.isnan(self.feature_MVD[picture, 0, 0]))
+
     def get(self, picture_B: Sequence[int], view_B: Sequence[int]) -> Tensor:
         """Features `[B,D]` float32 of the given pictures in the given views."""
         feature_BD = self.feature_MVD[np.asarray(picture_B), np.asarray(view_B)]
@@ -60,6 +66,7 @@ def cached_features(
     folder: Path,
     seed: int,
     bf16: bool = False,
+    max_broken_share: float = 0.05,
 ) -> FeatureCache:
     """Open the cache for these pictures and this tower, computing it if it is not there.
 
@@ -71,16 +78,23 @@ def cached_features(
         folder: of all caches; a file in it is named by a hash of everything that decides it.
         seed: of the views.
         bf16: run the tower in autocast.
+        max_broken_share: of pictures that may be broken; their features are not numbers.
 
     Raises:
-        InputError: if a picture cannot be decoded (training data should be clean; remove it).
+        InputError: if more pictures than that are broken, or one is a video.
     """
+    if any(example.kind == "video" for example in examples):
+        raise InputError(
+            "features of a frozen image tower are cached for pictures only, and the data hold "
+            "videos; set freeze_image to false"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"features-{_key(examples, tower, preprocess, augment, seed, bf16)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
-            _compute(partial, examples, tower, preprocess, augment, seed, bf16)
+            broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+            _compute(partial, examples, tower, preprocess, augment, seed, bf16, broken)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -95,6 +109,7 @@ def _compute(
     augment: AugmentConfig,
     seed: int,
     bf16: bool,
+    broken: BrokenCount,
 ) -> None:
     device = next(tower.parameters()).device
     tower = tower.to(memory_format=torch.channels_last).eval()
@@ -105,15 +120,39 @@ def _compute(
     todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
     for start in tqdm(range(0, len(todo), _BATCH), desc="features", unit="batch", disable=None):
         batch = todo[start : start + _BATCH]
-        pixels = [
-            _view(examples[row], view, preprocess, augment, (seed, row)) for row, view in batch
-        ]
-        img_BCHW = torch.stack(pixels).to(device, memory_format=torch.channels_last)
+        views = _views(examples, batch, preprocess, augment, seed, broken)
+        for row in {row for row, _ in batch} - {row for row, _ in views}:
+            feature_MVD[row] = np.nan
+        if not views:
+            continue
+        pixels = torch.stack(list(views.values()))
+        img_BCHW = pixels.to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             feature_BD = tower.feature(img_BCHW).cpu().to(torch.float16).numpy()
-        rows, views = zip(*batch, strict=True)
-        feature_MVD[list(rows), list(views)] = feature_BD
+        rows, numbers = zip(*views, strict=True)
+        feature_MVD[list(rows), list(numbers)] = feature_BD
     feature_MVD.flush()
+    broken.finish("features")
+
+
+def _views(
+    examples: Sequence[Example],
+    batch: Sequence[tuple[int, int]],
+    preprocess: Preprocess,
+    augment: AugmentConfig,
+    seed: int,
+    broken: BrokenCount,
+) -> dict[tuple[int, int], Tensor]:
+    """Pixels `[3,H,W]` by row and view, without those that cannot be read."""
+    found = {}
+    for row, view in batch:
+        try:
+            found[row, view] = _view(examples[row], view, preprocess, augment, (seed, row))
+        except BrokenExampleError as err:
+            broken.add(int(view == 0), [err] if view == 0 else [])
+        else:
+            broken.add(int(view == 0), [])
+    return found
 
 
 def _view(

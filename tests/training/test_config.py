@@ -56,7 +56,11 @@ def test_defaults_are_the_papers(minimal):
         ("epochs=3", lambda c: c.epochs, 3),
         ("instance.queue_length=1e3", lambda c: c.instance.queue_length, 1000),
         ("name=my run", lambda c: c.name, "my run"),
-        ("data.train=[b.tar, 'c-{0..3}.tar']", lambda c: c.data.train, ["b.tar", "c-{0..3}.tar"]),
+        (
+            "data.train=[b.tar, 'c-{0..3}.tar']",
+            lambda c: [source.path for source in c.data.train],
+            ["b.tar", "c-{0..3}.tar"],
+        ),
         ("optimiser.lr_scale={image: 5}", lambda c: c.optimiser.lr_scale, {"image": 5.0}),
         ("freeze_image=true", lambda c: c.freeze_image, True),
         ("output=runs/a=b", lambda c: c.output, Path("runs/a=b")),

@@ -1,0 +1,55 @@
+"""How a source is named: the same in configurations and on the command line."""
+
+import pytest
+
+from cots_model.errors import ConfigError
+from tests.training.conftest import write_folder
+from tests.training.formats.conftest import said
+from training.config import DataConfig
+from training.data import read_examples
+from training.formats.source import SourceConfig, parse_source
+
+
+@pytest.mark.parametrize(
+    "text", ["photos", "a b.json", "{000..009}.tar", "{a,b}.tar", "x-{0..3}", "{a,b}", "{0..3}"]
+)
+def test_a_plain_string_is_a_path(text):
+    assert parse_source(text) == SourceConfig(path=text)
+
+
+def test_a_mapping_says_more():
+    expected = SourceConfig(path="x.json", format="karpathy", image_root="coco", split="train")
+    text = "{format: karpathy, path: x.json, image_root: coco, split: train}"
+    assert parse_source(text) == expected
+    values = {"path": "x.json", "format": "karpathy", "image_root": "coco", "split": "train"}
+    assert DataConfig(train=["a", values]).train == [SourceConfig(path="a"), expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{path: x.json, root: y}", "root: Extra inputs are not permitted"),
+        ("{path: x.json, format: cocoa}", "format: Input should be 'auto', 'folder'"),
+        ("{image_root: y}", "path: Field required"),
+        ("{path: x: y}", "cannot be read as a mapping"),
+        ("", "path: String should have at least 1 character"),
+    ],
+)
+def test_a_bad_mapping_is_refused(text, says):
+    with pytest.raises(ConfigError, match=says):
+        parse_source(text)
+
+
+def test_folders_take_no_keys(tmp_path):
+    folder = write_folder(tmp_path / "photos", [("red", "blue")])
+    with pytest.raises(ConfigError, match="has no use for split; it takes no keys besides path"):
+        read_examples([SourceConfig(path=str(folder), split="train")])
+    given = read_examples([str(folder)], image_root=tmp_path, split="train")
+    assert said(given) == [("00.png", ("red on blue",))]
+
+
+def test_given_defaults_do_not_replace_what_a_source_says(read, tmp_path, images):
+    read("x.json", [{"image": "a.jpg", "caption": "one"}])
+    text = f"{{path: {tmp_path / 'x.json'}, image_root: {images}}}"
+    (example,) = read_examples([text], image_root=tmp_path)
+    assert example.location.path == str(images / "a.jpg")

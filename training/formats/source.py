@@ -1,0 +1,109 @@
+"""How a user names a source of pictures and captions: a path, or a mapping that says more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field
+
+from cots_model.config import Frozen, parse
+from cots_model.errors import ConfigError
+
+Format = Literal[
+    "folder", "shards", "karpathy", "coco", "list", "flickr", "table", "msrvtt", "frozen"
+]
+
+_PLACED = {"image_root", "split_file"}  # of everything that names pictures without holding them
+OPTIONS: dict[str, set[str]] = {
+    "folder": set(),
+    "shards": set(),
+    "karpathy": _PLACED | {"split"},
+    "coco": _PLACED,
+    "list": _PLACED,
+    "flickr": _PLACED,
+    "table": _PLACED | {"image_column", "caption_column", "suffix"},
+    "msrvtt": _PLACED | {"split", "suffix"},
+    "frozen": _PLACED | {"suffix"},
+}
+"""Which keys of a source mean something for which format."""
+
+
+class SourceConfig(Frozen):
+    """One source of pictures or videos with captions.
+
+    Attributes:
+        path: a folder, tar shards (`{000..009}.tar`), or an annotation file; relative to the
+            working directory.
+        format: what it is; `auto` tells from its contents.
+        image_root: folder or tar file that the names in an annotation file refer to; not needed
+            where all of them are absolute.
+        split: for Karpathy files `train` (which takes `restval` too), `val` or `test`; for
+            MSRVTT_data.json `train`, `validate` or `test`.
+        split_file: keep only what this list names: a text file with one name a line, or a csv with
+            a column `video_id`, `image` or `filename`; its column `sentence` replaces the captions.
+        image_column: of a table; told from common names if left out.
+        caption_column: of a table; told from common names if left out.
+        suffix: what a video's id lacks to be a file name.
+    """
+
+    path: str = Field(min_length=1)
+    format: Literal["auto", Format] = "auto"
+    image_root: Path | None = None
+    split: str | None = None
+    split_file: Path | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    suffix: str = ".mp4"
+
+    def check_options(self, kind: Format) -> None:
+        """Refuse keys that mean nothing for a format.
+
+        Raises:
+            ConfigError: naming the key and what the format takes.
+        """
+        given = self.model_fields_set - {"path", "format"}
+        given = {key for key in given if getattr(self, key) is not None}
+        if unknown := sorted(given - OPTIONS[kind]):
+            taken = ", ".join(sorted(OPTIONS[kind])) or "no keys besides path"
+            raise ConfigError(
+                f"{self.path} is of the format {kind}, which has no use for {', '.join(unknown)}; "
+                f"it takes {taken}"
+            )
+
+
+def _from_string(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Source = Annotated[SourceConfig, BeforeValidator(_from_string)]
+"""A source in a configuration: a path, or the keys of `SourceConfig`."""
+
+
+def parse_source(text: str) -> SourceConfig:
+    """A source as it is typed: a path, or a mapping `{path: ..., image_root: ...}`.
+
+    Raises:
+        ConfigError: for an unknown key or a value that is not accepted.
+    """
+    if text.startswith("{") and text.endswith("}"):
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as err:
+            if "path:" in text:
+                raise ConfigError(f"{text} cannot be read as a mapping ({err})") from err
+            values = None
+        if isinstance(values, dict) and any(value is not None for value in values.values()):
+            return parse(SourceConfig, values, origin=text)
+    return parse(SourceConfig, {"path": text}, origin=text)
+
+
+def as_sources(sources: Sequence[str | SourceConfig]) -> list[SourceConfig]:
+    """Sources from strings and configurations alike.
+
+    Raises:
+        ConfigError: as `parse_source`.
+    """
+    return [parse_source(source) if isinstance(source, str) else source for source in sources]

@@ -1,0 +1,83 @@
+"""Steps made into batches, by this process or ahead of time by others; in the steps' order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cots_model.errors import CotsError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_PRELOAD = ["training.batches"]
+
+
+def prepare_all(
+    make: Callable[[S], T], steps: Iterator[S], *, num_workers: int, ahead: int = 2
+) -> Iterator[T]:
+    """`make(step)` for every step, in order, whatever the number of workers.
+
+    Args:
+        make: can be pickled, and depends on nothing but the step.
+        steps: read in this process, at most `ahead * num_workers` too far.
+        num_workers: processes; 0 for this one.
+        ahead: batches that each worker may have ready.
+
+    Raises:
+        CotsError: of `make`, or if a worker dies.
+    """
+    if num_workers == 0:
+        yield from map(make, steps)
+        return
+    loader = _loader(make, steps, num_workers, ahead)
+    try:
+        for result in loader:
+            if isinstance(result, CotsError):
+                raise result
+            yield result
+    except RuntimeError as err:
+        if "worker" not in str(err).lower():
+            raise
+        raise CotsError(
+            f"a loading process ended ({' '.join(str(err).split())}); there may be too little "
+            "memory for so many: lower data.num_workers"
+        ) from err
+
+
+def _loader(
+    make: Callable[[Any], Any], steps: Iterator[Any], num_workers: int, ahead: int
+) -> DataLoader[Any]:
+    context = multiprocessing.get_context("forkserver")  # inherits no thread, lock or GPU context
+    context.set_forkserver_preload(_PRELOAD)
+    return DataLoader(
+        _Made(make),
+        sampler=steps,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=ahead,
+        collate_fn=_as_it_is,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # or it would draw from the run's own
+    )
+
+
+class _Made(Dataset[Any]):
+    """What `make` makes of a step, which takes the place of an index."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, step: Any) -> Any:
+        try:
+            return self._make(step)
+        except CotsError as err:  # handed over as it is: the loader would rewrite its message
+            return err
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
