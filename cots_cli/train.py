@@ -41,3 +41,37 @@ def pretrain(config_path: Path, overrides: tuple[str, ...]) -> None:
     click.echo(f"{result.checkpoint}: {result.fingerprint[:16]}, {result.wall_s:.0f} s")
     if result.metrics:
         click.echo(format_metrics(result.metrics))
+
+
+@command.command(
+    short_help="Train an image tokenizer on pictures.",
+    epilog="""\b
+Examples:
+  cots train tokenizer --config training/configs/tokenizer_mini.yaml
+  cots train tokenizer --config my.yaml model.vocab_size=512 epochs=3 output=runs/tokens""",
+)
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="YAML file; training/configs/tokenizer_mini.yaml is an example.",
+)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def tokenizer(config_path: Path, overrides: tuple[str, ...]) -> None:
+    """Train a small discrete VAE, whose codes masked patches must name in pre-training (eq. 1).
+
+    KEY=VALUE changes single keys of the file. The tokenizer, a log and a picture of
+    reconstructions go to the folder that `output` names, anew after every epoch. A codebook that
+    collapses ends the run with status 1.
+    """
+    from training.tokenizer_config import load_tokenizer_config
+    from training.train_tokenizer import train_tokenizer
+
+    result = train_tokenizer(load_tokenizer_config(config_path, overrides))
+    last = result.last
+    click.echo(f"{result.folder}: {result.fingerprint[:16]}")
+    click.echo(
+        f"reconstruction {last.reconstruction:.5f}, perplexity {last.perplexity:.1f}, "
+        f"{last.usage:.1%} of the codes used"
+    )

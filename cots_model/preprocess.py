@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -77,10 +79,7 @@ class Preprocess:
         """Turn an RGB picture (see `decode_image`) into `[3,H,W]` float32, normalised."""
         if img.mode != "RGB":
             raise ValueError(f"an RGB picture is needed, not {img.mode}; use decode_image")
-        side = self.config.image_size
-        box = _centre_square(img.size) if self.config.resize == "crop" else None
-        resized = img.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        pixels_HWC = torch.from_numpy(np.asarray(resized, dtype=np.float32) / np.float32(255))
+        pixels_HWC = torch.from_numpy(squared(img, self.config.image_size, self.config.resize))
         mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
         return ((pixels_HWC - mean) / std).permute(2, 0, 1).contiguous()
 
@@ -103,6 +102,13 @@ class Preprocess:
             tok_BL[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int64)
             mask_BL[row, : len(encoding.ids)] = True
         return tok_BL, mask_BL
+
+
+def squared(img: Image.Image, side: int, resize: Literal["squash", "crop"]) -> NDArray[np.float32]:
+    """An RGB picture as a square `[H,W,3]` of values in [0, 1]; see `PreprocessConfig.resize`."""
+    box = _centre_square(img.size) if resize == "crop" else None
+    resized = img.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(resized, dtype=np.float32) / np.float32(255)
 
 
 def _centre_square(size: tuple[int, int]) -> tuple[float, float, float, float]:

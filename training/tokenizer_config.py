@@ -1,0 +1,124 @@
+"""One training of an image tokenizer as a YAML file.
+
+config = load_tokenizer_config(Path("training/configs/tokenizer_mini.yaml"), ["epochs=3"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cots_model.config import Frozen
+from training.config import OptimiserConfig, read_config
+from training.dvae import DvaeConfig
+from training.formats.source import Source
+
+
+class TokenizerDataConfig(Frozen):
+    """Pictures; captions that come with them are not used.
+
+    Attributes:
+        train: sources, as pretraining reads them; see `training.formats.source.SourceConfig`.
+        evaluate: pictures that are only reconstructed; none for no such figure.
+    """
+
+    train: list[Source] = Field(min_length=1)
+    evaluate: list[Source] = []
+
+
+class PictureConfig(Frozen):
+    """How a picture becomes the encoder's input; the first two should be those of the model.
+
+    Attributes:
+        image_size: side of the model's square input, in pixels; the encoder sees it shrunk.
+        resize: `squash` scales both sides, `crop` cuts out the centre.
+        min_area: smallest part of the picture's area that a random crop keeps.
+        flip: mirror at random.
+    """
+
+    image_size: int = Field(default=224, gt=0)
+    resize: Literal["squash", "crop"] = "squash"
+    min_area: float = Field(default=0.5, gt=0, le=1)
+    flip: bool = True
+
+
+class RelaxationConfig(Frozen):
+    """How codes are sampled, and how much they are held back; all of it is chosen.
+
+    Attributes:
+        temperature_start: of the Gumbel-softmax at the first step.
+        temperature_end: after `anneal_epochs` (DALL-E: 1/16).
+        anneal_epochs: of a half cosine from the one to the other.
+        kl_weight: of KL(codes || uniform) beside the mean squared error, at the first step.
+        kl_weight_end: after `anneal_epochs`, on the same half cosine.
+    """
+
+    temperature_start: float = Field(default=1.0, gt=0)
+    temperature_end: float = Field(default=0.0625, gt=0)
+    anneal_epochs: float = Field(default=4.0, gt=0)
+    kl_weight: float = Field(default=0.0, ge=0)
+    kl_weight_end: float = Field(default=0.0, ge=0)
+
+
+class CollapseConfig(Frozen):
+    """When a codebook counts as collapsed.
+
+    Attributes:
+        warmup_epochs: epochs that may end below the floors.
+        min_perplexity: floor of the perplexity of the codes' frequencies.
+        min_usage: floor of the share of codes that occur in an epoch.
+        min_kl: floor of KL(codes || uniform) in nats per token; near 0 the most likely code is
+            hardly likelier than any other, however many occur.
+    """
+
+    warmup_epochs: int = Field(default=1, ge=0)
+    min_perplexity: float = Field(default=16.0, ge=1)
+    min_usage: float = Field(default=0.05, ge=0, le=1)
+    min_kl: float = Field(default=0.1, ge=0)
+
+
+class TokenizerTrainConfig(Frozen):
+    """A whole run.
+
+    Attributes:
+        epochs: passes over the pictures.
+        batch_size: pictures per step.
+        num_shown: pictures in `reconstructions.png`.
+        output: folder for the tokenizer, the log and the picture.
+    """
+
+    model: DvaeConfig
+    data: TokenizerDataConfig
+    picture: PictureConfig = PictureConfig()
+    relaxation: RelaxationConfig = RelaxationConfig()
+    optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3)
+    collapse: CollapseConfig = CollapseConfig()
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    num_shown: int = Field(default=8, ge=1)
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    output: Path
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.picture.image_size < self.model.input_side:
+            raise ValueError(
+                f"picture.image_size {self.picture.image_size} is less than the encoder's input of "
+                f"{self.model.input_side} (model.grid times two per entry of model.widths)"
+            )
+        if self.collapse.min_perplexity >= self.model.vocab_size:
+            raise ValueError("collapse.min_perplexity must be less than model.vocab_size")
+        return self
+
+
+def load_tokenizer_config(path: Path, overrides: Sequence[str] = ()) -> TokenizerTrainConfig:
+    """Read a YAML file and change single keys by `key=value`, dots for nesting.
+
+    Raises:
+        ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
+    """
+    return read_config(TokenizerTrainConfig, path, overrides)
