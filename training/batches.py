@@ -132,6 +132,7 @@ class PairBatches:
     """One epoch is every picture once, with one of its captions; short last batches are dropped.
 
     Attributes:
+        num_pictures: of the whole data, broken ones included.
         state: the place behind the batch that was given last, for `epoch(..., state)`; json-able.
     """
 
@@ -183,6 +184,7 @@ class PairBatches:
             )
         self._num_workers = num_workers if feature_cache is None else 0
         self._num_pairs = self._num_steps * batch_size
+        self.num_pictures = order.count()
         self._max_broken_share = max_broken_share
         self._world_size = world_size
         self.state = self._stream.start_of(0)

@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from cots_model.config import load_config
 from cots_model.encoder import Encoder, resolve_device
+from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
+from cots_model.videos import pool_frames
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
 from training.data import Example, read_examples
@@ -32,6 +34,7 @@ from training.losses import InstanceLoss, instance_loss, negatives
 from training.metrics import RetrievalMetrics
 from training.momentum import MomentumCopy
 from training.optim import lr_factor, make_optimiser, set_lr
+from training.orders import ShardOrder
 from training.queues import PairQueues
 from training.report import model_card
 
@@ -127,6 +130,8 @@ class Trainer:
             frozen = self.config.freeze_image
             image_BD = batch.image if frozen else model.image.feature(batch.image)
             image_BE = model.project_image(image_BD)
+            if batch.num_frames_B is not None:
+                image_BE = pool_frames(image_BE, batch.num_frames_B)
             text_BE = model.encode_text(batch.tok_BL, batch.mask_BL)
         return image_BE, text_BE
 
@@ -144,17 +149,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     torch.manual_seed(config.seed)
     model, preprocess = _make_model(config)
-    examples = read_examples(config.data.train)
+    batches = _make_batches(config, model, preprocess)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-    cache = _feature_cache(config, model, preprocess, examples)
-    batches = PairBatches(
-        examples,
-        preprocess,
-        config.augment,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        feature_cache=cache,
-    )
     trainer = Trainer(config, model, len(batches))
     config.output.mkdir(parents=True, exist_ok=True)
     wall_s = 0.0
@@ -163,7 +159,7 @@ def train(config: TrainConfig) -> TrainResult:
         wall_s += epoch_s
         due = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
         fingerprint, metrics = _write_checkpoint(
-            trainer, preprocess, evaluated if due else [], len(examples), wall_s
+            trainer, preprocess, evaluated if due else [], batches.num_pictures, wall_s
         )
         _log_epoch(config.output, epoch, loss, metrics)
     return TrainResult(config.output, fingerprint, metrics, wall_s)
@@ -174,6 +170,24 @@ def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
     model = CotsModel(shipped.model.model_copy(update={"name": config.name}))
     initialise(model, config.init)
     return model, Preprocess(shipped.preprocess, load_tokenizer(config.init))
+
+
+def _make_batches(config: TrainConfig, model: CotsModel, preprocess: Preprocess) -> PairBatches:
+    data = config.data
+    if data.stream and config.freeze_image:
+        raise ConfigError("a stream has no feature cache; set data.stream or freeze_image to false")
+    examples = [] if data.stream else read_examples(data.train)
+    return PairBatches(
+        ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
+        preprocess,
+        config.augment,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        feature_cache=_feature_cache(config, model, preprocess, examples),
+        num_workers=data.num_workers,
+        num_frames=data.num_frames,
+        max_broken_share=data.max_broken_share,
+    )
 
 
 def _feature_cache(
@@ -190,6 +204,7 @@ def _feature_cache(
         folder=config.data.cache_dir,
         seed=config.seed,
         bf16=config.precision == "bf16",
+        max_broken_share=config.data.max_broken_share,
     )
 
 
@@ -222,7 +237,12 @@ def _write_checkpoint(
     fingerprint = trainer.model.save_pretrained(folder, preprocess, card="", storage=config.storage)
     metrics = None
     if evaluated:
-        metrics = evaluate(Encoder.load(folder, device=config.device), evaluated)
+        metrics = evaluate(
+            Encoder.load(folder, device=config.device),
+            evaluated,
+            num_frames=config.data.num_frames,
+            max_broken_share=config.data.max_broken_share,
+        )
         log.info("scores\n%s", format_metrics(metrics))
     card = model_card(config, metrics, num_pictures=num_pictures, step=trainer.step, wall_s=wall_s)
     (folder / "README.md").write_text(card, "utf-8")

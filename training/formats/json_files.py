@@ -66,7 +66,7 @@ def read_coco(root: Cursor, source: SourceConfig) -> Iterator[Entry]:
 def read_frozen(root: Cursor, source: SourceConfig) -> Iterator[Entry]:
     """`annotations[]` with `image_id` and `caption`; the id and a suffix make the file's name."""
     for name, captions in _by_id(root.at("annotations"), "image_id").items():
-        yield Entry(name, name + source.suffix, clean_captions(captions))
+        yield Entry(name, name + source.id_suffix, clean_captions(captions))
 
 
 def read_msrvtt(root: Cursor, source: SourceConfig) -> Iterator[Entry]:
@@ -80,7 +80,7 @@ def read_msrvtt(root: Cursor, source: SourceConfig) -> Iterator[Entry]:
             if own != wanted:
                 continue
         name = video.at("video_id").name()
-        yield Entry(name, name + source.suffix, clean_captions(captions.get(name, ())))
+        yield Entry(name, name + source.id_suffix, clean_captions(captions.get(name, ())))
     _check_split(root, source.split, {wanted}, found)
 
 

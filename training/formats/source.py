@@ -46,7 +46,7 @@ class SourceConfig(Frozen):
             a column `video_id`, `image` or `filename`; its column `sentence` replaces the captions.
         image_column: of a table; told from common names if left out.
         caption_column: of a table; told from common names if left out.
-        suffix: what a video's id lacks to be a file name.
+        suffix: what a video's id lacks to be a file name; `.mp4` if left out.
     """
 
     path: str = Field(min_length=1)
@@ -56,7 +56,12 @@ class SourceConfig(Frozen):
     split_file: Path | None = None
     image_column: str | None = None
     caption_column: str | None = None
-    suffix: str = ".mp4"
+    suffix: str | None = None
+
+    @property
+    def id_suffix(self) -> str:
+        """What is put behind an id to make a file name."""
+        return ".mp4" if self.suffix is None else self.suffix
 
     def check_options(self, kind: Format) -> None:
         """Refuse keys that mean nothing for a format.
@@ -64,8 +69,8 @@ class SourceConfig(Frozen):
         Raises:
             ConfigError: naming the key and what the format takes.
         """
-        given = self.model_fields_set - {"path", "format"}
-        given = {key for key in given if getattr(self, key) is not None}
+        fields = type(self).model_fields.keys() - {"path", "format"}
+        given = {key for key in fields if getattr(self, key) is not None}
         if unknown := sorted(given - OPTIONS[kind]):
             taken = ", ".join(sorted(OPTIONS[kind])) or "no keys besides path"
             raise ConfigError(

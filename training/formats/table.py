@@ -39,7 +39,7 @@ def read_table(path: Path, source: SourceConfig) -> list[Entry]:
     caption = _choose(path, columns, source.caption_column, CAPTION_COLUMNS, "caption_column")
     table = _read(path, [image, caption])
     _check_types(path, table, image, caption)
-    suffix = source.suffix if image == "video_id" or "suffix" in source.model_fields_set else ""
+    suffix = source.id_suffix if image == "video_id" or source.suffix is not None else ""
     return grouped(_pairs(path, table, image, caption, suffix))
 
 
