@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -34,9 +35,8 @@ def prepare_all(
     if num_workers == 0:
         yield from map(make, steps)
         return
-    loader = _loader(make, steps, num_workers, ahead)
     try:
-        for result in loader:
+        for result in _started(make, steps, num_workers, ahead):
             if isinstance(result, CotsError):
                 raise result
             yield result
@@ -49,21 +49,24 @@ def prepare_all(
         ) from err
 
 
-def _loader(
+def _started(
     make: Callable[[Any], Any], steps: Iterator[Any], num_workers: int, ahead: int
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")  # inherits no thread, lock or GPU context
     context.set_forkserver_preload(_PRELOAD)
-    return DataLoader(
-        _Made(make),
-        sampler=steps,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=ahead,
-        collate_fn=_as_it_is,
-        multiprocessing_context=context,
-        generator=torch.Generator(),  # or it would draw from the run's own
-    )
+    with warnings.catch_warnings():  # the user chose how many
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader: DataLoader[Any] = DataLoader(
+            _Made(make),
+            sampler=steps,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=ahead,
+            collate_fn=_as_it_is,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # or it would draw from the run's own
+        )
+        return iter(loader)
 
 
 class _Made(Dataset[Any]):

@@ -1,11 +1,18 @@
 """Batches: every picture once an epoch, from the seed alone."""
 
+import json
+import os
+
 import pytest
 import torch
 
-from cots_model.errors import InputError
+from cots_model.errors import CotsError, InputError
+from index_builder.content import Location
 from training.batches import PairBatches
 from training.config import AugmentConfig
+from training.example import Example
+from training.loader import prepare_all
+from training.orders import ShardOrder
 
 STILL = AugmentConfig(min_area=1.0, flip=False)
 
@@ -106,3 +113,96 @@ def test_flip_is_along_the_width(preprocess, tmp_path):
 def test_too_few_pictures_are_refused(batches):
     with pytest.raises(InputError, match="32 pictures do not fill one batch of 33; lower"):
         batches(33)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_change_nothing(examples, preprocess, num_workers):
+    def epoch(num_workers):
+        made = PairBatches(
+            examples,
+            preprocess,
+            AugmentConfig(min_area=0.3),
+            batch_size=5,
+            seed=0,
+            num_workers=num_workers,
+        )
+        state = torch.random.get_rng_state()
+        found = [(contents([batch]), made.state) for batch in made.epoch(1)]
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return found
+
+    for (here, state), (there, other) in zip(epoch(0), epoch(num_workers), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+        assert state == other
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_goes_on_behind_any_batch(examples, preprocess, num_workers):
+    def make():
+        return PairBatches(
+            examples, preprocess, STILL, batch_size=5, seed=0, num_workers=num_workers
+        )
+
+    made, kept = make(), []
+    for batch in made.epoch(2):
+        kept.append((batch, made.state))
+    state = json.loads(json.dumps(kept[3][1]))
+    rest = list(make().epoch(2, state))
+    assert len(rest) == len(kept) - 4
+    for got, (batch, _) in zip(rest, kept[4:], strict=True):
+        assert all(
+            torch.equal(a, b) for a, b in zip(contents([got]), contents([batch]), strict=True)
+        )
+
+
+def test_a_stream_of_shards_makes_batches(shard, preprocess):
+    order = ShardOrder([str(shard)], block_size=10)
+    made = PairBatches(order, preprocess, STILL, batch_size=8, seed=0)
+    assert (len(made), made.num_pictures) == (4, 32)
+    assert len(set(rows_of(made.epoch(0)))) == 32
+
+
+def test_videos_keep_their_frames_together(examples, preprocess, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    from tests.cots_model.test_videos import write_clip
+
+    for count in (3, 40):
+        write_clip(tmp_path / f"{count}.mp4", count)
+    clips = [
+        Example(f"{count}", Location(str(tmp_path / f"{count}.mp4")), ("a clip",), "video")
+        for count in (3, 40)
+    ]
+    made = PairBatches([*clips, examples[0]], preprocess, AugmentConfig(), batch_size=3, seed=0)
+    (batch,) = made.epoch(0)
+    assert dict(zip(batch.image_id_B.tolist(), batch.num_frames_B, strict=True)) == {
+        0: 3,
+        1: 16,
+        2: 1,
+    }
+    assert batch.image.shape == (20, 3, 32, 32)
+    assert batch.to(torch.device("cpu")).num_frames_B == batch.num_frames_B
+    made = PairBatches(clips[1:], preprocess, AugmentConfig(), batch_size=1, seed=0, num_frames=4)
+    assert [batch.num_frames_B for batch in made.epoch(0)] == [(4,)]
+
+
+class Dies:
+    """Stands for a decoder that takes its process with it."""
+
+    def __call__(self, step):
+        os._exit(3)
+
+
+def test_a_dead_worker_is_an_error_that_says_so():
+    with pytest.raises(CotsError, match=r"a loading process ended .*lower data\.num_workers"):
+        list(prepare_all(Dies(), iter([1, 2]), num_workers=1))
+
+
+class Refuses:
+    def __call__(self, step):
+        raise InputError(f"step {step} is bad")
+
+
+def test_an_error_of_a_worker_comes_as_it_was():
+    with pytest.raises(InputError) as caught:
+        list(prepare_all(Refuses(), iter([1, 2]), num_workers=1))
+    assert str(caught.value) == "step 1 is bad"

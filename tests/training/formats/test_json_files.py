@@ -1,4 +1,4 @@
-"""Annotation files in json: every format is known by its content, and says what is wrong with it."""
+"""Annotation files in json: each format is known by its content, each fault by its place."""
 
 import json
 
@@ -149,7 +149,10 @@ def broken(content: dict, *way: object, value: object = None) -> dict:
     ("content", "says"),
     [
         (broken(COCO, "images", 1, "id"), "images[1].id is missing; the keys here are: file_name"),
-        (broken(COCO, "images", 1, "id", value=[2]), "images[1].id is [2]; accepted is a string or"),
+        (
+            broken(COCO, "images", 1, "id", value=[2]),
+            "images[1].id is [2]; accepted is a string or",
+        ),
         (broken(COCO, "images", 2, "file_name"), "images[2].file_name is missing"),
         (broken(COCO, "annotations", 0, "caption", value=5), "annotations[0].caption is 5"),
         (broken(COCO, "annotations", value="x"), 'annotations is "x"; accepted is a list'),
@@ -215,9 +218,7 @@ def test_flickr8k_karpathy_fits_its_shards(shared_data, tmp_path):
     from training.data import read_examples
 
     folder = shared_data / "flickr8k"
-    named = read_examples(
-        [str(folder / "dataset_flickr8k.json")], image_root=tmp_path, split="val"
-    )
+    named = read_examples([str(folder / "dataset_flickr8k.json")], image_root=tmp_path, split="val")
     packed = read_examples([str(folder / "val-00000.tar")])
     assert len(named) == len(packed) == 1_000
     assert sorted(e.captions for e in named) == sorted(e.captions for e in packed)
