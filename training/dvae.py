@@ -190,6 +190,17 @@ def kl_to_uniform(logits_BKhw: Tensor) -> Tensor:
     return math.log(logits_BKhw.shape[1]) - entropy_Bhw.mean()
 
 
+def batch_kl_to_uniform(logits_BKhw: Tensor) -> Tensor:
+    """KL(mean over all tokens of softmax(logits) || uniform), in nats; in [0, `kl_to_uniform`].
+
+    0 as soon as all codes are equally frequent, however certain the single tokens are.
+    """
+    log_q_BKhw = logits_BKhw.float().log_softmax(dim=1)
+    num_tokens = log_q_BKhw.numel() // log_q_BKhw.shape[1]
+    log_q_K = log_q_BKhw.logsumexp(dim=(0, 2, 3)) - math.log(num_tokens)
+    return math.log(len(log_q_K)) + (log_q_K.exp() * log_q_K).sum()
+
+
 def code_statistics(count_K: Tensor) -> tuple[float, float]:
     """How a codebook is used, from how often each code occurred.
 

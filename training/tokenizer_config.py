@@ -23,10 +23,14 @@ class TokenizerDataConfig(Frozen):
     Attributes:
         train: sources, as pretraining reads them; see `training.formats.source.SourceConfig`.
         evaluate: pictures that are only reconstructed; none for no such figure.
+        num_workers: processes that decode; the batches do not depend on it.
+        max_broken_share: of pictures that may be missing or damaged before a run stops.
     """
 
     train: list[Source] = Field(min_length=1)
     evaluate: list[Source] = []
+    num_workers: int = Field(default=0, ge=0)
+    max_broken_share: float = Field(default=0.05, ge=0, lt=1)
 
 
 class PictureConfig(Frozen):
@@ -46,14 +50,16 @@ class PictureConfig(Frozen):
 
 
 class RelaxationConfig(Frozen):
-    """How codes are sampled, and how much they are held back; all of it is chosen.
+    """How codes are sampled, and what is added to the mean squared error; all of it is chosen.
 
     Attributes:
         temperature_start: of the Gumbel-softmax at the first step.
         temperature_end: after `anneal_epochs` (DALL-E: 1/16).
         anneal_epochs: of a half cosine from the one to the other.
-        kl_weight: of KL(codes || uniform) beside the mean squared error, at the first step.
+        kl_weight: of KL(codes || uniform), mean over the tokens, at the first step.
         kl_weight_end: after `anneal_epochs`, on the same half cosine.
+        balance_weight: of KL(mean of the batch's codes || uniform): each token may be certain of
+            its code as long as different tokens have different ones.
     """
 
     temperature_start: float = Field(default=1.0, gt=0)
@@ -61,6 +67,7 @@ class RelaxationConfig(Frozen):
     anneal_epochs: float = Field(default=4.0, gt=0)
     kl_weight: float = Field(default=0.0, ge=0)
     kl_weight_end: float = Field(default=0.0, ge=0)
+    balance_weight: float = Field(default=0.0, ge=0)
 
 
 class CollapseConfig(Frozen):

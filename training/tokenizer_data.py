@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,20 +18,66 @@ from torch import Tensor
 
 from cots_model.errors import InputError
 from cots_model.preprocess import squared
-from training.data import Example
+from training.broken import BrokenCount
+from training.example import BrokenExampleError, Example
 from training.feature_cache import random_crop
+from training.loader import prepare_all
 from training.tokenizer_config import PictureConfig
 
+T = TypeVar("T")
+
 _GAP = 2  # white pixels between pictures
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Pictures `[B,3,H,H]` that could be read, if any, and the errors of the others."""
+
+    pixels_BCHW: Tensor | None
+    errors: tuple[BrokenExampleError, ...]
+
+
+@dataclass(frozen=True)
+class _Load:
+    """From pictures with a seed each, or none for whole ones, to their pixels."""
+
+    config: PictureConfig
+
+    def __call__(self, step: Sequence[tuple[Example, tuple[int, ...] | None]]) -> _Loaded:
+        pixels, errors = [], []
+        for example, seed in step:
+            try:
+                pixels.append(self._pixels(example, seed))
+            except BrokenExampleError as err:
+                errors.append(err)
+        return _Loaded(torch.stack(pixels) if pixels else None, tuple(errors))
+
+    def _pixels(self, example: Example, seed: tuple[int, ...] | None) -> Tensor:
+        if seed is None:
+            return to_pixels(example.picture(), self.config)
+        rng = np.random.default_rng(seed)
+        crop = random_crop(example.picture(), self.config.min_area, rng)
+        pixels_CHW = to_pixels(crop, self.config)
+        return pixels_CHW.flip(-1) if self.config.flip and rng.random() < 0.5 else pixels_CHW
 
 
 class PictureBatches:
     """One epoch is every picture once, in a random crop; short last batches are dropped."""
 
     def __init__(
-        self, examples: Sequence[Example], config: PictureConfig, *, batch_size: int, seed: int
+        self,
+        examples: Sequence[Example],
+        config: PictureConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        max_broken_share: float = 0.05,
     ) -> None:
-        """Take pictures in memory order.
+        """Take pictures, and of videos the frame in the middle.
+
+        A step has `batch_size` of them, less what is broken, but at most `max_broken_share` of an
+        epoch. The batches do not depend on `num_workers`, which decode.
 
         Raises:
             InputError: if there are fewer pictures than one batch.
@@ -40,9 +88,11 @@ class PictureBatches:
                 "lower batch_size or add data"
             )
         self._examples = examples
-        self._config = config
+        self._load = _Load(config)
         self._batch_size = batch_size
         self._seed = seed
+        self._num_workers = num_workers
+        self._max_broken_share = max_broken_share
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -52,19 +102,19 @@ class PictureBatches:
         """Pictures `[B,3,H,H]` float32 in [0, 1]; equal numbers give equal batches.
 
         Raises:
-            InputError: naming a picture that cannot be read.
+            InputError: if more than the allowed share of the pictures is broken.
+            CotsError: if a decoding process ends.
         """
         rng = np.random.default_rng([self._seed, number])
-        order = rng.permutation(len(self._examples)).tolist()
-        for step in range(len(self)):
-            rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-            yield torch.stack([self._view(row, number) for row in rows])
-
-    def _view(self, row: int, epoch: int) -> Tensor:
-        rng = np.random.default_rng([self._seed, epoch, row])
-        crop = random_crop(self._examples[row].picture(), self._config.min_area, rng)
-        pixels_CHW = to_pixels(crop, self._config)
-        return pixels_CHW.flip(-1) if self._config.flip and rng.random() < 0.5 else pixels_CHW
+        order = rng.permutation(len(self._examples))[: len(self) * self._batch_size].tolist()
+        drawn = [(self._examples[row], (self._seed, number, row)) for row in order]
+        steps = batched(drawn, self._batch_size)
+        broken = BrokenCount(max_share=self._max_broken_share, num_expected=len(drawn))
+        for loaded in prepare_all(self._load, steps, num_workers=self._num_workers):
+            broken.add(self._batch_size, loaded.errors)
+            if loaded.pixels_BCHW is not None:
+                yield loaded.pixels_BCHW
+        broken.finish(f"epoch {number}")
 
 
 def to_pixels(img: Image.Image, config: PictureConfig) -> Tensor:
@@ -74,12 +124,30 @@ def to_pixels(img: Image.Image, config: PictureConfig) -> Tensor:
 
 
 def whole_pictures(
-    examples: Sequence[Example], config: PictureConfig, *, batch_size: int
+    examples: Sequence[Example],
+    config: PictureConfig,
+    *,
+    batch_size: int,
+    max_broken_share: float = 0.05,
 ) -> Iterator[Tensor]:
-    """All pictures, uncut and in order, `[B,3,H,H]`; the last batch may be short."""
-    for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
-        yield torch.stack([to_pixels(example.picture(), config) for example in part])
+    """All pictures that can be read, uncut and in order, `[B,3,H,H]` float32 in [0, 1].
+
+    Raises:
+        InputError: if more than the allowed share is broken.
+    """
+    load = _Load(config)
+    broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+    for step in batched([(example, None) for example in examples], batch_size):
+        loaded = load(step)
+        broken.add(len(step), loaded.errors)
+        if loaded.pixels_BCHW is not None:
+            yield loaded.pixels_BCHW
+    broken.finish("whole pictures")
+
+
+def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Parts of `size`, in order; the last may be short."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def write_comparison(path: Path, original_BCHW: Tensor, painted_BCHW: Tensor) -> None:

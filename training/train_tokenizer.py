@@ -12,9 +12,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from cots_model.encoder import resolve_device
 from training.data import Example, read_examples
 from training.dvae import (
     Dvae,
+    batch_kl_to_uniform,
     code_statistics,
     gumbel_noise,
     gumbel_softmax,
@@ -45,6 +47,23 @@ PICTURE_FILE = "reconstructions.png"
 
 class CodebookCollapseError(TrainingError):
     """So few codes are in use that the tokenizer is worth nothing as a target."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step came to.
+
+    Attributes:
+        reconstruction: mean squared error in [0, 1] through relaxed codes.
+        kl: KL(codes || uniform) in nats per token.
+        temperature: of the relaxation.
+        count_K: how often each code was the most likely, int64.
+    """
+
+    reconstruction: float
+    kl: float
+    temperature: float
+    count_K: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,30 +117,26 @@ class TokenizerTrainer:
         """How far temperature and KL weight have gone, from 0 to 1."""
         return min(1.0, self.step / (self.config.relaxation.anneal_epochs * self.steps_per_epoch))
 
-    def train_step(self, pixels_BCHW: Tensor) -> tuple[float, float, Tensor]:
+    def train_step(self, pixels_BCHW: Tensor) -> StepReport:
         """One optimiser step on pictures in [0, 1] of any size that `Dvae.fit` takes.
-
-        Returns:
-            The mean squared error, the KL, and how often each code was the most likely, `[K]`.
 
         Raises:
             TrainingError: if the loss is not finite, naming the step.
         """
         config = self.config
-        set_lr(
-            self.optimiser,
-            lr_factor(self.step, self.steps_per_epoch, config.epochs, config.optimiser),
-        )
+        factor = lr_factor(self.step, self.steps_per_epoch, config.epochs, config.optimiser)
+        set_lr(self.optimiser, factor)
         temperature, kl_weight = annealed(config.relaxation, self.share_annealed)
         pixels_BCHW = self.dvae.fit(pixels_BCHW.to(self.device))
         logits_BKhw = self.dvae.encode(pixels_BCHW)
         code_BKhw = gumbel_softmax(logits_BKhw, gumbel_noise(logits_BKhw), temperature)
         reconstruction = F.mse_loss(self.dvae.decode(code_BKhw), pixels_BCHW)
         kl = kl_to_uniform(logits_BKhw)
-        self._update(reconstruction + kl_weight * kl)
+        balance = config.relaxation.balance_weight * batch_kl_to_uniform(logits_BKhw)
+        self._update(reconstruction + kl_weight * kl + balance)
         most_likely = logits_BKhw.argmax(dim=1).flatten()
-        count_K = torch.bincount(most_likely, minlength=self.dvae.vocab_size)
-        return reconstruction.item(), kl.item(), count_K
+        count_K = torch.bincount(most_likely, minlength=self.dvae.vocab_size).cpu()
+        return StepReport(reconstruction.item(), kl.item(), temperature, count_K)
 
     def _update(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -153,11 +168,9 @@ def train_tokenizer(config: TokenizerTrainConfig) -> TokenizerResult:
     torch.manual_seed(config.seed)
     examples = read_examples(config.data.train)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-    batches = PictureBatches(
-        examples, config.picture, batch_size=config.batch_size, seed=config.seed
-    )
+    batches = _batches(examples, config)
     trainer = TokenizerTrainer(config, Dvae(config.model), len(batches))
-    shown_BCHW = _shown(evaluated or examples, config).to(trainer.device)
+    shown_BCHW = next(_whole(evaluated or examples, config, config.num_shown)).to(trainer.device)
     spread_codes(trainer.dvae, trainer.dvae.fit(next(batches.epoch(0)).to(trainer.device)))
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / LOG_FILE).unlink(missing_ok=True)
@@ -168,6 +181,17 @@ def train_tokenizer(config: TokenizerTrainConfig) -> TokenizerResult:
         check_collapse(config.collapse, report, config.model.vocab_size)
         fingerprint = save_dvae(trainer.dvae, config.output)
     return TokenizerResult(config.output, fingerprint, report)
+
+
+def _batches(examples: Sequence[Example], config: TokenizerTrainConfig) -> PictureBatches:
+    return PictureBatches(
+        examples,
+        config.picture,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        max_broken_share=config.data.max_broken_share,
+    )
 
 
 def check_collapse(config: CollapseConfig, report: EpochReport, vocab_size: int) -> None:
@@ -200,36 +224,46 @@ def _run_epoch(
 ) -> EpochReport:
     started = time.perf_counter()
     trainer.dvae.train()
-    count_K = torch.zeros(trainer.dvae.vocab_size, dtype=torch.int64, device=trainer.device)
-    sums = [0.0, 0.0]
+    steps = []
     name = f"epoch {epoch}"
     bar = tqdm(batches.epoch(epoch), total=len(batches), desc=name, unit="step", disable=None)
     for pixels_BCHW in bar:
-        temperature, _ = annealed(trainer.config.relaxation, trainer.share_annealed)
-        *losses, step_count_K = trainer.train_step(pixels_BCHW)
-        sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
-        count_K += step_count_K
-        bar.set_postfix(reconstruction=f"{losses[0]:.4f}")
+        steps.append(trainer.train_step(pixels_BCHW))
+        bar.set_postfix(reconstruction=f"{steps[-1].reconstruction:.4f}")
     wall_s = time.perf_counter() - started
-    reconstruction, kl = (total / len(batches) for total in sums)
-    usage, perplexity = code_statistics(count_K)
-    held_out = _held_out(trainer, evaluated) if evaluated else None
-    return EpochReport(epoch, reconstruction, kl, temperature, usage, perplexity, held_out, wall_s)
+    usage, perplexity = code_statistics(torch.stack([step.count_K for step in steps]).sum(dim=0))
+    return EpochReport(
+        epoch=epoch,
+        reconstruction=fmean(step.reconstruction for step in steps),
+        kl=fmean(step.kl for step in steps),
+        temperature=steps[-1].temperature,
+        usage=usage,
+        perplexity=perplexity,
+        held_out=_held_out(trainer, evaluated) if evaluated else None,
+        wall_s=wall_s,
+    )
 
 
 @torch.no_grad()
 def _held_out(trainer: TokenizerTrainer, evaluated: Sequence[Example]) -> float:
-    config, dvae = trainer.config, trainer.dvae.eval()
-    total = 0.0
-    for pixels_BCHW in whole_pictures(evaluated, config.picture, batch_size=config.batch_size):
+    dvae = trainer.dvae.eval()
+    total, num_pictures = 0.0, 0
+    for pixels_BCHW in _whole(evaluated, trainer.config, trainer.config.batch_size):
         original_BCHW = dvae.fit(pixels_BCHW.to(trainer.device))
         total += F.mse_loss(dvae.paint(original_BCHW), original_BCHW).item() * len(pixels_BCHW)
-    return total / len(evaluated)
+        num_pictures += len(pixels_BCHW)
+    return total / num_pictures
 
 
-def _shown(examples: Sequence[Example], config: TokenizerTrainConfig) -> Tensor:
-    some = examples[: config.num_shown]
-    return torch.cat(list(whole_pictures(some, config.picture, batch_size=len(some))))
+def _whole(
+    examples: Sequence[Example], config: TokenizerTrainConfig, batch_size: int
+) -> Iterator[Tensor]:
+    return whole_pictures(
+        examples,
+        config.picture,
+        batch_size=batch_size,
+        max_broken_share=config.data.max_broken_share,
+    )
 
 
 @torch.no_grad()

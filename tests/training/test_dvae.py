@@ -12,6 +12,7 @@ from cots_model.errors import ConfigError, InputError
 from training.dvae import (
     Dvae,
     DvaeConfig,
+    batch_kl_to_uniform,
     code_statistics,
     gumbel_noise,
     gumbel_softmax,
@@ -90,6 +91,31 @@ def test_kl_is_0_at_uniform_and_log_k_at_certainty():
     certain_BKhw = torch.zeros(1, 7, 2, 2)
     certain_BKhw[:, 3] = 200.0
     assert kl_to_uniform(certain_BKhw).item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+def test_batch_kl_is_the_formula():
+    logits_BKhw = 3 * randn(2, 5, 2, 3)
+    q_BKhw = logits_BKhw.softmax(1)
+    mean = [q_BKhw[:, k].mean().item() for k in range(5)]
+    expected = sum(p * math.log(p / (1 / 5)) for p in mean)
+    assert batch_kl_to_uniform(logits_BKhw).item() == pytest.approx(expected, rel=1e-5)
+    assert expected < kl_to_uniform(logits_BKhw).item()
+
+
+def test_batch_kl_is_0_for_certain_tokens_of_different_codes():
+    logits_BKhw = 300 * torch.eye(4).view(1, 4, 2, 2)
+    assert batch_kl_to_uniform(logits_BKhw).item() == pytest.approx(0, abs=1e-6)
+    assert kl_to_uniform(logits_BKhw).item() == pytest.approx(math.log(4), rel=1e-6)
+    one_BKhw = 300 * torch.eye(4)[:, :1].view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    assert batch_kl_to_uniform(one_BKhw).item() == pytest.approx(math.log(4), rel=1e-6)
+
+
+@pytest.mark.parametrize("kl", [kl_to_uniform, batch_kl_to_uniform])
+def test_kl_of_impossible_codes_has_a_finite_gradient(kl):
+    logits_BKhw = torch.tensor([0.0, -1e4, 1e4]).view(1, 3, 1, 1).expand(1, 3, 2, 2).clone()
+    logits_BKhw.requires_grad_()
+    kl(logits_BKhw).backward()
+    assert logits_BKhw.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cots_model.errors import ConfigError, InputError
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer
 from tests.conftest import REPOSITORY
+from tests.training.conftest import PAIRS, write_folder
 from training.data import read_examples
 from training.errors import TrainingError
 from training.tokenizer_config import (
@@ -190,6 +191,45 @@ def test_every_epoch_is_every_picture_once(examples):
     assert sorted(order) == list(range(32)) != order
     assert torch.equal(epoch_BCHW, torch.cat(list(batches.epoch(0))))
     assert not torch.equal(epoch_BCHW, torch.cat(list(batches.epoch(1))))
+
+
+def test_workers_change_nothing(examples):
+    config = PictureConfig(image_size=8)
+    here = PictureBatches(examples, config, batch_size=8, seed=0)
+    there = PictureBatches(examples, config, batch_size=8, seed=0, num_workers=2)
+    assert torch.equal(torch.cat(list(here.epoch(1))), torch.cat(list(there.epoch(1))))
+
+
+def test_broken_pictures_are_left_out_up_to_a_share(tmp_path, caplog):
+    write_folder(tmp_path / "photos", PAIRS[:8])
+    (tmp_path / "photos/03.png").write_bytes(b"no picture")
+    examples = read_examples([str(tmp_path / "photos")])
+    config = PictureConfig(image_size=8)
+    batches = PictureBatches(examples, config, batch_size=4, seed=0, max_broken_share=0.2)
+    assert sum(len(pixels_BCHW) for pixels_BCHW in batches.epoch(0)) == 7
+    assert "picture 03" in caplog.text
+    whole = whole_pictures(examples, config, batch_size=3, max_broken_share=0.2)
+    assert [len(pixels_BCHW) for pixels_BCHW in whole] == [3, 2, 2]
+    strict = PictureBatches(examples, config, batch_size=4, seed=0, max_broken_share=0.1)
+    for pictures in (strict.epoch(0), whole_pictures(examples, config, batch_size=3)):
+        with pytest.raises(InputError, match="1 of 8 pictures are broken"):
+            list(pictures)
+
+
+def test_the_balance_weight_brings_codes_into_use(configure_tokenizer, tmp_path):
+    runs = [
+        train_tokenizer(
+            configure_tokenizer(
+                f"relaxation.balance_weight={weight}",
+                "model.vocab_size=64",
+                "collapse={min_perplexity: 1, min_usage: 0, min_kl: 0}",
+                "epochs=15",
+                f"output={tmp_path / str(weight)}",
+            )
+        )
+        for weight in (0, 0.1)
+    ]
+    assert runs[1].last.perplexity > 1.5 * runs[0].last.perplexity
 
 
 def test_views_are_cropped_and_mirrored(tmp_path):
