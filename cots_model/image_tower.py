@@ -1,10 +1,14 @@
 """The image tower: timm networks, whose feature is the CLS token where they have one.
 
-Shape letters: B batch, D width, C channels, H and W pixels.
+Shape letters: B batch, D width, P patches, T tokens (patches and what precedes them), C channels,
+H and W pixels.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import timm
@@ -57,14 +61,88 @@ class ImageTower(nn.Module):
     def forward(self, img_BCHW: Tensor) -> Tensor:
         """What the first network computes before pooling, after the final norm.
 
-        Vision transformers: tokens `[B,P,D]`, the class token first; others: a map `[B,D,h,w]`.
+        Vision transformers: tokens `[B,T,D]`, the class token first; others: a map `[B,D,h,w]`.
         """
         return cast(Tensor, cast(Any, self.trunk).forward_features(img_BCHW))
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Height and width, in patches, of what the first network sees: P = h * w.
+
+        Raises:
+            ConfigError: if the first network has no patch tokens.
+        """
+        return cast(tuple[int, int], tuple(self._patch_trunk().patch_embed.grid_size))
+
+    @property
+    def token_width(self) -> int:
+        """Width D of the first network's tokens; `width` is that of the whole feature.
+
+        Raises:
+            ConfigError: if the first network has no patch tokens.
+        """
+        return self._patch_trunk().embed_dim
+
+    def masked_patches(self, img_BCHW: Tensor, hidden_BP: Tensor, mask_token_D: Tensor) -> Tensor:
+        """Patch tokens `[B,P,D]` of the first network where some patches are hidden (eq. 1).
+
+        The embedding of a hidden patch is replaced before position embeddings are added, so the
+        network knows where, not what. With nothing hidden these are `forward`'s patch tokens. In a
+        hybrid the convolutions in front of the patches have seen their neighbours (chosen: let it).
+
+        Args:
+            img_BCHW: normalised pixels.
+            hidden_BP: bool, row by row of `patch_grid`, true where a patch is hidden.
+            mask_token_D: what stands in for a hidden patch, `[D]`, with gradient.
+
+        Raises:
+            ConfigError: if the first network has no patch tokens, or drops some.
+            ValueError: if `hidden_BP` has not one flag per patch.
+        """
+        trunk = self._patch_trunk()
+        with _replaced_patches(trunk, hidden_BP, mask_token_D):
+            tokens_BTD = self(img_BCHW)
+        return cast(Tensor, tokens_BTD[:, trunk.num_prefix_tokens :])
+
+    def _patch_trunk(self) -> VisionTransformer:
+        if not isinstance(self.trunk, VisionTransformer):
+            raise ConfigError(
+                f"{self.config.arch!r} has no patch tokens to hide; choose a vision transformer "
+                "such as 'vit_base_patch16_384' or switch the token-level loss of pictures off"
+            )
+        if not isinstance(self.trunk.patch_drop, nn.Identity):
+            raise ConfigError(
+                f"{self.config.arch!r} drops patches at random, so they cannot be told apart; "
+                "take patch_drop_rate out of its options"
+            )
+        return self.trunk
 
     def feature(self, img_BCHW: Tensor) -> Tensor:
         """The image feature before projection, `[B,D]`: that of every network, side by side."""
         features = [_feature(net, trunk, img_BCHW) for net, trunk in self.networks]
         return torch.cat(features, dim=1)
+
+
+@contextmanager
+def _replaced_patches(
+    trunk: VisionTransformer, hidden_BP: Tensor, mask_token_D: Tensor
+) -> Iterator[None]:
+    """While it lasts, hidden patches leave the patch embedding as the mask token."""
+
+    def replace(_module: nn.Module, _args: object, patch_BPD: Tensor) -> Tensor:
+        if hidden_BP.shape != (len(patch_BPD), math.prod(patch_BPD.shape[1:-1])):
+            raise ValueError(
+                f"flags {list(hidden_BP.shape)} for patches {list(patch_BPD.shape[:-1])}; "
+                "give one per picture and patch, see patch_grid"
+            )
+        hidden_BP1 = hidden_BP.reshape(*patch_BPD.shape[:-1], 1)  # dynamic: a grid
+        return torch.where(hidden_BP1, mask_token_D.to(patch_BPD.dtype), patch_BPD)
+
+    handle = trunk.patch_embed.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _feature(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The text tower: a Hugging Face encoder, whose feature is the masked mean of its tokens.
 
-Shape letters: B batch, L tokens, D width.
+Shape letters: B batch, L tokens, D width, V vocabulary, W width of the word embeddings.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ class TextTower(nn.Module):
         self.width = int(settings.hidden_size)
         self.max_tokens = int(settings.max_position_embeddings)
         self.vocab_size = int(settings.vocab_size)
+
+    @property
+    def word_embedding_VW(self) -> Tensor:
+        """The word embeddings `[V,W]`, a parameter; W is D unless the network factorises them."""
+        return cast(Tensor, self.trunk.get_input_embeddings().weight)
 
     def forward(self, tok_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """All token outputs, `[B,L,D]`; those of padding mean nothing."""

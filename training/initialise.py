@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForMaskedLM
 
 from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
@@ -16,6 +17,7 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.text_tower import TextTower
 from training.config import InitConfig
+from training.heads import LanguageTokenHead
 from training.image_weights import published_weights, weights_from_file
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,52 @@ def load_tokenizer(init: InitConfig) -> Tokenizer:
         return AutoTokenizer.from_pretrained(_folder_or_id(init.text)).backend_tokenizer
     except (OSError, ValueError) as err:
         raise InputError(f"init.text {init.text!r} has no tokenizer ({_first_line(err)})") from err
+
+
+def initialise_language_head(head: LanguageTokenHead, source: str) -> bool:
+    """Load BERT's masked language model head, if the text tower's first weights come with one.
+
+    What maps the image feature stays random: BERT has no such part.
+
+    Args:
+        head: as wide as the source.
+        source: as `init.text`.
+
+    Returns:
+        Whether there was such a head; a head with another activation than gelu is none.
+
+    Raises:
+        InputError: if the source cannot be read or its head does not fit.
+    """
+    if source == "random" or source.startswith(_CHECKPOINT):
+        return False
+    pretrained = _masked_language_model(source)
+    if pretrained is None:
+        return False
+    predictions = pretrained.cls.predictions
+    parts = {
+        "dense": predictions.transform.dense,
+        "norm": predictions.transform.LayerNorm,
+        "fuse": head.fuse,
+    }
+    weights = {f"{n}.{k}": v for n, part in parts.items() for k, v in part.state_dict().items()}
+    _load(head, weights | {"bias": predictions.bias}, source)
+    return True
+
+
+def _masked_language_model(source: str) -> BertForMaskedLM | None:
+    folder_or_id = _folder_or_id(source)
+    try:
+        settings = AutoConfig.from_pretrained(folder_or_id)
+        if settings.model_type != "bert" or settings.hidden_act != "gelu":
+            return None
+        model, report = cast(Any, BertForMaskedLM).from_pretrained(
+            folder_or_id, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as err:
+        raise InputError(f"init.text {source!r} cannot be loaded ({_first_line(err)})") from err
+    headless = any(key.startswith("cls.predictions") for key in report["missing_keys"])
+    return None if headless else cast(BertForMaskedLM, model)
 
 
 def _initialise_side(model: CotsModel, side: str, source: str) -> None:
