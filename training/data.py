@@ -30,10 +30,14 @@ def read_examples(
         split: for Karpathy and MSR-VTT files that do not say themselves which split is meant.
 
     Raises:
-        InputError: if a source is missing or not in its format, or no picture has a caption.
+        InputError: if a source is missing or not in its format, no picture has a caption, or a
+            split is given and no source has any.
     """
     examples: list[Example] = []
-    for source in as_sources(sources):
+    configs = as_sources(sources)
+    if split is not None and not any("split" in _options(source) for source in configs):
+        raise InputError(f"no source has a split {split!r}; only Karpathy and MSR-VTT files do")
+    for source in configs:
         found = read_source(_with_defaults(source, image_root, split))
         if not found:
             raise InputError(
@@ -49,7 +53,7 @@ def _with_defaults(
     source: SourceConfig, image_root: Path | None, split: str | None
 ) -> SourceConfig:
     """Folders and shards have no use for either."""
-    takes = OPTIONS[kind_of(source) or "karpathy"]
+    takes = _options(source)
     given = {"image_root": image_root, "split": split}
     changes = {
         key: value
@@ -57,3 +61,8 @@ def _with_defaults(
         if value is not None and key in takes and getattr(source, key) is None
     }
     return source.model_copy(update=changes)
+
+
+def _options(source: SourceConfig) -> set[str]:
+    """Of json, before it is opened, those of the format with most."""
+    return OPTIONS[kind_of(source) or "karpathy"]

@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cots_model.encoder import Encoder, Vectors
+from cots_model.errors import InputError
 from cots_model.videos import NUM_FRAMES, pool_frames
 from training.broken import BrokenCount
 from training.example import BrokenExampleError, Example
@@ -89,6 +90,8 @@ def _embed(
             parts.append(_encode(encoder, [frames for _, frames in good]))
             kept += [example for example, _ in good]
     broken.finish("evaluation")
+    if not kept:
+        raise InputError("no picture is left to score; mend the data")
     return np.concatenate(parts), kept
 
 

@@ -1,6 +1,7 @@
 """`cots evaluate` as people type it."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -71,6 +72,62 @@ def test_evaluate_reads_karpathy_files(cots, photos, tiny_checkpoint, tmp_path):
     status, _, err = cots(*fixed, "--split", "test")
     assert status == 2
     assert "give the image root" in err
+
+
+def test_evaluate_takes_sources_as_mappings(cots, photos, tiny_checkpoint, tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("file,words\n0.png,one\n1.png,two\n0.png,three\n")
+    source = f"{{path: {path}, image_root: {photos}, image_column: file, caption_column: words}}"
+    fixed = ["evaluate", "--checkpoint", tiny_checkpoint, "--json"]
+    status, out, err = cots(*fixed, "--data", source)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["text_to_image"]["num_queries"] == 3
+    assert json.loads(out)["image_to_text"]["num_queries"] == 2
+    status, _, err = cots(*fixed, "--data", source.replace("image_column", "img_column"))
+    assert status == 2
+    assert "img_column: Extra inputs are not permitted" in err
+    status, _, err = cots(*fixed, "--data", path, "--image-root", photos, "--split", "test")
+    assert status == 2
+    assert "no source has a split 'test'" in err
+
+
+def test_evaluate_leaves_out_as_many_as_it_may(cots, photos, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "some"
+    shutil.copytree(photos, folder)
+    (folder / "2.png").write_bytes(b"no picture")  # of three captions
+    fixed = ["evaluate", "--data", folder, "--checkpoint", tiny_checkpoint, "--json"]
+    status, out, err = cots(*fixed, "--max-broken", "0.2")
+    assert status == 0
+    assert json.loads(out)["image_to_text"]["num_queries"] == 6
+    assert json.loads(out)["text_to_image"]["num_queries"] == 10
+    assert "evaluation: 1 of 7 pictures left out (unsupported_format 1)" in err
+    status, out, err = cots(*fixed, "--max-broken", "0.1")
+    assert (status, out) == (2, "")
+    assert "1 of 7 pictures are broken, unsupported_format 1, over the 10.0% allowed" in err
+
+
+def test_evaluate_refuses_when_nothing_is_left(cots, tiny_checkpoint, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.txt").write_text("a dog")
+    fixed = ["evaluate", "--data", tmp_path, "--checkpoint", tiny_checkpoint]
+    status, _, err = cots(*fixed, "--max-broken", "1")
+    assert status == 2
+    assert "no picture is left to score" in err
+
+
+def test_evaluate_scores_videos(cots, tiny_checkpoint, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    from tests.cots_model.test_videos import write_clip
+
+    entries = []
+    for count in (2, 5, 40):
+        write_clip(tmp_path / f"{count}.mp4", count)
+        entries.append({"video": f"{count}.mp4", "caption": [f"{count} frames", "a clip"]})
+    (tmp_path / "captions.json").write_text(json.dumps(entries))
+    fixed = ["evaluate", "--data", tmp_path / "captions.json", "--checkpoint", tiny_checkpoint]
+    status, out, err = cots(*fixed, "--image-root", tmp_path, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["text_to_image"]["num_queries"] == 6
 
 
 def test_evaluate_names_a_bad_picture(cots, photos, tiny_checkpoint, tmp_path):

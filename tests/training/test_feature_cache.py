@@ -1,6 +1,7 @@
 """The cache of a frozen image tower: right, kept while nothing changes, never half done."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -124,6 +125,48 @@ def test_cache_leaves_nothing_behind_when_interrupted(cache, photos, tmp_path):
     with pytest.raises(InputError, match=r"picture 08\.png"):
         cache()
     assert files(tmp_path) == set()
+
+
+def test_cache_tells_what_could_not_be_embedded(photos, tower, preprocess, tmp_path, caplog):
+    whole = read_examples([str(photos)])
+    (photos / "05.png").write_bytes(b"no picture")
+
+    def make(name, max_share):
+        return cached_features(
+            whole,
+            tower,
+            preprocess,
+            TWO_VIEWS,
+            folder=tmp_path / name,
+            seed=0,
+            max_broken_share=max_share,
+        )
+
+    with pytest.raises(InputError, match=r"1 of 9 pictures are broken.*over the 10\.0%"):
+        make("a", 0.1)
+    made = make("b", 0.12)
+    assert [row for row in range(9) if made.is_broken(row)] == [5]
+    assert made.get([0, 4, 6, 8], [1, 1, 0, 0]).isfinite().all()
+    assert "features: 1 of 9 pictures left out (unsupported_format 1)" in caplog.text
+    batches = PairBatches(
+        whole,
+        preprocess,
+        TWO_VIEWS,
+        batch_size=3,
+        seed=0,
+        feature_cache=made,
+        max_broken_share=0.12,
+    )
+    made = list(batches.epoch(0))
+    assert [len(batch.image) for batch in made] == [3, 3, 3]
+    assert all(batch.image.isfinite().all() for batch in made)
+    assert {row for batch in made for row in batch.image_id_B.tolist()} == {*range(9)} - {5}
+
+
+def test_cache_is_for_pictures_only(photos, tower, preprocess, tmp_path):
+    video = dataclasses.replace(read_examples([str(photos)])[0], kind="video")
+    with pytest.raises(InputError, match="the data hold videos; set freeze_image to false"):
+        cached_features([video], tower, preprocess, TWO_VIEWS, folder=tmp_path / "c", seed=0)
 
 
 def test_batches_take_cached_views(cache, photos, preprocess):

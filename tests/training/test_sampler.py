@@ -185,3 +185,25 @@ def test_an_epoch_of_millions_takes_eight_bytes_each():
     order.fingerprint = lambda: ""
     first = next(stream(order).epoch(0))
     assert len({draw.number for draw in first.draws}) == 4
+
+
+def test_a_run_streams_its_shards(configure, shard):
+    from cots_model.errors import ConfigError
+    from training.trainer import train
+
+    config = configure("epochs=1", data={"train": [str(shard)], "stream": True, "block_size": 10})
+    prints = [train(config).fingerprint for _ in range(2)]
+    assert prints[0] == prints[1]
+    assert "32 pictures with captions" in (config.output / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"set data\.stream or freeze_image to false"):
+        train(config.model_copy(update={"freeze_image": True}))
+
+
+def test_loading_processes_do_not_change_a_run(configure, shard):
+    from training.trainer import train
+
+    prints = [
+        train(configure("epochs=1", f"data.num_workers={workers}")).fingerprint
+        for workers in (0, 2)
+    ]
+    assert prints[0] == prints[1]

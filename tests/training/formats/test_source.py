@@ -1,13 +1,18 @@
 """How a source is named: the same in configurations and on the command line."""
 
-import pytest
+import re
+from typing import get_args
 
-from cots_model.errors import ConfigError
+import pytest
+import yaml
+
+from cots_model.errors import ConfigError, InputError
+from tests.conftest import REPOSITORY
 from tests.training.conftest import write_folder
 from tests.training.formats.conftest import said
 from training.config import DataConfig
 from training.data import read_examples
-from training.formats.source import SourceConfig, parse_source
+from training.formats.source import OPTIONS, Format, SourceConfig, parse_source
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,9 @@ def test_folders_take_no_keys(tmp_path):
     folder = write_folder(tmp_path / "photos", [("red", "blue")])
     with pytest.raises(ConfigError, match="has no use for split; it takes no keys besides path"):
         read_examples([SourceConfig(path=str(folder), split="train")])
-    given = read_examples([str(folder)], image_root=tmp_path, split="train")
+    with pytest.raises(InputError, match="no source has a split 'train'; only Karpathy and"):
+        read_examples([str(folder)], split="train")
+    given = read_examples([str(folder)], image_root=tmp_path)
     assert said(given) == [("00.png", ("red on blue",))]
 
 
@@ -53,3 +60,25 @@ def test_given_defaults_do_not_replace_what_a_source_says(read, tmp_path, images
     text = f"{{path: {tmp_path / 'x.json'}, image_root: {images}}}"
     (example,) = read_examples([text], image_root=tmp_path)
     assert example.location.path == str(images / "a.jpg")
+
+
+def section(heading: str) -> str:
+    text = (REPOSITORY / "docs/training.md").read_text("utf-8")
+    return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_the_documented_formats_are_those_there_are():
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\| ([^|]*) \|$", section("Data").replace("| |\n", "|  |\n"), re.M
+    )
+    documented = {name: set(re.findall(r"`(\w+)`", keys)) for name, keys in rows}
+    assert documented.pop("format") == {"path"}  # the heading
+    assert documented == OPTIONS
+    assert set(get_args(Format)) == set(OPTIONS)
+
+
+def test_the_documented_sources_are_accepted():
+    (block,) = re.findall(r"```yaml\n(.*?)```", section("Data"), re.S)
+    data = DataConfig(**yaml.safe_load(block)["data"])
+    assert [source.format for source in data.train] == ["auto", "auto", "table"]
+    assert data.evaluate[0].split == "test"

@@ -1,0 +1,93 @@
+"""The vector of a video in evaluation and training: the mean of its frames', normalised."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cots_model.encoder import Encoder
+from index_builder.content import Location
+from training.data import read_examples
+from training.evaluate import _embed, evaluate
+from training.example import BrokenExampleError, Example
+from training.formats.source import SourceConfig
+from training.trainer import Trainer, train
+
+pytest.importorskip("av", reason="PyAV is not installed; pip install 'cots-retrieval[video]'")
+
+
+@pytest.fixture
+def clips(tmp_path):
+    from tests.cots_model.test_videos import write_clip
+
+    entries = []
+    for count in (2, 5, 16, 40):
+        write_clip(tmp_path / f"{count}.mp4", count)
+        entries.append({"video": f"{count}.mp4", "caption": f"{count} men"})
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(entries))
+    return SourceConfig(path=str(path), image_root=tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_video_is_the_mean_of_its_frames(clips, tiny_checkpoint, batch_size, examples):
+    encoder = Encoder.load(tiny_checkpoint, device="cpu")
+    mixed = [*read_examples([clips]), examples[0]]
+    image_NE, kept = _embed(encoder, mixed, batch_size, 16, 0.0)
+    assert kept == mixed
+    for row, example in enumerate(mixed):
+        mean_E = encoder.encode_images(example.frames()).mean(0)
+        np.testing.assert_allclose(image_NE[row], mean_E / np.linalg.norm(mean_E), atol=1e-5)
+
+
+def test_a_run_trains_on_videos_and_pictures(clips, configure, shard):
+    source = clips.model_dump(mode="json")
+    config = configure(data={"train": [str(shard), source], "evaluate": [source], "num_frames": 3})
+    result = train(config)
+    assert result.metrics.text_to_image.num_queries == 4
+
+
+def test_a_batch_of_videos_is_encoded_as_in_evaluation(clips, configure, model, preprocess):
+    from training.batches import PairBatches
+    from training.config import AugmentConfig
+
+    still = AugmentConfig(min_area=1.0, flip=False)
+    clips = read_examples([clips])
+    (batch,) = PairBatches(clips, preprocess, still, batch_size=4, seed=0).epoch(0)
+    trainer = Trainer(configure(), model, steps_per_epoch=1)
+    trainer.model.eval()
+    with torch.no_grad():
+        image_BE = trainer.model.project_image(trainer.model.image.feature(batch.image))
+    at = 0
+    expected = []
+    for count in batch.num_frames_B:
+        expected.append(image_BE[at : at + count].mean(0))
+        at += count
+    expected_BE = torch.nn.functional.normalize(torch.stack(expected), dim=1)
+    with torch.no_grad():
+        got_BE = trainer._encode(trainer.model, batch)[0]
+    torch.testing.assert_close(got_BE, expected_BE)
+
+
+def test_a_broken_video_is_named(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    example = Example("a", Location(str(tmp_path / "a.mp4")), ("x",), "video")
+    with pytest.raises(
+        BrokenExampleError, match=r"video a in .*a\.mp4: the video cannot"
+    ) as caught:
+        example.frames()
+    assert caught.value.reason == "damaged"
+    gone = dataclasses.replace(example, location=Location(str(tmp_path / "b.mp4")))
+    with pytest.raises(BrokenExampleError) as caught:
+        gone.picture()
+    assert caught.value.reason == "missing"
+
+
+@pytest.mark.slow
+def test_real_clips_are_scored(shared_data, tiny_checkpoint):
+    folder = shared_data / "videos"
+    source = SourceConfig(path=str(folder / "captions.json"), image_root=folder)
+    metrics = evaluate(Encoder.load(tiny_checkpoint, device="cpu"), read_examples([source]))
+    assert metrics.text_to_image.num_queries == 24
