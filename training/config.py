@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cots_model.config import Frozen, parse
 from cots_model.errors import ConfigError
@@ -94,6 +94,115 @@ class InstanceConfig(Frozen):
     mask_same_image: bool = True
 
 
+class TaskConfig(Frozen):
+    """The task-level objective (eq. 11-14).
+
+    Attributes:
+        weight: of L_task in the sum; 0 switches it off.
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+
+
+class VisionTokenConfig(Frozen):
+    """Hidden patches (CMVM, eq. 1).
+
+    Attributes:
+        weight: of the loss in the sum; 0 switches it off.
+        tokenizer: image tokenizer: a folder that `cots train tokenizer` made, DALL-E's or FLAVA's
+            weights, or a hub id.
+        mask: `block` as in BEiT, or `random` (the paper is open).
+        share: of the patches that are hidden (paper: 0.4).
+        min_block: smallest block in patches (BEiT: 16).
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    tokenizer: str = ""
+    mask: Literal["block", "random"] = "block"
+    share: float = Field(default=0.4, gt=0, lt=1)
+    min_block: int = Field(default=16, ge=1)
+
+
+class LanguageTokenConfig(Frozen):
+    """Hidden words (CMLM, eq. 2).
+
+    Attributes:
+        weight: of the loss in the sum; 0 switches it off.
+        share: of the words that are hidden (paper: 0.15).
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    share: float = Field(default=0.15, gt=0, le=1)
+
+
+class FilterConfig(Frozen):
+    """The adaptive momentum filter (eq. 15).
+
+    Attributes:
+        enabled: drop pairs whose momentum similarity is too low.
+        num_sigmas: how many standard deviations below the mean is too low (paper: 2).
+    """
+
+    enabled: bool = False
+    num_sigmas: float = 2.0
+
+
+class ObjectiveConfig(Frozen):
+    """Which losses are summed; the paper's pre-training has all, each with weight 1 (chosen).
+
+    Attributes:
+        instance: always on, weight 1.
+        task: the task level.
+        vision: hidden patches.
+        language: hidden words.
+        filter: which pairs count.
+    """
+
+    instance: InstanceConfig = InstanceConfig()
+    task: TaskConfig = TaskConfig()
+    vision: VisionTokenConfig = VisionTokenConfig()
+    language: LanguageTokenConfig = LanguageTokenConfig()
+    filter: FilterConfig = FilterConfig()
+
+    @model_validator(mode="after")
+    def _tokenizer_is_named(self) -> Self:
+        if self.vision.weight and not self.vision.tokenizer:
+            raise ValueError(
+                "vision.weight hides patches; name an image tokenizer: vision.tokenizer"
+            )
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss term, by its name in the log."""
+        return {
+            "image_to_text": 1.0,
+            "text_to_image": 1.0,
+            "task": self.task.weight,
+            "vision": self.vision.weight,
+            "language": self.language.weight,
+        }
+
+
+class EngineConfig(Frozen):
+    """How a run is executed; none of it changes what is computed but for rounding.
+
+    Attributes:
+        parallel: of several processes, `ddp` copies the model to each, `fsdp` splits it.
+        activation_checkpointing: recompute the towers' blocks in the backward pass.
+        compile: compile the towers.
+        save_every: optimiser steps between saved states; one is always saved when a run stops.
+        keep_states: how many are kept.
+        log_every: optimiser steps between log lines.
+    """
+
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    save_every: int = Field(default=500, ge=1)
+    keep_states: int = Field(default=2, ge=1)
+    log_every: int = Field(default=1, ge=1)
+
+
 class OptimiserConfig(Frozen):
     """AdamW and its schedule.
 
@@ -121,10 +230,13 @@ class TrainConfig(Frozen):
     Attributes:
         name: of the checkpoint.
         model: a shipped model configuration, or the path of a YAML file of the same form.
+        objective: the losses.
+        engine: how it is executed.
         freeze_image: keep the image tower as it is, and cache its features of every view; only
             its projection is trained.
         epochs: passes over the pictures, one random caption each time.
-        batch_size: pairs per step.
+        batch_size: pairs per process that go through the towers at once.
+        accumulate: such batches per optimiser step.
         precision: `bf16` runs the towers in autocast; losses, queues and averages stay float32.
         evaluate_every: epochs between scorings; the last epoch is always scored.
         storage: number format of the written weights.
@@ -137,11 +249,13 @@ class TrainConfig(Frozen):
     init: InitConfig = InitConfig()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
-    instance: InstanceConfig = InstanceConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    engine: EngineConfig = EngineConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     freeze_image: bool = False
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     evaluate_every: int = Field(default=1, ge=1)
     storage: Literal["float32", "float16", "int8"] = "float32"

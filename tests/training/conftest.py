@@ -119,7 +119,7 @@ def configure(
             "model": str(model_yaml),
             "init": {"text": str(bert)},
             "data": {"train": [str(shard)], "cache_dir": str(tmp_path / "cache")},
-            "instance": {"queue_length": 12, "momentum": 0.9},
+            "objective": {"instance": {"queue_length": 12, "momentum": 0.9}},
             "optimiser": {"lr": 1e-3, "constant_epochs": 20},
             "epochs": 2,
             "batch_size": 8,

@@ -41,8 +41,8 @@ def test_shipped_runs_load_and_name_a_shipped_model(path):
 
 def test_defaults_are_the_papers(minimal):
     config = load_train_config(minimal)
-    assert (config.instance.momentum, config.instance.temperature) == (0.99, 0.05)
-    assert config.instance.queue_length == 12_800
+    assert (config.objective.instance.momentum, config.objective.instance.temperature) == (0.99, 0.05)
+    assert config.objective.instance.queue_length == 12_800
     assert (config.optimiser.lr, config.optimiser.weight_decay) == (5e-5, 0.02)
     assert config.optimiser.constant_epochs == 5
     assert config.init.image == config.init.text == "random"
@@ -54,7 +54,7 @@ def test_defaults_are_the_papers(minimal):
         ("optimiser.lr=1e-4", lambda c: c.optimiser.lr, 1e-4),
         ("optimiser.lr=1E-4", lambda c: c.optimiser.lr, 1e-4),
         ("epochs=3", lambda c: c.epochs, 3),
-        ("instance.queue_length=1e3", lambda c: c.instance.queue_length, 1000),
+        ("objective.instance.queue_length=1e3", lambda c: c.objective.instance.queue_length, 1000),
         ("name=my run", lambda c: c.name, "my run"),
         (
             "data.train=[b.tar, 'c-{0..3}.tar']",
@@ -93,7 +93,7 @@ def test_later_overrides_win(minimal):
         ("optimiser.lr=inf", r"optimiser\.lr: "),
         ("optimiser.lr=-1", r"optimiser\.lr: "),
         ("optimiser.lr_scale={image: -1}", r"optimiser\.lr_scale\.image: "),
-        ("instance.momentum=1.5", r"instance\.momentum: "),
+        ("objective.instance.momentum=1.5", r"objective\.instance\.momentum: "),
         ("data.train=[]", r"data\.train: "),
         ("seed=-1", "seed: "),
         ("precision=fp16", "precision: .*'fp32' or 'bf16'"),

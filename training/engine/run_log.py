@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -17,8 +17,15 @@ EVENTS = "tensorboard"
 class RunLog:
     """Appends figures; continued at a step, it forgets what was logged from that step on."""
 
-    def __init__(self, folder: Path, *, step: int = 0) -> None:
-        """Open the log of a run whose next step is `step`; 0 starts it anew."""
+    def __init__(self, folder: Path, *, step: int = 0, enabled: bool = True) -> None:
+        """Open the log of a run whose next step is `step`; 0 starts it anew.
+
+        Only one process of a run has its log enabled.
+        """
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        if not enabled:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
         kept = _lines_before(path, step)
@@ -28,14 +35,17 @@ class RunLog:
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of one step; slashes in names group curves."""
+        if self._file is None or self._events is None:
+            return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         for name, value in figures.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
-        self._events.close()
+        if self._file is not None and self._events is not None:
+            self._file.close()
+            self._events.close()
 
     def __enter__(self) -> Self:
         """Usable in a with statement."""

@@ -26,7 +26,7 @@ class StateFolder:
     """States `state-<step>.pt`, each complete once its `state-<step>.json` names its hash."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        """Use `folder`, made when the first state is saved; older states than `keep` are removed."""
+        """Use `folder`, made when a state is saved; all but the newest `keep` are removed."""
         if keep < 1:
             raise ValueError(f"keep {keep} would leave no state; use at least 1")
         self.folder = folder

@@ -1,0 +1,42 @@
+"""Splitting the model over processes (FSDP2), for towers that do not fit one GPU."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from cots_model.model import CotsModel
+from training.objective import Objective
+
+
+def split(objective: Objective, momentum: CotsModel) -> None:
+    """Split the parameters of the trained module and of its momentum copy, in place.
+
+    Each block of a tower is gathered when it runs; all else, heads and embeddings among it, with
+    the whole.
+    """
+    for model in (objective.model, momentum):
+        for block in _blocks(model):
+            fully_shard(block)
+    fully_shard(objective)
+    fully_shard(momentum)
+    for name in ("encode_text", "project_image", "project_text"):
+        fully_shard_method(momentum, name)
+
+
+def fully_shard_method(model: CotsModel, name: str) -> None:
+    """Let a method gather the parameters as `forward` does."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(model, name)
+
+
+def _blocks(model: CotsModel) -> list[nn.Module]:
+    """Transformer blocks of both towers: the children of every longest module list."""
+    towers = [trunk for _, trunk in model.image.networks] + [model.text.trunk]
+    found = []
+    for tower in towers:
+        lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+        longest = max(lists, key=len, default=None)
+        found += list(longest) if longest is not None and len(longest) > 1 else []
+    return found

@@ -1,0 +1,247 @@
+"""One run: steps, saved states, log, checkpoints; stopped at any step it goes on exactly."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from cots_model.encoder import Encoder
+from cots_model.errors import ConfigError
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+from training.batches import Batch, PairBatches
+from training.config import TrainConfig
+from training.engine.run_log import RunLog
+from training.engine.snapshot import capture, full_weights, restore
+from training.engine.states import StateFolder
+from training.engine.stepper import Stepper, StepReport
+from training.engine.stopping import StoppedError, StopRequest
+from training.errors import TrainingError
+from training.evaluate import evaluate, format_metrics
+from training.example import Example
+from training.metrics import RetrievalMetrics
+from training.report import model_card
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "run.yaml"
+STATES, FAILED, BEST = "states", "failed", "best"
+_MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
+
+
+@dataclass
+class Progress:
+    """Where a run is, besides the stepper's state.
+
+    Attributes:
+        epoch: that is being trained, from 0.
+        place: in the epoch's stream; `None` at its start.
+        wall_s: seconds of training so far.
+        best_r1: best mean of the two R@1 so far; below 0 before the first scoring.
+    """
+
+    epoch: int = 0
+    place: dict[str, Any] | None = None
+    wall_s: float = 0.0
+    best_r1: float = -1.0
+
+
+class Run:
+    """Trains, and keeps what is needed to go on."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        stepper: Stepper,
+        batches: PairBatches,
+        preprocess: Preprocess,
+        evaluated: list[Example],
+        stop: StopRequest,
+    ) -> None:
+        """Take the parts, and go back to the last saved state of this run if there is one.
+
+        Raises:
+            ConfigError: if the output folder holds a run with other values.
+            TrainingError: if all its states are damaged.
+        """
+        self.config, self.stepper, self.batches = config, stepper, batches
+        self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
+        self.world = stepper.world
+        self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
+        self.progress = Progress()
+        self.metrics: RetrievalMetrics | None = None
+        self.fingerprint = ""
+        _check_same_run(config)
+        saved = self.states.load_latest()
+        if saved is not None:
+            step, state = saved
+            restore(stepper, state["stepper"])
+            self.progress = Progress(**state["progress"])
+            log.info("going on at step %d of %s", step, config.output)
+
+    def train(self) -> None:
+        """Run the epochs that are left.
+
+        Raises:
+            StoppedError: if the process was asked to end; the state is saved.
+            TrainingError: if a figure is not finite; the state is saved beside the others.
+        """
+        if self.world.is_main:
+            self.config.output.mkdir(parents=True, exist_ok=True)
+            values = self.config.model_dump(mode="json")
+            (self.config.output / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+        with RunLog(self.config.output, step=self.stepper.step, enabled=self.world.is_main) as file:
+            while self.progress.epoch < self.config.epochs:
+                self._epoch(file)
+                self.progress.epoch += 1
+                self.progress.place = None
+                self._finish_epoch(file)
+            if not self.fingerprint and self.world.is_main:  # it was finished before
+                weights = full_weights(self.stepper.objective.model)
+                self._write_checkpoint(weights, self.evaluated, self.config.output)
+
+    def _epoch(self, file: RunLog) -> None:
+        """Train the rest of one epoch."""
+        bar = tqdm(
+            total=self.stepper.steps_per_epoch,
+            initial=self.stepper.step - self.progress.epoch * self.stepper.steps_per_epoch,
+            desc=f"epoch {self.progress.epoch}",
+            unit="step",
+            disable=None if self.world.is_main else True,
+        )
+        with bar:
+            for group in self._groups():
+                started = time.perf_counter()
+                report = self._step(group)
+                step_s = time.perf_counter() - started
+                self.progress.wall_s += step_s
+                self._record(file, report, step_s)
+                bar.update()
+                bar.set_postfix(loss=f"{report.losses['total']:.3f}")
+                self._save_if_due()
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """The batches of each optimiser step; a short last group of an epoch is dropped."""
+        group: list[Batch] = []
+        for batch in self.batches.epoch(self.progress.epoch, self.progress.place):
+            group.append(batch)
+            if len(group) == self.config.accumulate:
+                self.progress.place = self.batches.state
+                yield group
+                group = []
+
+    def _step(self, group: list[Batch]) -> StepReport:
+        try:
+            return self.stepper.run(group)
+        except TrainingError as err:
+            numbers = [int(number) for batch in group for number in batch.image_id_B]
+            state = self._state() | {"pictures": numbers}
+            folder = StateFolder(self.config.output / FAILED, keep=1)
+            if self.world.is_main:
+                folder.save(self.stepper.step, state)
+            raise TrainingError(f"{err}; pictures {numbers}; state in {folder.folder}") from err
+
+    def _record(self, file: RunLog, report: StepReport, step_s: float) -> None:
+        step = self.stepper.step - 1
+        if step % self.config.engine.log_every == 0:
+            pairs = self.config.batch_size * self.config.accumulate * self.world.size
+            file.record(step, {**report.figures(), "speed/pairs_per_s": pairs / step_s})
+
+    def _save_if_due(self) -> None:
+        stop = self.world.any(self.stop.signal is not None)
+        if stop or self.stepper.step % self.config.engine.save_every == 0:
+            self._save()
+        if stop:
+            raise StoppedError(
+                f"stopped after step {self.stepper.step - 1}; run the same command to go on"
+            )
+
+    def _save(self) -> None:
+        state = self._state()
+        if self.world.is_main:
+            self.states.save(self.stepper.step, state)
+        self.world.barrier()
+
+    def _state(self) -> dict[str, Any]:
+        return {"stepper": capture(self.stepper), "progress": asdict(self.progress)}
+
+    def _finish_epoch(self, file: RunLog) -> None:
+        epoch = self.progress.epoch
+        due = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        weights = full_weights(self.stepper.objective.model)
+        if self.world.is_main:
+            self._write_checkpoint(weights, self.evaluated if due else [], self.config.output)
+            if self.metrics is not None and due:
+                file.record(self.stepper.step - 1, _figures(self.metrics))
+                self._keep_if_best(weights)
+        self.world.barrier()
+        self._save()
+
+    def _write_checkpoint(
+        self, weights: dict[str, Any], evaluated: list[Example], folder: Path
+    ) -> None:
+        """Write the online model, score what was written, and put the figures on its card."""
+        config = self.config
+        model = CotsModel(self.stepper.objective.model.config)
+        model.load_state_dict(weights)
+        self.fingerprint = model.save_pretrained(
+            folder, self.preprocess, card="", storage=config.storage
+        )
+        self.metrics = None
+        if evaluated:
+            self.metrics = evaluate(
+                Encoder.load(folder, device=config.device),
+                evaluated,
+                num_frames=config.data.num_frames,
+                max_broken_share=config.data.max_broken_share,
+            )
+            log.info("scores\n%s", format_metrics(self.metrics))
+        card = model_card(
+            config,
+            self.metrics,
+            num_pictures=self.batches.num_pictures,
+            step=self.stepper.step,
+            wall_s=self.progress.wall_s,
+        )
+        (folder / "README.md").write_text(card, "utf-8")
+
+    def _keep_if_best(self, weights: dict[str, Any]) -> None:
+        assert self.metrics is not None
+        r1 = (self.metrics.text_to_image.r1 + self.metrics.image_to_text.r1) / 2
+        if r1 > self.progress.best_r1:
+            self.progress.best_r1 = r1
+            metrics, fingerprint = self.metrics, self.fingerprint
+            self._write_checkpoint(weights, [], self.config.output / BEST)
+            self.metrics, self.fingerprint = metrics, fingerprint
+
+
+def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
+    sides = {"text_to_image": metrics.text_to_image, "image_to_text": metrics.image_to_text}
+    return {
+        f"{name}/r{k}": value
+        for name, side in sides.items()
+        for k, value in ((1, side.r1), (5, side.r5), (10, side.r10))
+    }
+
+
+def _check_same_run(config: TrainConfig) -> None:
+    """A state must not go on under values that would have given another run."""
+    path = config.output / CONFIG_FILE
+    if not path.is_file() or not (config.output / STATES).is_dir():
+        return
+    before = yaml.safe_load(path.read_text("utf-8"))
+    now = config.model_dump(mode="json")
+    changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+    if changed:
+        shown = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:3])
+        raise ConfigError(
+            f"{config.output} holds a run with other values ({shown}); give another output, or "
+            f"remove the folder {config.output / STATES} to start again"
+        )

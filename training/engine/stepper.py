@@ -1,0 +1,266 @@
+"""One optimiser step over all processes and accumulated batches (sections 3.2 and 3.3).
+
+Shape letters: B pairs of one batch, S pairs of one batch over all processes, E joint width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from cots_model.model import CotsModel
+from training.batches import Batch
+from training.config import TrainConfig
+from training.engine.hiding import Hider
+from training.engine.world import World
+from training.errors import TrainingError
+from training.filter import AdaptiveMomentumFilter, FilterResult
+from training.masking import NOT_A_TARGET
+from training.momentum import MomentumCopy
+from training.objective import Hidden, Keys, Objective, Shares, project_images
+from training.optim import lr_factor, make_optimiser, set_lr
+from training.queues import PairQueues
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step did, over all processes.
+
+    Attributes:
+        losses: mean over the kept pairs, by name; `total` is the weighted sum.
+        kept: share of the pairs that the filter kept.
+        mean: μ of the similarity queue; NaN while it is empty.
+        std: its σ.
+        threshold: below it a pair is dropped.
+        grad_norm: before clipping.
+        lr_factor: of the peak learning rates.
+        dropped: picture numbers of this process's dropped pairs, and their similarities.
+    """
+
+    losses: dict[str, float]
+    kept: float
+    mean: float
+    std: float
+    threshold: float
+    grad_norm: float
+    lr_factor: float
+    dropped: tuple[tuple[int, float], ...]
+
+    def figures(self) -> dict[str, float]:
+        """For the log."""
+        return {
+            **{f"loss/{name}": value for name, value in self.losses.items()},
+            "filter/kept": self.kept,
+            "filter/mean": self.mean,
+            "filter/std": self.std,
+            "filter/threshold": self.threshold,
+            "optimiser/grad_norm": self.grad_norm,
+            "optimiser/lr_factor": self.lr_factor,
+        }
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch with everything that needs no gradient."""
+
+    batch: Batch
+    keys: Keys
+    hidden: Hidden
+    judged: FilterResult
+
+
+class Stepper:
+    """The trained module, its momentum copy, the queues and the optimiser."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        objective: Objective,
+        hider: Hider,
+        world: World,
+        *,
+        steps_per_epoch: int,
+    ) -> None:
+        """Take over `objective`, already on the device and unwrapped.
+
+        Args:
+            config: of the run.
+            objective: trained in place.
+            hider: what the token-level losses hide.
+            world: the processes.
+            steps_per_epoch: optimiser steps.
+        """
+        self.config, self.world, self.hider = config, world, hider
+        self.objective = objective
+        instance = config.objective.instance
+        self.momentum: MomentumCopy[CotsModel] = MomentumCopy(
+            objective.model, momentum=instance.momentum
+        )
+        dim = objective.model.config.embed_dim
+        self.queues = PairQueues(instance.queue_length, dim).to(world.device)
+        self.filter = AdaptiveMomentumFilter(num_sigmas=config.objective.filter.num_sigmas)
+        self.wrapped: nn.Module = _distribute(objective, self.momentum, config, world)
+        self.optimiser = make_optimiser(objective, config.optimiser)
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+
+    def run(self, batches: Sequence[Batch]) -> StepReport:
+        """One step on `accumulate` batches; the queues take their keys afterwards.
+
+        Raises:
+            TrainingError: if a loss, the gradient or a similarity is not finite, naming the step.
+        """
+        torch.manual_seed(_mix(self.config.seed, self.step, self.world.rank))
+        self.objective.train()
+        factor = lr_factor(
+            self.step, self.steps_per_epoch, self.config.epochs, self.config.optimiser
+        )
+        set_lr(self.optimiser, factor)
+        if self.step > 0:  # eq. 4 and 5: once per optimiser step, before the keys are computed
+            self.momentum.update(self.objective.model)
+        prepared = [self._prepare(batch, place) for place, batch in enumerate(batches)]
+        totals = self._totals(prepared)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses = self._backward(prepared, totals)
+        grad_norm = self._clip()
+        self._check_finite(losses, grad_norm)
+        self.optimiser.step()
+        for one in prepared:
+            self.queues.enqueue(
+                self.world.gather(one.keys.image_BE),
+                self.world.gather(one.keys.text_BE),
+                self.world.gather(one.batch.image_id_B),
+            )
+        self.step += 1
+        return self._report(prepared, totals, losses, grad_norm, factor)
+
+    def _prepare(self, batch: Batch, place: int) -> _Prepared:
+        """Keys, filter and hidden tokens of one batch."""
+        hidden = self.hider(batch, seed=_mix(self.config.seed, self.step, place), world=self.world)
+        batch, device = batch.to(self.world.device), self.world.device
+        with torch.no_grad(), self._autocast():
+            model = self.momentum.module
+            image_FD = batch.image if self.config.freeze_image else model.image.feature(batch.image)
+            keys = Keys(
+                project_images(model, image_FD, batch),
+                model.encode_text(batch.tok_BL, batch.mask_BL),
+            )
+        judged = self.filter(keys.image_BE, keys.text_BE, self.queues, step=self.step)
+        return _Prepared(batch, keys, hidden.to(device), judged)
+
+    def _keep(self, one: _Prepared) -> Tensor:
+        enabled = self.config.objective.filter.enabled
+        return one.judged.keep_B if enabled else torch.ones_like(one.judged.keep_B)
+
+    def _totals(self, prepared: Sequence[_Prepared]) -> Tensor:
+        """Kept pairs and hidden words of the whole step, `[2]`."""
+        counts = torch.stack([self._counts(one) for one in prepared]).sum(dim=0)
+        return self.world.sum(counts)
+
+    def _counts(self, one: _Prepared) -> Tensor:
+        keep_B, label_BL = self._keep(one), one.hidden.label_BL
+        words = 0 if label_BL is None else (label_BL[keep_B] != NOT_A_TARGET).sum()
+        return torch.tensor([int(keep_B.sum()), int(words)], device=self.world.device).double()
+
+    def _backward(self, prepared: Sequence[_Prepared], totals: Tensor) -> dict[str, float]:
+        sums: dict[str, Tensor] = {}
+        for place, one in enumerate(prepared):
+            share = (self._counts(one) / totals.clamp(min=1)).tolist()
+            with self._sync(last=place + 1 == len(prepared)):
+                with self._autocast():
+                    losses = self.wrapped(
+                        one.batch,
+                        one.hidden,
+                        one.keys,
+                        self.queues,
+                        self._keep(one),
+                        Shares(*share),
+                    )
+                (losses["total"] * self.world.size).backward()  # gradients are averaged over ranks
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
+        return {name: self.world.sum(loss).item() for name, loss in sums.items()}
+
+    def _clip(self) -> float:
+        trained = [p for p in self.objective.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def _check_finite(self, losses: dict[str, float], grad_norm: float) -> None:
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        if not math.isfinite(grad_norm):
+            wrong.append("the gradient")
+        if wrong:
+            raise TrainingError(
+                f"{', '.join(wrong)} not finite at step {self.step}; lower the lr, or look at the "
+                "pictures of this step"
+            )
+
+    def _report(
+        self,
+        prepared: Sequence[_Prepared],
+        totals: Tensor,
+        losses: dict[str, float],
+        grad_norm: float,
+        factor: float,
+    ) -> StepReport:
+        judged = prepared[0].judged
+        pairs = sum(len(one.keys.text_BE) for one in prepared) * self.world.size
+        dropped = tuple(
+            (int(number), float(similarity))
+            for one in prepared
+            for number, similarity, keep in zip(
+                one.batch.image_id_B, one.judged.similarity_B, self._keep(one), strict=True
+            )
+            if not keep
+        )
+        return StepReport(
+            losses,
+            totals[0].item() / pairs,
+            judged.mean,
+            judged.std,
+            judged.threshold,
+            grad_norm,
+            factor,
+            dropped,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16)
+
+    def _sync(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients travel between processes once a step."""
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+
+def _distribute(
+    objective: Objective, momentum: MomentumCopy[CotsModel], config: TrainConfig, world: World
+) -> nn.Module:
+    if world.size == 1:
+        return objective
+    if config.engine.parallel == "fsdp":
+        from training.engine.fsdp import split
+
+        split(objective, momentum.module)
+        return objective
+    local = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=local)
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers: equal numbers, equal seeds, on every machine."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)
+    return seed
