@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cots_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
@@ -75,7 +75,7 @@ def save_dvae(dvae: Dvae, folder: Path) -> str:
     digest = _digest(dvae.config, weights)
     partial = folder / f".{WEIGHTS_FILE}.partial-{os.getpid()}"
     try:
-        save_file(weights, partial, metadata={"format": "pt", "sha256": digest})
+        partial.write_bytes(save(weights, metadata={"format": "pt", "sha256": digest}))
         if not _holds(folder / CONFIG_FILE, text):  # of another size: the old weights are void
             (folder / WEIGHTS_FILE).unlink(missing_ok=True)
             (folder / CONFIG_FILE).write_text(text, "utf-8")

@@ -53,6 +53,11 @@ def test_a_saved_tokenizer_comes_back(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_both_files_have_the_same_readers(folder):
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1
+
+
 def test_fingerprints_tell_tokenizers_apart(tmp_path):
     first = save_dvae(make(), tmp_path / "a")
     assert save_dvae(make(), tmp_path / "b") == first
