@@ -1,6 +1,7 @@
 """From a clip to its frames and one vector: the one place where videos are decoded.
 
-Section 4.2 of the paper: a video is 16 frames, and its vector the mean of theirs. PyAV is needed:
+A video is 16 frames and its vector the mean of theirs (supplement, text-to-video retrieval); which
+frames, and that unit vectors are averaged and normalised again, is chosen. PyAV is needed:
 `pip install 'cots-retrieval[video]'`.
 
 Shape letters: F frames of all videos, N videos, E joint width.

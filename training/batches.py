@@ -176,15 +176,10 @@ class PairBatches:
         self._make = BatchMaker(
             preprocess, augment, num_frames=num_frames, feature_cache=feature_cache
         )
-        self._num_steps = self._stream.steps_per_epoch()
-        if self._num_steps == 0:
-            raise InputError(
-                f"{order.count()} pictures do not fill one batch of {batch_size * world_size}; "
-                "lower batch_size or add data"
-            )
-        self._num_workers = num_workers if feature_cache is None else 0
-        self._num_pairs = self._num_steps * batch_size
         self.num_pictures = order.count()
+        self._num_steps = _whole_steps(self.num_pictures, batch_size * world_size)
+        self._num_pairs = self._num_steps * batch_size
+        self._num_workers = num_workers if feature_cache is None else 0
         self._max_broken_share = max_broken_share
         self._world_size = world_size
         self.state = self._stream.start_of(0)
@@ -215,3 +210,12 @@ class PairBatches:
             elif self._world_size > 1:  # the others would wait for this rank for ever
                 raise InputError(f"no picture of a step can be read; {prepared.errors[0]}")
         broken.finish(f"epoch {number}")
+
+
+def _whole_steps(num_pictures: int, step_size: int) -> int:
+    if num_pictures < step_size:
+        raise InputError(
+            f"{num_pictures} pictures do not fill one batch of {step_size}; lower batch_size or "
+            "add data"
+        )
+    return num_pictures // step_size

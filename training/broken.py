@@ -76,8 +76,8 @@ class BrokenCount:
     def _check(self, num_pictures: int) -> None:
         if self.num_broken > self._max_share * num_pictures:
             raise InputError(
-                f"{self.num_broken:,} of {num_pictures:,} pictures are broken, {self._by_reason()}, "
-                f"over the {self._max_share:.1%} allowed; the first: {self._first}"
+                f"{self.num_broken:,} of {num_pictures:,} pictures are broken, {self._by_reason()}"
+                f", over the {self._max_share:.1%} allowed; the first: {self._first}"
             )
 
     def _by_reason(self) -> str:

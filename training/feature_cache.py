@@ -111,7 +111,6 @@ def _compute(
     bf16: bool,
     broken: BrokenCount,
 ) -> None:
-    device = next(tower.parameters()).device
     tower = tower.to(memory_format=torch.channels_last).eval()
     num_views = augment.num_views
     log.info("embedding %d views of %d pictures", num_views, len(examples))
@@ -123,16 +122,20 @@ def _compute(
         views = _views(examples, batch, preprocess, augment, seed, broken)
         for row in {row for row, _ in batch} - {row for row, _ in views}:
             feature_MVD[row] = np.nan
-        if not views:
-            continue
-        pixels = torch.stack(list(views.values()))
-        img_BCHW = pixels.to(device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            feature_BD = tower.feature(img_BCHW).cpu().to(torch.float16).numpy()
-        rows, numbers = zip(*views, strict=True)
-        feature_MVD[list(rows), list(numbers)] = feature_BD
+        if views:
+            rows, numbers = zip(*views, strict=True)
+            img_BCHW = torch.stack(list(views.values()))
+            feature_MVD[list(rows), list(numbers)] = _features(tower, img_BCHW, bf16)
     feature_MVD.flush()
     broken.finish("features")
+
+
+def _features(tower: ImageTower, img_BCHW: Tensor, bf16: bool) -> np.ndarray:
+    """Features `[B,D]` float16."""
+    device = next(tower.parameters()).device
+    img_BCHW = img_BCHW.to(device, memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return np.asarray(tower.feature(img_BCHW).cpu().to(torch.float16).numpy())
 
 
 def _views(
