@@ -1,0 +1,135 @@
+"""A run that is stopped, at any step and in any way, ends with the same weights."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cots_model.errors import ConfigError
+from training.config import TrainConfig
+from training.engine.run import STATES
+from training.engine.states import StateFolder
+from training.engine.stepper import Stepper
+from training.engine.stopping import StoppedError
+from training.trainer import train
+
+RUN = """
+import sys
+from pathlib import Path
+from training.config import load_train_config
+from training.trainer import train
+train(load_train_config(Path(sys.argv[1])))
+"""
+FULL = (
+    "objective.task.weight=1",
+    "objective.language.weight=1",
+    "objective.filter.enabled=true",
+    "optimiser.warmup_steps=2",
+    "engine.save_every=1",
+    "epochs=4",
+)
+
+
+@pytest.fixture
+def whole(configure, tmp_path) -> TrainConfig:
+    config = configure(*FULL, f"output={tmp_path / 'whole'}")
+    train(config)
+    return config
+
+
+def last_state(folder: Path) -> dict:
+    return StateFolder(folder / STATES).load_latest()[1]
+
+
+def assert_equal_nested(ours, theirs, place="") -> None:
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key, value in ours.items():
+            assert_equal_nested(value, theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), place
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal_nested(*pair, f"{place}[{number}]")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif not place.endswith("wall_s"):
+        assert ours == theirs, place
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert_equal_nested(last_state(ours), last_state(theirs))
+    names = ("model.safetensors", "config.json")
+    assert all((ours / name).read_bytes() == (theirs / name).read_bytes() for name in names)
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """As if SIGTERM came while that step was computed."""
+    run = Stepper.run
+
+    def stopped(self, batches):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run(self, batches)
+
+    monkeypatch.setattr(Stepper, "run", stopped)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 10])
+def test_stopped_by_sigterm_it_goes_on_exactly(configure, whole, monkeypatch, step):
+    config = configure(*FULL, "engine.save_every=1000")
+    with monkeypatch.context() as patch:
+        stop_at(patch, step)
+        with pytest.raises(StoppedError, match=f"stopped after step {step}; run the same command"):
+            train(config)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_ends_the_same(configure, whole, tmp_path):
+    config = configure(*FULL)
+    path = tmp_path / "killed.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    states, rng = StateFolder(config.output / STATES), random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(path)], stderr=subprocess.PIPE)
+        reached = (states.steps() or [0])[0] + rng.randint(1, 3)
+        while process.poll() is None and (states.steps() or [0])[0] < reached:
+            time.sleep(0.001)
+        process.kill()
+        process.communicate()
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+def test_a_damaged_state_is_not_the_end(configure, whole, monkeypatch):
+    config = configure(*FULL)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(StoppedError):
+            train(config)
+    newest = max((config.output / STATES).glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+def test_other_values_are_refused(configure, whole):
+    output = f"output={whole.output}"
+    with pytest.raises(ConfigError, match=r"another|other values \(batch_size 8 -> 4\)"):
+        train(configure(*FULL, output, "batch_size=4"))
+
+
+def test_a_finished_run_is_left_as_it_is(configure, whole):
+    before = (whole.output / "model.safetensors").read_bytes()
+    result = train(whole)
+    assert (whole.output / "model.safetensors").read_bytes() == before
+    assert len(result.fingerprint) == 64

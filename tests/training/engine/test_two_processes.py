@@ -1,0 +1,121 @@
+"""Two processes do what one does with the doubled batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from training.engine.run import STATES
+from training.engine.states import StateFolder
+
+RUN = """
+import sys
+from pathlib import Path
+from training.config import load_train_config
+from training.trainer import train
+train(load_train_config(Path(sys.argv[1])))
+"""
+EXACT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def launch(path: Path, size: int) -> None:
+    """Start the processes of a run as torchrun does, and wait for them."""
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, str(path)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
+
+
+def weights_after(path: Path, config, size: int) -> dict[str, torch.Tensor]:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    launch(path, size)
+    _, state = StateFolder(config.output / STATES).load_latest()
+    assert state["stepper"]["step"] == 20
+    return state["stepper"]["objective"] | state["stepper"]["queues"]
+
+
+@pytest.fixture
+def exact_yaml(model_yaml, tmp_path):
+    """The tiny model without dropout, whose masks depend on the process."""
+    values = yaml.safe_load(model_yaml.read_text())
+    values["model"]["text"]["options"] |= EXACT
+    path = tmp_path / "exact.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("filtered", ["true", "false"])
+def test_two_processes_equal_one_with_the_doubled_batch(
+    configure, exact_yaml, tmp_path, parallel, filtered
+):
+    """The queue of 12 is no multiple of the batch of 8; tolerance: sums in another order."""
+    shared = (
+        f"model={exact_yaml}",
+        f"objective.filter.enabled={filtered}",
+        "objective.filter.num_sigmas=0.5",
+        "objective.task.weight=1",
+        "epochs=5",
+        "optimiser.lr=1e-4",
+    )
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(
+        *shared, "batch_size=4", f"engine.parallel={parallel}", f"output={tmp_path / 'two'}"
+    )
+    expected = weights_after(tmp_path / "one.yaml", one, 1)
+    ours = weights_after(tmp_path / "two.yaml", two, 2)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_accumulated_batches_equal_a_larger_one(configure, exact_yaml, tmp_path):
+    shared = (
+        f"model={exact_yaml}",
+        "objective.filter.enabled=true",
+        "objective.filter.num_sigmas=0.5",
+        "objective.task.weight=1",
+        "epochs=5",
+        "optimiser.lr=1e-4",
+    )
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(*shared, "batch_size=4", "accumulate=2", f"output={tmp_path / 'two'}")
+    expected = weights_after(tmp_path / "one.yaml", one, 1)
+    ours = weights_after(tmp_path / "two.yaml", two, 1)
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_a_process_without_kept_pairs_does_not_hang_the_other(configure, exact_yaml, tmp_path):
+    """Minus fifty deviations keep nothing: every step still ends, on every process."""
+    config = configure(
+        f"model={exact_yaml}",
+        "objective.filter.enabled=true",
+        "objective.filter.num_sigmas=-50",
+        "batch_size=4",
+        "epochs=5",
+    )
+    weights = weights_after(tmp_path / "run.yaml", config, 2)
+    assert all(torch.isfinite(value).all() for value in weights.values())
