@@ -31,6 +31,7 @@ class BrokenCount:
             num_expected: how many the pass has, if that is known.
         """
         self._max_share = max_share
+        self._num_known = num_expected or 0
         self._num_expected = num_expected if num_expected is not None else _FIRST
         self._first: BrokenExampleError | None = None
         self.num_seen = 0
@@ -71,7 +72,7 @@ class BrokenCount:
                 self.num_seen,
                 self._by_reason(),
             )
-            self._check(self.num_seen)
+            self._check(max(self.num_seen, self._num_known))  # a resumed pass sees but its end
 
     def _check(self, num_pictures: int) -> None:
         if self.num_broken > self._max_share * num_pictures:

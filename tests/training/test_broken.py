@@ -49,6 +49,12 @@ def test_a_pass_of_unknown_length_is_judged_by_at_least_1000():
         broken.finish("epoch 0")
 
 
+def test_the_end_of_a_resumed_pass_is_judged_by_the_whole():
+    broken = BrokenCount(max_share=0.05, num_expected=100)
+    broken.add(4, errors(1))
+    broken.finish("epoch 0")
+
+
 def test_nothing_is_said_of_a_clean_pass(caplog):
     broken = BrokenCount(max_share=0.0)
     broken.add(10, [])
