@@ -187,23 +187,24 @@ def test_an_epoch_of_millions_takes_eight_bytes_each():
     assert len({draw.number for draw in first.draws}) == 4
 
 
-def test_a_run_streams_its_shards(configure, shard):
+def test_a_run_streams_its_shards(configure, shard, tmp_path):
     from cots_model.errors import ConfigError
     from training.trainer import train
 
-    config = configure("epochs=1", data={"train": [str(shard)], "stream": True, "block_size": 10})
-    prints = [train(config).fingerprint for _ in range(2)]
+    data = {"train": [str(shard)], "stream": True, "block_size": 10}
+    configs = [configure("epochs=1", f"output={tmp_path / name}", data=data) for name in "ab"]
+    prints = [train(config).fingerprint for config in configs]
     assert prints[0] == prints[1]
-    assert "32 pictures with captions" in (config.output / "README.md").read_text()
+    assert "32 pictures with captions" in (tmp_path / "a/README.md").read_text()
     with pytest.raises(ConfigError, match=r"set data\.stream or freeze_image to false"):
-        train(config.model_copy(update={"freeze_image": True}))
+        train(configure("freeze_image=true", f"output={tmp_path / 'c'}", data=data))
 
 
-def test_loading_processes_do_not_change_a_run(configure, shard):
+def test_loading_processes_do_not_change_a_run(configure, tmp_path):
     from training.trainer import train
 
     prints = [
-        train(configure("epochs=1", f"data.num_workers={workers}")).fingerprint
-        for workers in (0, 2)
+        train(configure("epochs=1", f"data.num_workers={n}", f"output={tmp_path / str(n)}"))
+        for n in (0, 2)
     ]
-    assert prints[0] == prints[1]
+    assert prints[0].fingerprint == prints[1].fingerprint
