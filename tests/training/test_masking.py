@@ -217,6 +217,14 @@ def test_masker_knows_the_special_tokens_of_a_tokenizer(preprocess):
         assert (label == NOT_A_TARGET) == (before in special)
 
 
+def test_added_words_are_words_like_any_other():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["snowboarding"])
+    masker = TextMasker.from_tokenizer(tokenizer)
+    assert masker.ordinary_V[tokenizer.token_to_id("snowboarding")]
+    assert not masker.ordinary_V[tokenizer.token_to_id("[SEP]")]
+
+
 def test_masker_refuses_a_tokenizer_without_a_mask_token():
     with pytest.raises(ConfigError, match="no token '<mask>'"):
         TextMasker.from_tokenizer(make_tokenizer(), mask_token="<mask>")

@@ -174,6 +174,14 @@ def test_token_losses_are_float32_within_autocast(vision, language):
         torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
 
 
+def test_token_losses_of_bf16_heads_are_made_in_float32(vision, language):
+    for arguments, loss_of in ((vision, vision_token_loss), (language, language_token_loss)):
+        halves = [x.bfloat16() if x.is_floating_point() else x for x in arguments[1:]]
+        loss = loss_of(arguments[0].bfloat16(), *halves)
+        assert loss.dtype == torch.float32
+        assert loss.item() > 0
+
+
 def test_another_grid_of_codes_is_refused(vision):
     head, h_BPD, text_BG, code_BP, hidden_BP = vision
     with pytest.raises(ValueError, match=r"\[3, 6\] patch tokens, \[3, 5\] codes, \[3, 6\] flags"):
