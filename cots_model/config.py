@@ -30,11 +30,14 @@ class NetworkConfig(Frozen):
         pool: `cls` takes the class token (the paper), or of networks without one what they pool
             for their classifier; `cls_mean` adds the mean of the patch tokens, twice as wide
             (chosen: better features from a network that stays frozen).
+        side: the pixels are scaled to this side for the network; by default it takes them as they
+            come. For a network trained on another size than the one beside it.
     """
 
     arch: str
     options: dict[str, Any] = {}
     pool: Literal["cls", "cls_mean"] = "cls"
+    side: int | None = Field(default=None, gt=0)
 
 
 class ImageTowerConfig(NetworkConfig):

@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cots_model.config import ImageTowerConfig, NetworkConfig
@@ -59,7 +60,7 @@ class ImageTower(nn.Module):
 
         Vision transformers: tokens `[B,P,D]`, the class token first; others: a map `[B,D,h,w]`.
         """
-        return cast(Tensor, cast(Any, self.trunk).forward_features(img_BCHW))
+        return _features(self.config, self.trunk, img_BCHW)
 
     def feature(self, img_BCHW: Tensor) -> Tensor:
         """The image feature before projection, `[B,D]`: that of every network, side by side."""
@@ -67,14 +68,22 @@ class ImageTower(nn.Module):
         return torch.cat(features, dim=1)
 
 
+def _features(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:
+    if config.side is not None and img_BCHW.shape[-2:] != (config.side, config.side):
+        img_BCHW = F.interpolate(
+            img_BCHW, (config.side, config.side), mode="bilinear", antialias=True
+        )
+    return cast(Tensor, cast(Any, trunk).forward_features(img_BCHW))
+
+
 def _feature(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:
-    out = cast(Any, trunk).forward_features(img_BCHW)
+    out = _features(config, trunk, img_BCHW)
     if not _has_class_token(trunk):
         return cast(Tensor, cast(Any, trunk).forward_head(out, pre_logits=True))
-    cls_BD = cast(Tensor, out)[:, 0]
+    cls_BD = out[:, 0]
     if config.pool == "cls":
         return cls_BD
-    patches_BPD = cast(Tensor, out)[:, cast(int, trunk.num_prefix_tokens) :]
+    patches_BPD = out[:, cast(int, trunk.num_prefix_tokens) :]
     return torch.cat([cls_BD, patches_BPD.mean(dim=1)], dim=1)
 
 
@@ -98,16 +107,17 @@ def _has_class_token(trunk: nn.Module) -> bool:
 
 def _create(config: NetworkConfig, image_size: int) -> nn.Module:
     _check_builds_offline(config.arch, config.options)
+    side = config.side or image_size
     options: dict[str, Any] = dict(config.options)
     pretrained_cfg = timm.get_pretrained_cfg(config.arch)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = image_size
+        options["img_size"] = side
     try:
         return timm.create_model(config.arch, pretrained=False, num_classes=0, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as err:
         raise ConfigError(
-            f"timm cannot build the network {config.arch!r} with image_size "
-            f"{image_size} and options {config.options} ({err}); see timm.list_models()"
+            f"timm cannot build the network {config.arch!r} for {side} x {side} pixels with "
+            f"options {config.options} ({err}); see timm.list_models()"
         ) from err
 
 

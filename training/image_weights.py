@@ -30,7 +30,7 @@ def published_weights(config: NetworkConfig, image_size: int) -> Weights:
     options: dict[str, Any] = {}
     pretrained_cfg = timm.get_pretrained_cfg(config.arch)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = image_size
+        options["img_size"] = config.side or image_size
     pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
     return dict(pretrained.state_dict())
 

@@ -145,6 +145,18 @@ def test_networks_side_by_side_see_the_same_pixels(img_B3HW):
     torch.testing.assert_close(feature_BD[:, 32:], map_BDHW.mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
 
+def test_a_network_sees_the_pixels_at_its_own_side(img_B3HW):
+    torch.manual_seed(0)
+    beside = NetworkConfig(arch="vit_tiny_patch16_224", options=TINY, side=32)
+    tower = ImageTower(ImageTowerConfig(arch="resnet18", image_size=64, beside=(beside,))).eval()
+    flat_B3HW = torch.ones(2, 3, 64, 64) * torch.tensor([0.5, -1.0])[:, None, None, None]
+    small_B3HW = flat_B3HW[:, :, :32, :32]
+    expected_BD = tower.beside[0].forward_features(small_B3HW)[:, 0]
+    torch.testing.assert_close(tower.feature(flat_B3HW)[:, 512:], expected_BD, rtol=0, atol=1e-5)
+    assert tower.beside[0].patch_embed.grid_size == (2, 2)
+    assert tower(img_B3HW).shape == (2, 512, 2, 2)  # the first network's: not scaled
+
+
 @pytest.mark.parametrize(
     ("arch", "options"),
     [
