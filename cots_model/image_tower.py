@@ -58,7 +58,8 @@ class ImageTower(nn.Module):
     def forward(self, img_BCHW: Tensor) -> Tensor:
         """What the first network computes before pooling, after the final norm.
 
-        Vision transformers: tokens `[B,P,D]`, the class token first; others: a map `[B,D,h,w]`.
+        Vision transformers: tokens `[B,P,D]`, the class token first; of others what timm gives,
+        mostly a map `[B,D,h,w]`.
         """
         return _features(self.config, self.trunk, img_BCHW)
 
@@ -108,17 +109,22 @@ def _has_class_token(trunk: nn.Module) -> bool:
 def _create(config: NetworkConfig, image_size: int) -> nn.Module:
     _check_builds_offline(config.arch, config.options)
     side = config.side or image_size
-    options: dict[str, Any] = dict(config.options)
-    pretrained_cfg = timm.get_pretrained_cfg(config.arch)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = side
     try:
+        options = config.options | input_options(config, image_size)
         return timm.create_model(config.arch, pretrained=False, num_classes=0, **options)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as err:
+    except Exception as err:  # timm raises whatever its layers do
         raise ConfigError(
             f"timm cannot build the network {config.arch!r} for {side} x {side} pixels with "
             f"options {config.options} ({err}); see timm.list_models()"
         ) from err
+
+
+def input_options(config: NetworkConfig, image_size: int) -> dict[str, Any]:
+    """What timm's constructor must be told about the input: its side, if that is fixed."""
+    pretrained_cfg = timm.get_pretrained_cfg(config.arch)
+    if pretrained_cfg is None or not pretrained_cfg.fixed_input_size:
+        return {}
+    return {"img_size": config.side or image_size}
 
 
 def _check_builds_offline(arch: str, options: dict[str, Any]) -> None:
