@@ -56,7 +56,7 @@ class CheckpointConfig(Frozen):
     @property
     def fingerprint(self) -> str:
         """Sha256 (hex) over the model configuration and all hashed files."""
-        model = self.model.model_dump(mode="json")
+        model = self.model.model_dump(mode="json", exclude_defaults=True)  # see Frozen
         canonical = json.dumps([model, self.files], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -5,7 +5,7 @@ The YAML files beside this module (`configs/`) are the models we ship; each is l
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,9 +14,16 @@ from cots_model.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
 
+Side = Annotated[int, Field(gt=0, le=2048)]
+"""Side of a square input in pixels; a foreign checkpoint must not ask for terabytes."""
+
 
 class Frozen(BaseModel):
-    """Base of our configurations: immutable, and unknown keys are refused."""
+    """Base of our configurations: immutable, and unknown keys are refused.
+
+    A checkpoint's fingerprint leaves out values that are defaults: a new key with a default changes
+    no fingerprint, and the default of an old key must never change.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -27,14 +34,17 @@ class NetworkConfig(Frozen):
     Attributes:
         arch: timm name, such as `vit_base_patch16_384`.
         options: further arguments of the timm constructor (`depth`, `embed_dim`, ...).
-        pool: `cls` takes the class token (the paper), or of networks without one what they pool
-            for their classifier; `cls_mean` adds the mean of the patch tokens, twice as wide
-            (chosen: better features from a network that stays frozen).
+        pool: `cls` takes the class token of timm's VisionTransformer classes (the paper), and of
+            all other networks what they pool for their classifier; `cls_mean` adds the mean of
+            the patch tokens, twice as wide (chosen: better features from a frozen network).
+        side: the pixels are scaled to this side for the network; by default it takes them as they
+            come. For a network trained on another size than the one beside it.
     """
 
     arch: str
     options: dict[str, Any] = {}
     pool: Literal["cls", "cls_mean"] = "cls"
+    side: Side | None = None
 
 
 class ImageTowerConfig(NetworkConfig):
@@ -47,8 +57,8 @@ class ImageTowerConfig(NetworkConfig):
             projection (chosen: small data sets are otherwise learned by heart).
     """
 
-    image_size: int = Field(gt=0)
-    beside: tuple[NetworkConfig, ...] = ()
+    image_size: Side
+    beside: tuple[NetworkConfig, ...] = Field(default=(), max_length=8)
     feature_drop_rate: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -93,7 +103,7 @@ class PreprocessConfig(Frozen):
         pad_token: the tokenizer's padding token.
     """
 
-    image_size: int = Field(gt=0)
+    image_size: Side
     resize: Literal["squash", "crop"] = "squash"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -20,7 +20,7 @@ class Hardware:
         cores: cores this process may use.
         threads: CPU threads that PyTorch uses.
         gpu: its name, if the model ran on one.
-        memory_gib: main memory.
+        memory_gib: main memory; 0 where the system does not say.
         system: operating system and architecture.
     """
 
@@ -38,7 +38,8 @@ class Hardware:
 
 def describe_hardware(device: torch.device) -> Hardware:
     """Look at the machine on which a model on `device` runs."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    known = hasattr(os, "sysconf")  # not on Windows
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
     return Hardware(
         cpu=_cpu_name(),
         cores=num_cores(),

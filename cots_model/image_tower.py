@@ -15,6 +15,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cots_model.config import ImageTowerConfig, NetworkConfig
@@ -61,9 +62,10 @@ class ImageTower(nn.Module):
     def forward(self, img_BCHW: Tensor) -> Tensor:
         """What the first network computes before pooling, after the final norm.
 
-        Vision transformers: tokens `[B,T,D]`, the class token first; others: a map `[B,D,h,w]`.
+        Vision transformers: tokens `[B,T,D]`, the class token first; of others what timm gives,
+        mostly a map `[B,D,h,w]`.
         """
-        return cast(Tensor, cast(Any, self.trunk).forward_features(img_BCHW))
+        return _features(self.config, self.trunk, img_BCHW)
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -145,14 +147,22 @@ def _replaced_patches(
         handle.remove()
 
 
+def _features(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:
+    if config.side is not None and img_BCHW.shape[-2:] != (config.side, config.side):
+        img_BCHW = F.interpolate(
+            img_BCHW, (config.side, config.side), mode="bilinear", antialias=True
+        )
+    return cast(Tensor, cast(Any, trunk).forward_features(img_BCHW))
+
+
 def _feature(config: NetworkConfig, trunk: nn.Module, img_BCHW: Tensor) -> Tensor:
-    out = cast(Any, trunk).forward_features(img_BCHW)
+    out = _features(config, trunk, img_BCHW)
     if not _has_class_token(trunk):
         return cast(Tensor, cast(Any, trunk).forward_head(out, pre_logits=True))
-    cls_BD = cast(Tensor, out)[:, 0]
+    cls_BD = out[:, 0]
     if config.pool == "cls":
         return cls_BD
-    patches_BPD = cast(Tensor, out)[:, cast(int, trunk.num_prefix_tokens) :]
+    patches_BPD = out[:, cast(int, trunk.num_prefix_tokens) :]
     return torch.cat([cls_BD, patches_BPD.mean(dim=1)], dim=1)
 
 
@@ -176,17 +186,23 @@ def _has_class_token(trunk: nn.Module) -> bool:
 
 def _create(config: NetworkConfig, image_size: int) -> nn.Module:
     _check_builds_offline(config.arch, config.options)
-    options: dict[str, Any] = dict(config.options)
-    pretrained_cfg = timm.get_pretrained_cfg(config.arch)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = image_size
+    side = config.side or image_size
     try:
+        options = config.options | input_options(config, image_size)
         return timm.create_model(config.arch, pretrained=False, num_classes=0, **options)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as err:
+    except Exception as err:  # timm raises whatever its layers do
         raise ConfigError(
-            f"timm cannot build the network {config.arch!r} with image_size "
-            f"{image_size} and options {config.options} ({err}); see timm.list_models()"
+            f"timm cannot build the network {config.arch!r} for {side} x {side} pixels with "
+            f"options {config.options} ({err}); see timm.list_models()"
         ) from err
+
+
+def input_options(config: NetworkConfig, image_size: int) -> dict[str, Any]:
+    """What timm's constructor must be told about the input: its side, if that is fixed."""
+    pretrained_cfg = timm.get_pretrained_cfg(config.arch)
+    if pretrained_cfg is None or not pretrained_cfg.fixed_input_size:
+        return {}
+    return {"img_size": config.side or image_size}
 
 
 def _check_builds_offline(arch: str, options: dict[str, Any]) -> None:

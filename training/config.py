@@ -241,7 +241,7 @@ class TrainConfig(Frozen):
         evaluate_every: epochs between scorings; the last epoch is always scored.
         storage: number format of the written weights.
         notes: Markdown for the model card: what the data are, licences, limits.
-        output: folder for the checkpoint, the log and the state.
+        output: folder for the checkpoint and the log.
     """
 
     name: str

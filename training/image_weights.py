@@ -5,9 +5,8 @@ Shape letters: P patches, D width.
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,25 +20,33 @@ from torch import Tensor, nn
 
 from cots_model.config import NetworkConfig
 from cots_model.errors import InputError
+from cots_model.image_tower import input_options
 
 Weights = dict[str, Tensor]
 
 
 def published_weights(config: NetworkConfig, image_size: int) -> Weights:
-    """What timm publishes for a network, position embeddings resized to its patches."""
-    options: dict[str, Any] = {}
-    pretrained_cfg = timm.get_pretrained_cfg(config.arch)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = image_size
-    pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
+    """What timm publishes for a network, position embeddings resized to its patches.
+
+    Raises:
+        InputError: if it publishes none, or they cannot be fetched.
+    """
+    try:
+        options = input_options(config, image_size)
+        pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
+    except Exception as err:  # the hub client's errors, timm's and the system's
+        raise InputError(
+            f"timm gives no weights for {config.arch!r} ({_first_line(err)}); check the "
+            "connection, or give a file"
+        ) from err
     return dict(pretrained.state_dict())
 
 
 def weights_from_file(path: Path, network: nn.Module, source: str) -> Weights:
     """Read the one weights file at `path`, or in that folder, under timm's names.
 
-    Taken are original EfficientNet-lite files (`.pth`), and DINOv2 backbones exported from Hugging
-    Face transformers (`.onnx`).
+    Taken are original EfficientNet-lite files (`.pth`), and models with a module `backbone` that is
+    transformers' DINOv2, as torch's TorchScript exporter writes them (`.onnx`).
 
     Raises:
         InputError: if there is no such file, it is damaged, or it is for another kind of network.
@@ -52,7 +59,12 @@ def weights_from_file(path: Path, network: nn.Module, source: str) -> Weights:
             f"is {type(network).__name__}: use timm, checkpoint:SOURCE or random"
         )
     files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
-    if len(files) != 1 or not files[0].is_file():
+    if not path.exists() or (files[:1] == [path] and path.suffix != suffix):
+        raise InputError(
+            f"init source {source!r} is no {suffix} file and no folder with one; images take "
+            "random, timm, package:NAME/SUBFOLDER or such a file or folder"
+        )
+    if len(files) != 1:
         raise InputError(f"init source {source!r} holds {len(files)} {suffix} files; one is needed")
     if isinstance(network, EfficientNet):
         return rename_efficientnet_lite(_read_pth(files[0]), network)
@@ -62,10 +74,14 @@ def weights_from_file(path: Path, network: nn.Module, source: str) -> Weights:
 def _read_pth(path: Path) -> Weights:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
+    except Exception as err:  # the unpickler raises whatever damaged bytes lead to
         raise InputError(f"{path} cannot be loaded ({_first_line(err)}); copy it again") from err
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise InputError(f"{path} holds {type(weights).__name__}, not tensors by name")
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()
+    ):
+        raise InputError(
+            f"{path} holds {type(weights).__name__}, not tensors by name; save its state_dict"
+        )
     return weights
 
 
@@ -78,22 +94,33 @@ def read_onnx(path: Path) -> Weights:
     Raises:
         InputError: if the file is not ONNX.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     try:
-        graph = onnx.load(path).graph
-    except (OSError, ValueError, DecodeError) as err:
-        raise InputError(f"{path} cannot be read as ONNX ({_first_line(err)})") from err
-    stored = {
-        i.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(i))) for i in graph.initializer
-    }
-    for node in graph.node:
-        matrices = [name for name in node.input if node.op_type == "MatMul" and name in stored]
-        if matrices and node.name.endswith("/MatMul"):
+        import onnx
+    except ImportError as err:
+        raise InputError(f"{path} needs onnx; pip install 'cots-retrieval[train]'") from err
+    try:
+        graph = onnx.load_model(path, format="protobuf", load_external_data=False).graph
+        if any(i.data_location == onnx.TensorProto.EXTERNAL for i in graph.initializer):
+            raise ValueError("it keeps weights in other files; export it as one file")
+        stored = {
+            i.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(i)))
+            for i in graph.initializer
+        }
+    except Exception as err:  # onnx and protobuf raise their own
+        raise InputError(
+            f"{path} cannot be read as ONNX ({_first_line(err)}); copy or export it again"
+        ) from err
+    return stored | _linear_weights(graph.node, stored)
+
+
+def _linear_weights(nodes: Iterable[Any], stored: Weights) -> Weights:
+    found = {}
+    for node in nodes:
+        matrices = [name for name in node.input if name in stored and stored[name].ndim == 2]
+        if node.op_type == "MatMul" and matrices and node.name.endswith("/MatMul"):
             module = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
-            stored[f"{module}.weight"] = stored[matrices[0]].T.contiguous()
-    return stored
+            found[f"{module}.weight"] = stored[matrices[0]].T.contiguous()
+    return found
 
 
 _DINOV2 = {
@@ -118,6 +145,8 @@ def rename_dinov2(weights: Mapping[str, Tensor], net: VisionTransformer) -> Weig
         InputError: naming the first weight that is not there.
     """
     at = _Prefixed(weights, "backbone.")
+    if "backbone.embeddings.register_tokens" in weights:
+        raise InputError("the export has register tokens, which are not read; take one without")
     renamed = {"cls_token": at["embeddings.cls_token"], "pos_embed": _positions(weights, net)}
     for leaf in ("weight", "bias"):
         renamed[f"patch_embed.proj.{leaf}"] = at[f"embeddings.patch_embeddings.projection.{leaf}"]
@@ -145,17 +174,22 @@ def _dinov2_block(layer: _Prefixed) -> Weights:
 
 
 def _positions(weights: Mapping[str, Tensor], net: VisionTransformer) -> Tensor:
-    """The export stores the class token's and the patches' position embeddings, without names."""
+    """The export stores the class token's and the patches' position embeddings, without names.
+
+    They are resized as DINOv2 does it; timm's own default smooths them.
+    """
     width = net.embed_dim
     nameless = [w for name, w in weights.items() if name.startswith("onnx::")]
     cls = [w for w in nameless if w.shape == (1, 1, width)]
     grid = [w for w in nameless if w.ndim == 3 and w.shape[1] > 1 and w.shape[2] == width]
     if len(cls) != 1 or len(grid) != 1:
         raise InputError(
-            f"no position embeddings of width {width} among the weights; is it a DINOv2 export?"
+            f"{len(cls)} and {len(grid)} candidates for position embeddings of width {width} among "
+            "the weights, one of each is needed; is it a DINOv2 export?"
         )
     size = cast(tuple[int, int], net.patch_embed.grid_size)
-    return cast(Tensor, resample_abs_pos_embed(torch.cat([cls[0], grid[0]], dim=1), list(size)))
+    positions = torch.cat([cls[0], grid[0]], dim=1)
+    return cast(Tensor, resample_abs_pos_embed(positions, list(size), antialias=False))
 
 
 class _Prefixed:

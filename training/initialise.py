@@ -26,12 +26,17 @@ _CHECKPOINT = "checkpoint:"
 
 
 def initialise(model: CotsModel, init: InitConfig) -> None:
-    """Load first weights into both towers; what a source does not have stays random.
+    """Load first weights into both towers; a side whose source is `random` stays as it is.
 
     Raises:
         InputError: if a source is missing or does not fit the tower.
     """
     if init.image.startswith(_CHECKPOINT):
+        if init.beside:
+            raise InputError(
+                f"init.image {init.image!r} brings every network of the image tower; "
+                "drop init.beside (init.beside=[])"
+            )
         _initialise_side(model, "image", init.image)
     elif init.image != "random" or init.beside:
         _initialise_image(model.image, init)
@@ -138,7 +143,11 @@ def _load(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as err:
-        raise InputError(f"the weights of {source!r} do not fit the tower: {err}") from err
+        faults = "; ".join(line.strip()[:200] for line in str(err).splitlines()[1:4])
+        raise InputError(
+            f"the weights of {source!r} do not fit the tower: {faults}; choose the source made for "
+            "this network and its options"
+        ) from err
     log.info("initialised %d tensors from %s", len(weights), source)
 
 

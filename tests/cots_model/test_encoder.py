@@ -68,7 +68,8 @@ def test_encoder_embeds_pixels_as_pictures(encoder):
 
 def test_encoder_takes_pixels_in_small_chunks_on_a_cpu(encoder):
     sizes = []
-    hook = encoder.model.image.register_forward_hook(lambda *call: sizes.append(len(call[2])))
+    norm = encoder.model.image.trunk.norm
+    hook = norm.register_forward_hook(lambda *call: sizes.append(len(call[2])))
     try:
         pixels_BCHW = encoder.preprocess.images(pictures(19))
         z_BE = encoder.encode_pixels(pixels_BCHW)

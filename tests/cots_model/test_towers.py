@@ -12,7 +12,7 @@ from cots_model.text_tower import TextTower, masked_mean
 TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def convolutional() -> ImageTower:
     torch.manual_seed(0)
     config = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
@@ -90,6 +90,9 @@ def test_timm_hybrid_is_taken_by_name(img_B3HW):
         ("vit_tiny_patch16_224", {"dept": 2}, "dept"),
         ("vit_tiny_patch16_224", {"embed_dim": 31}, "divisible"),
         ("resnet18", {"depth": 2}, "depth"),
+        ("resnet18.nonsense", {}, "nonsense"),
+        ("vit_tiny_patch16_224", {"num_heads": 0}, "zero"),
+        ("vit_tiny_patch16_224", {"norm_layer": "nope"}, "nope"),
     ],
 )
 def test_image_tower_refuses_other_networks(arch, options, says):
@@ -143,6 +146,19 @@ def test_networks_side_by_side_see_the_same_pixels(img_B3HW):
     assert torch.equal(feature_BD[:, :32], tower(img_B3HW)[:, 0])
     map_BDHW = tower.beside[0].forward_features(img_B3HW)
     torch.testing.assert_close(feature_BD[:, 32:], map_BDHW.mean(dim=(2, 3)), rtol=0, atol=1e-6)
+
+
+def test_a_network_sees_the_pixels_at_its_own_side(img_B3HW):
+    torch.manual_seed(0)
+    beside = NetworkConfig(arch="vit_tiny_patch16_224", options=TINY, side=32)
+    tower = ImageTower(ImageTowerConfig(arch="resnet18", image_size=64, beside=(beside,))).eval()
+    small_B3HW = torch.nn.functional.interpolate(
+        img_B3HW, (32, 32), mode="bilinear", antialias=True
+    )
+    expected_BD = tower.beside[0].forward_features(small_B3HW)[:, 0]
+    torch.testing.assert_close(tower.feature(img_B3HW)[:, 512:], expected_BD, rtol=0, atol=1e-6)
+    assert tower.beside[0].patch_embed.grid_size == (2, 2)
+    assert tower(img_B3HW).shape == (2, 512, 2, 2)  # the first network's: not scaled
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,10 @@ def test_shipped_runs_load_and_name_a_shipped_model(path):
 
 def test_defaults_are_the_papers(minimal):
     config = load_train_config(minimal)
-    assert (config.objective.instance.momentum, config.objective.instance.temperature) == (0.99, 0.05)
+    assert (config.objective.instance.momentum, config.objective.instance.temperature) == (
+        0.99,
+        0.05,
+    )
     assert config.objective.instance.queue_length == 12_800
     assert (config.optimiser.lr, config.optimiser.weight_decay) == (5e-5, 0.02)
     assert config.optimiser.constant_epochs == 5

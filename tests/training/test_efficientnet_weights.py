@@ -94,10 +94,13 @@ def test_efficientnet_refuses_weights_of_another_network(convolutional, tmp_path
 
 def test_efficientnet_refuses_files_that_hold_no_tensors(convolutional, tmp_path):
     path = tmp_path / "x.pth"
-    for content in (b"", b"no tensors", b"PK\x03\x04 zip"):
+    for content in (b"", b"no tensors", b"PK\x03\x04 zip", b".", b"h\x00."):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"x\.pth cannot be loaded"):
             initialise(convolutional, InitConfig(image=str(path)))
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="holds dict, not tensors by name; save its state_dict"):
+        initialise(convolutional, InitConfig(image=str(path)))
     torch.save([1, 2], path)
     with pytest.raises(InputError, match="holds list, not tensors by name"):
         initialise(convolutional, InitConfig(image=str(path)))

@@ -25,7 +25,7 @@ TWO_VIEWS = AugmentConfig(num_views=2)
 @pytest.fixture(scope="module")
 def tower() -> ImageTower:
     torch.manual_seed(0)
-    return make_tower()
+    return make_tower(drop_rate=0.5)  # must not drop while caching
 
 
 def make_tower(drop_rate: float = 0.0) -> ImageTower:
@@ -48,10 +48,12 @@ def photos(tmp_path):
 
 @pytest.fixture
 def cache(photos, tower, preprocess, tmp_path):
-    def make(augment=TWO_VIEWS, seed=0, tower=tower, preprocess=preprocess, count=9):
+    def make(augment=TWO_VIEWS, seed=0, tower=tower, preprocess=preprocess, count=9, bf16=False):
         examples = read_examples([str(photos)])[:count]
         folder = tmp_path / "cache"
-        return cached_features(examples, tower, preprocess, augment, folder=folder, seed=seed)
+        return cached_features(
+            examples, tower, preprocess, augment, folder=folder, seed=seed, bf16=bf16
+        )
 
     return make
 
@@ -94,7 +96,7 @@ def test_cache_is_reused_while_nothing_changes(cache, tmp_path):
 
 def test_cache_is_another_for_other_contents(cache, photos, tmp_path, tower):
     cache()
-    other_tower = make_tower()
+    other_tower = make_tower(drop_rate=0.5)
     other_tower.load_state_dict(tower.state_dict())
     with torch.no_grad():
         other_tower.trunk.bn1.running_mean[0] += 1e-3
@@ -105,6 +107,7 @@ def test_cache_is_another_for_other_contents(cache, photos, tmp_path, tower):
         {"augment": AugmentConfig(num_views=1)},
         {"augment": AugmentConfig(num_views=2, min_area=0.9)},
         {"seed": 1},
+        {"bf16": True},
         {"count": 8},
         {"tower": other_tower},
         {"tower": other_options},
@@ -224,3 +227,29 @@ def test_random_views_are_mirrored_about_half_of_the_time(preprocess):
         augment, rng = AugmentConfig(min_area=1.0, flip=flip), np.random.default_rng(0)
         views = [random_view(img, preprocess, augment, rng) for _ in range(100)]
         assert low <= sum(bool(v[..., :32].mean() > v[..., 32:].mean()) for v in views) <= high
+
+
+def test_cache_is_another_when_a_picture_changes(cache, photos, tmp_path):
+    before = cache().get([0], [0])
+    first = read_examples([str(photos)])[0]
+    Image.new("RGB", (40, 30), "purple").save(first.location.path)
+    after = cache().get([0], [0])
+    assert len(files(tmp_path)) == 2
+    assert not torch.equal(before, after)
+
+
+def test_cache_in_bf16_is_close(cache):
+    exact, rounded = cache().get([0, 1], [0, 0]), cache(bf16=True).get([0, 1], [0, 0])
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.99
+
+
+def test_features_that_overflow_are_refused(cache, tower, tmp_path):
+    loud = copy.deepcopy(tower)
+    with torch.no_grad():
+        loud.trunk.bn2.weight.fill_(1e9)
+        loud.trunk.bn2.bias.fill_(1e9)
+        loud.trunk.bn2.act = torch.nn.Identity()
+    with pytest.raises(InputError, match="do not fit float16"):
+        cache(tower=loud)
+    assert files(tmp_path) == set()

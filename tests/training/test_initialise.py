@@ -94,6 +94,12 @@ def test_checkpoints_give_each_side_with_its_projection(model, tiny_checkpoint):
     assert_equal_states(model.state_dict(), theirs)
 
 
+def test_a_checkpoint_brings_the_networks_beside(model, tiny_checkpoint):
+    init = InitConfig(image=f"checkpoint:{tiny_checkpoint}", beside=["random"])
+    with pytest.raises(InputError, match=r"drop init\.beside"):
+        initialise(model, init)
+
+
 def test_checkpoints_give_their_tokenizer(tiny_checkpoint):
     tokenizer = load_tokenizer(InitConfig(text=f"checkpoint:{tiny_checkpoint}"))
     expected = Preprocess.from_pretrained(tiny_checkpoint).tokenizer

@@ -5,7 +5,7 @@ Random numbers are no part of it: every step seeds its own from (seed, step, ran
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -27,7 +27,7 @@ def full_weights(module: nn.Module) -> dict[str, Tensor]:
 
     All processes must call it.
     """
-    return dict(get_model_state_dict(module, options=_FULL))
+    return cast(dict[str, Tensor], get_model_state_dict(module, options=_FULL))
 
 
 def capture(stepper: Stepper) -> dict[str, Any]:

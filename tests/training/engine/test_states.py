@@ -67,7 +67,7 @@ def test_a_damaged_state_is_passed_over(tmp_path, damage, caplog):
     assert (step, loaded["step"]) == (1, 1)
     assert "state-000000002.pt is damaged" in caplog.text
     damage(tmp_path / "state-000000001.pt")
-    with pytest.raises(TrainingError, match="all 2 states in .* are damaged"):
+    with pytest.raises(TrainingError, match=r"all 2 states in .* are damaged"):
         states.load_latest()
 
 
