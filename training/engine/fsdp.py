@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from cots_model.model import CotsModel
 from training.objective import Objective
@@ -19,16 +19,9 @@ def split(objective: Objective, momentum: CotsModel) -> None:
         for block in _blocks(model):
             fully_shard(block)
     fully_shard(objective)
-    fully_shard(momentum)
-    for name in ("encode_text", "project_image", "project_text"):
-        fully_shard_method(momentum, name)
-
-
-def fully_shard_method(model: CotsModel, name: str) -> None:
-    """Let a method gather the parameters as `forward` does."""
-    from torch.distributed.fsdp import register_fsdp_forward_method
-
-    register_fsdp_forward_method(model, name)
+    fully_shard(momentum, reshard_after_forward=True)  # no backward pass will do it
+    for name in ("encode_image", "encode_text", "project_image"):  # as `forward` does
+        register_fsdp_forward_method(momentum, name)
 
 
 def _blocks(model: CotsModel) -> list[nn.Module]:

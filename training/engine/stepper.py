@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cots_model.model import CotsModel
+from cots_model.videos import pool_frames
 from training.batches import Batch
 from training.config import TrainConfig
 from training.engine.hiding import Hider
@@ -25,7 +26,7 @@ from training.errors import TrainingError
 from training.filter import AdaptiveMomentumFilter, FilterResult
 from training.masking import NOT_A_TARGET
 from training.momentum import MomentumCopy
-from training.objective import Hidden, Keys, Objective, Shares, project_images
+from training.objective import Hidden, Keys, Objective, Shares
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 
@@ -147,14 +148,17 @@ class Stepper:
         hidden = self.hider(batch, seed=_mix(self.config.seed, self.step, place), world=self.world)
         batch, device = batch.to(self.world.device), self.world.device
         with torch.no_grad(), self._autocast():
-            model = self.momentum.module
-            image_FD = batch.image if self.config.freeze_image else model.image.feature(batch.image)
-            keys = Keys(
-                project_images(model, image_FD, batch),
-                model.encode_text(batch.tok_BL, batch.mask_BL),
-            )
+            keys = self._keys(batch)
         judged = self.filter(keys.image_BE, keys.text_BE, self.queues, step=self.step)
         return _Prepared(batch, keys, hidden.to(device), judged)
+
+    def _keys(self, batch: Batch) -> Keys:
+        model = self.momentum.module
+        encode = model.project_image if self.config.freeze_image else model.encode_image
+        image_FE = encode(batch.image)
+        if batch.num_frames_B is not None:
+            image_FE = pool_frames(image_FE, batch.num_frames_B)
+        return Keys(image_FE, model.encode_text(batch.tok_BL, batch.mask_BL))
 
     def _keep(self, one: _Prepared) -> Tensor:
         enabled = self.config.objective.filter.enabled
