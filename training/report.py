@@ -9,7 +9,7 @@ import yaml
 
 from cots_model.encoder import resolve_device
 from cots_model.hardware import describe_hardware
-from training.config import TrainConfig
+from training.config import ObjectiveConfig, TrainConfig
 from training.metrics import Recall, RetrievalMetrics
 
 
@@ -50,7 +50,7 @@ def _training(config: TrainConfig, *, num_pictures: int, step: int, wall_s: floa
     machine = describe_hardware(resolve_device(config.device))
     return f"""\
 - Date: {datetime.datetime.now(datetime.UTC).date().isoformat()}
-- Objective: instance level (momentum contrast, eq. 4-10)
+- Objective: {_objective(config.objective)}
 - Steps: {step:,} of {config.batch_size} pairs
 - Data: {num_pictures:,} pictures with captions
 - First weights: image {first}; text `{config.init.text}`
@@ -58,6 +58,15 @@ def _training(config: TrainConfig, *, num_pictures: int, step: int, wall_s: floa
 - Hardware: {machine.summary()}, torch {torch.__version__}
 - Command: `cots train pretrain --config FILE` with the configuration below
 """
+
+
+def _objective(config: ObjectiveConfig) -> str:
+    levels = ["instance level (momentum contrast, eq. 4-10)"]
+    levels += ["task level (eq. 11-14)"] if config.task.weight else []
+    levels += ["hidden patches (eq. 1)"] if config.vision.weight else []
+    levels += ["hidden words (eq. 2)"] if config.language.weight else []
+    levels += ["momentum filter (eq. 15)"] if config.filter.enabled else []
+    return ", ".join(levels)
 
 
 def _scores(metrics: RetrievalMetrics) -> str:

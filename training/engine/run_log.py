@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 EVENTS = "tensorboard"
@@ -31,21 +35,22 @@ class RunLog:
         kept = _lines_before(path, step)
         path.write_text("".join(kept), "utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a line is whole or not there
-        self._events = SummaryWriter(str(folder / EVENTS), purge_step=step)
+        self._events = _open_events(folder / EVENTS, step)
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
         """Write the figures of one step; slashes in names group curves."""
-        if self._file is None or self._events is None:
+        if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
-            self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in figures.items():
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out what is buffered."""
-        if self._file is not None and self._events is not None:
-            self._file.close()
-            self._events.close()
+        for output in (self._file, self._events):
+            if output is not None:
+                output.close()
 
     def __enter__(self) -> Self:
         """Usable in a with statement."""
@@ -59,6 +64,15 @@ class RunLog:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _open_events(folder: Path, step: int) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("no curves without TensorBoard: pip install 'cots-retrieval[train]'")
+        return None
+    return SummaryWriter(str(folder), purge_step=step)
 
 
 def _lines_before(path: Path, step: int) -> list[str]:
