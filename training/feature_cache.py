@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,18 @@ class FeatureCache:
         return torch.from_numpy(feature_BD.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that decides what is in a cache."""
+
+    examples: Sequence[Example]
+    tower: ImageTower
+    preprocess: Preprocess
+    augment: AugmentConfig
+    seed: int
+    bf16: bool
+
+
 def cached_features(
     examples: Sequence[Example],
     tower: ImageTower,
@@ -78,40 +91,35 @@ def cached_features(
         InputError: if a picture cannot be decoded (training data should be clean; remove it).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"features-{_key(examples, tower, preprocess, augment, seed, bf16)}.npy"
+    recipe = _Recipe(examples, tower, preprocess, augment, seed, bf16)
+    path = folder / f"features-{_key(recipe)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
-            _compute(partial, examples, tower, preprocess, augment, seed, bf16)
+            _compute(partial, recipe)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return FeatureCache(path)
 
 
-def _compute(
-    path: Path,
-    examples: Sequence[Example],
-    tower: ImageTower,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: int,
-    bf16: bool,
-) -> None:
+def _compute(path: Path, recipe: _Recipe) -> None:
+    examples, tower = recipe.examples, recipe.tower
     device = next(tower.parameters()).device
     tower = tower.to(memory_format=torch.channels_last).eval()
-    num_views = augment.num_views
+    num_views = recipe.augment.num_views
     log.info("embedding %d views of %d pictures", num_views, len(examples))
     shape = (len(examples), num_views, tower.width)
     feature_MVD = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
     for start in tqdm(range(0, len(todo), _BATCH), desc="features", unit="batch", disable=None):
         batch = todo[start : start + _BATCH]
-        pixels = [
-            _view(examples[row], view, preprocess, augment, (seed, row)) for row, view in batch
-        ]
+        pixels = [_view(recipe, row, view) for row, view in batch]
         img_BCHW = torch.stack(pixels).to(device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16),
+        ):
             feature_BD = tower.feature(img_BCHW).cpu().to(torch.float16).numpy()
         if not np.isfinite(feature_BD).all():
             raise InputError(
@@ -123,16 +131,12 @@ def _compute(
     feature_MVD.flush()
 
 
-def _view(
-    example: Example,
-    view: int,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: tuple[int, int],
-) -> Tensor:
+def _view(recipe: _Recipe, row: int, view: int) -> Tensor:
+    img = recipe.examples[row].picture()
     if view == 0:
-        return preprocess.image(example.picture())
-    return random_view(example.picture(), preprocess, augment, np.random.default_rng([*seed, view]))
+        return recipe.preprocess.image(img)
+    rng = np.random.default_rng([recipe.seed, row, view])
+    return random_view(img, recipe.preprocess, recipe.augment, rng)
 
 
 def random_view(
@@ -157,25 +161,19 @@ def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> 
     return img.crop((left, top, left + width, top + height))
 
 
-def _key(
-    examples: Sequence[Example],
-    tower: ImageTower,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: int,
-    bf16: bool,
-) -> str:
+def _key(recipe: _Recipe) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(recipe.tower.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     settings = [
-        tower.config.model_dump(mode="json"),
-        preprocess.config.model_dump(mode="json"),
-        augment.model_dump(mode="json"),
-        [seed, bf16],
+        recipe.tower.config.model_dump(mode="json"),
+        recipe.preprocess.config.model_dump(mode="json"),
+        recipe.augment.model_dump(mode="json"),
+        [recipe.seed, recipe.bf16],
     ]
-    pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in examples]
-    stamps = {path: _stamp(path) for path in sorted({e.location.path for e in examples})}
+    pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in recipe.examples]
+    paths = sorted({e.location.path for e in recipe.examples})
+    stamps = {path: _stamp(path) for path in paths}
     digest.update(json.dumps([_VERSION, settings, pictures, stamps]).encode())
     return digest.hexdigest()[:16]
 
