@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ class FeatureCache:
         return torch.from_numpy(feature_BD.astype(np.float32))
 
 
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that decides what is in a cache."""
+
+    examples: Sequence[Example]
+    tower: ImageTower
+    preprocess: Preprocess
+    augment: AugmentConfig
+    seed: int
+    bf16: bool
+
+
 def cached_features(
     examples: Sequence[Example],
     tower: ImageTower,
@@ -90,43 +103,35 @@ def cached_features(
             "videos; set freeze_image to false"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"features-{_key(examples, tower, preprocess, augment, seed, bf16)}.npy"
+    recipe = _Recipe(examples, tower, preprocess, augment, seed, bf16)
+    path = folder / f"features-{_key(recipe)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
             broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
-            _compute(partial, examples, tower, preprocess, augment, seed, bf16, broken)
+            _compute(partial, recipe, broken)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return FeatureCache(path)
 
 
-def _compute(
-    path: Path,
-    examples: Sequence[Example],
-    tower: ImageTower,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: int,
-    bf16: bool,
-    broken: BrokenCount,
-) -> None:
+def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
+    examples, tower = recipe.examples, recipe.tower
     tower = tower.to(memory_format=torch.channels_last).eval()
-    num_views = augment.num_views
+    num_views = recipe.augment.num_views
     log.info("embedding %d views of %d pictures", num_views, len(examples))
     shape = (len(examples), num_views, tower.width)
     feature_MVD = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
     for start in tqdm(range(0, len(todo), _BATCH), desc="features", unit="batch", disable=None):
         batch = todo[start : start + _BATCH]
-        views = _views(examples, batch, preprocess, augment, seed, broken)
+        views = _views(recipe, batch, broken)
         for row in {row for row, _ in batch} - {row for row, _ in views}:
             feature_MVD[row] = np.nan
         if views:
             rows, numbers = zip(*views, strict=True)
-            img_BCHW = torch.stack(list(views.values()))
-            feature_BD = _features(tower, img_BCHW, bf16)
+            feature_BD = _features(tower, torch.stack(list(views.values())), recipe.bf16)
             if not np.isfinite(feature_BD).all():
                 raise InputError(
                     f"features of {examples[rows[0]].id} or of the {len(rows) - 1} views after it "
@@ -146,18 +151,13 @@ def _features(tower: ImageTower, img_BCHW: Tensor, bf16: bool) -> np.ndarray:
 
 
 def _views(
-    examples: Sequence[Example],
-    batch: Sequence[tuple[int, int]],
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: int,
-    broken: BrokenCount,
+    recipe: _Recipe, batch: Sequence[tuple[int, int]], broken: BrokenCount
 ) -> dict[tuple[int, int], Tensor]:
     """Pixels `[3,H,W]` by row and view, without those that cannot be read."""
     found = {}
     for row, view in batch:
         try:
-            found[row, view] = _view(examples[row], view, preprocess, augment, (seed, row))
+            found[row, view] = _view(recipe, row, view)
         except BrokenExampleError as err:
             broken.add(int(view == 0), [err] if view == 0 else [])
         else:
@@ -165,16 +165,12 @@ def _views(
     return found
 
 
-def _view(
-    example: Example,
-    view: int,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: tuple[int, int],
-) -> Tensor:
+def _view(recipe: _Recipe, row: int, view: int) -> Tensor:
+    img = recipe.examples[row].picture()
     if view == 0:
-        return preprocess.image(example.picture())
-    return random_view(example.picture(), preprocess, augment, np.random.default_rng([*seed, view]))
+        return recipe.preprocess.image(img)
+    rng = np.random.default_rng([recipe.seed, row, view])
+    return random_view(img, recipe.preprocess, recipe.augment, rng)
 
 
 def random_view(
@@ -199,25 +195,19 @@ def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> 
     return img.crop((left, top, left + width, top + height))
 
 
-def _key(
-    examples: Sequence[Example],
-    tower: ImageTower,
-    preprocess: Preprocess,
-    augment: AugmentConfig,
-    seed: int,
-    bf16: bool,
-) -> str:
+def _key(recipe: _Recipe) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
+    for name, tensor in sorted(recipe.tower.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     settings = [
-        tower.config.model_dump(mode="json"),
-        preprocess.config.model_dump(mode="json"),
-        augment.model_dump(mode="json"),
-        [seed, bf16],
+        recipe.tower.config.model_dump(mode="json"),
+        recipe.preprocess.config.model_dump(mode="json"),
+        recipe.augment.model_dump(mode="json"),
+        [recipe.seed, recipe.bf16],
     ]
-    pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in examples]
-    stamps = {path: _stamp(path) for path in sorted({e.location.path for e in examples})}
+    pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in recipe.examples]
+    paths = sorted({e.location.path for e in recipe.examples})
+    stamps = {path: _stamp(path) for path in paths}
     digest.update(json.dumps([_VERSION, settings, pictures, stamps]).encode())
     return digest.hexdigest()[:16]
 

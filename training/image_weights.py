@@ -36,7 +36,7 @@ def published_weights(config: NetworkConfig, image_size: int) -> Weights:
         pretrained = timm.create_model(config.arch, pretrained=True, num_classes=0, **options)
     except Exception as err:  # the hub client's errors, timm's and the system's
         raise InputError(
-            f"timm gives no weights for {config.arch!r} ({_first_line(err)}); check the "
+            f"timm gives no weights for {config.arch!r} ({first_line(err)}); check the "
             "connection, or give a file"
         ) from err
     return dict(pretrained.state_dict())
@@ -75,7 +75,7 @@ def _read_pth(path: Path) -> Weights:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # the unpickler raises whatever damaged bytes lead to
-        raise InputError(f"{path} cannot be loaded ({_first_line(err)}); copy it again") from err
+        raise InputError(f"{path} cannot be loaded ({first_line(err)}); copy it again") from err
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(w, Tensor) for name, w in weights.items()
     ):
@@ -108,7 +108,7 @@ def read_onnx(path: Path) -> Weights:
         }
     except Exception as err:  # onnx and protobuf raise their own
         raise InputError(
-            f"{path} cannot be read as ONNX ({_first_line(err)}); copy or export it again"
+            f"{path} cannot be read as ONNX ({first_line(err)}); copy or export it again"
         ) from err
     return stored | _linear_weights(graph.node, stored)
 
@@ -241,5 +241,6 @@ def rename_efficientnet_lite(weights: dict[str, Tensor], net: EfficientNet) -> d
     return renamed
 
 
-def _first_line(err: Exception) -> str:
+def first_line(err: Exception) -> str:
+    """What an error of another library says, without its details."""
     return str(err).strip().split("\n", 1)[0]

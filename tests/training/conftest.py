@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from cots_model.config import PreprocessConfig, load_config
+from cots_model.config import ImageTowerConfig, ModelConfig, PreprocessConfig, load_config
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer, tiny_model_config
@@ -131,3 +131,18 @@ def configure(
         return load_train_config(path, overrides)
 
     return make
+
+
+@pytest.fixture
+def convolutional() -> CotsModel:
+    """The tiny model with EfficientNet-lite0 as its image tower."""
+    torch.manual_seed(0)
+    tiny = tiny_model_config(make_tokenizer().get_vocab_size())
+    image = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
+    return CotsModel(ModelConfig(name="convolutional", image=image, text=tiny.text))
+
+
+def assert_equal_states(ours, theirs) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name

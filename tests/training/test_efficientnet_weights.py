@@ -7,10 +7,8 @@ import timm
 import torch
 from timm.models.efficientnet import EfficientNet
 
-from cots_model.config import ImageTowerConfig, ModelConfig
 from cots_model.errors import InputError
-from cots_model.model import CotsModel
-from cots_model.testing import make_tokenizer, tiny_model_config
+from tests.training.conftest import assert_equal_states
 from training.config import InitConfig
 from training.image_weights import rename_efficientnet_lite
 from training.initialise import initialise
@@ -49,21 +47,6 @@ def random_lite0(seed: int) -> EfficientNet:
 @pytest.fixture(scope="module")
 def lite0() -> EfficientNet:
     return random_lite0(1)
-
-
-@pytest.fixture
-def convolutional() -> CotsModel:
-    """The tiny model with EfficientNet-lite0 as its image tower."""
-    torch.manual_seed(0)
-    tiny = tiny_model_config(make_tokenizer().get_vocab_size())
-    image = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
-    return CotsModel(ModelConfig(name="convolutional", image=image, text=tiny.text))
-
-
-def assert_equal_states(ours, theirs) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 def test_rename_gives_exactly_timms_names_and_weights(lite0):

