@@ -132,7 +132,7 @@ class PairBatches:
     """One epoch is every picture once, with one of its captions; short last batches are dropped.
 
     Attributes:
-        num_pictures: of the whole data, broken ones included.
+        num_pairs: of the whole data, broken ones included; a picture counts as often as it repeats.
         state: the place behind the batch that was given last, for `epoch(..., state)`; json-able.
     """
 
@@ -176,9 +176,9 @@ class PairBatches:
         self._make = BatchMaker(
             preprocess, augment, num_frames=num_frames, feature_cache=feature_cache
         )
-        self.num_pictures = order.count()
-        self._num_steps = _whole_steps(self.num_pictures, batch_size * world_size)
-        self._num_pairs = self._num_steps * batch_size
+        self.num_pairs = order.count()
+        self._num_steps = _whole_steps(self.num_pairs, batch_size * world_size)
+        self._num_given = self._num_steps * batch_size
         self._num_workers = num_workers if feature_cache is None else 0
         self._max_broken_share = max_broken_share
         self._world_size = world_size
@@ -201,7 +201,7 @@ class PairBatches:
             CotsError: if a loading process ends.
         """
         steps = self._stream.epoch(number) if state is None else self._stream.resume(state)
-        broken = BrokenCount(max_share=self._max_broken_share, num_expected=self._num_pairs)
+        broken = BrokenCount(max_share=self._max_broken_share, num_expected=self._num_given)
         for prepared in prepare_all(self._make, steps, num_workers=self._num_workers):
             broken.add(prepared.num_draws, prepared.errors)
             self.state = prepared.state

@@ -24,6 +24,7 @@ from cots_model.images import decode_image
 log = logging.getLogger(__name__)
 
 _UNNAMED_GROUPS = {"Flags", "Symbols", "Component"}
+_OPENINGS = ("a", "a drawing of a", "a picture of a")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ def read_emoji(folder: Path) -> Iterator[Drawing]:
     for entry in json.loads(names.read_bytes()) if names.is_file() else []:
         path = folder / "img" / "google" / "64" / entry["image"]
         if entry["category"] not in _UNNAMED_GROUPS and path.is_file():
-            name = entry["name"].lower()
-            short = entry["short_name"].replace("_", " ").replace("-", " ")
-            yield Drawing(path, [name, f"a drawing of {short}", f"{short} emoji"])
+            shorts = [_readable(short) for short in entry["short_names"]]
+            captions = [entry["name"].lower()]
+            captions += [f"{opening} {short}" for short in shorts for opening in _OPENINGS]
+            yield Drawing(path, list(dict.fromkeys(captions)))
+
+
+def _readable(short_name: str) -> str:
+    """`cat2` and `red_car` are a cat and a red car."""
+    return short_name.replace("_", " ").replace("-", " ").rstrip("0123456789")
 
 
 READERS = {"stamps": read_stamps, "emoji": read_emoji}

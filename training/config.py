@@ -156,6 +156,9 @@ class ObjectiveConfig(Frozen):
         vision: hidden patches.
         language: hidden words.
         filter: which pairs count.
+        feature_dropout: share of the image tower's outputs that are set to 0, anew in every step
+            (chosen: 0; small sets need it, for the projection learns them by heart). The momentum
+            encoders' keys stay whole.
     """
 
     instance: InstanceConfig = InstanceConfig()
@@ -163,6 +166,7 @@ class ObjectiveConfig(Frozen):
     vision: VisionTokenConfig = VisionTokenConfig()
     language: LanguageTokenConfig = LanguageTokenConfig()
     filter: FilterConfig = FilterConfig()
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _tokenizer_is_named(self) -> Self:

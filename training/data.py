@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cots_model.errors import InputError
@@ -45,7 +46,7 @@ def read_examples(
                 "with 'caption' or 'captions'"
             )
         log.info("source %s: %d pictures", source.path, len(found))
-        examples += found
+        examples += [replace(example, repeat=source.repeat) for example in found]
     return examples
 
 

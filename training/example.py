@@ -37,12 +37,14 @@ class Example:
         location: where its bytes are.
         captions: at least one.
         kind: `picture` or `video`.
+        repeat: how often an epoch visits it.
     """
 
     id: str
     location: Location
     captions: tuple[str, ...]
     kind: Literal["picture", "video"] = "picture"
+    repeat: int = 1
 
     def picture(self) -> Image.Image:
         """Decode the picture to RGB; of a video, the frame in the middle.

@@ -21,9 +21,10 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used = set()
-    for name, parameter in model.named_parameters():
+    for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        name = full_name.removeprefix("model.")  # of the encoders inside an `Objective`
         prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
         used.add(prefix)
         decays = parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)

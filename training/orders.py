@@ -31,10 +31,12 @@ class Entry:
     Attributes:
         number: what tells it from the others, the same in every epoch; below 2^63.
         example: the picture and its captions.
+        visit: from 0, of a picture that an epoch visits several times.
     """
 
     number: int
     example: Example
+    visit: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Order(Protocol):
         ...
 
     def count(self) -> int:
-        """How many pictures an epoch has."""
+        """How many visits of pictures an epoch has."""
         ...
 
     def fingerprint(self) -> str:
@@ -82,20 +84,22 @@ class MemoryOrder:
     def __init__(self, examples: Sequence[Example]) -> None:
         """Take the pictures; an entry's number is its row."""
         self._examples = examples
+        self._end_M = np.cumsum([example.repeat for example in examples])  # of each one's visits
 
     def blocks(self, seed: int, epoch: int, start: Mark) -> Iterator[tuple[Mark, Block]]:
         """One block."""
         if start != Mark():
             raise InputError(f"there is no block {start.block}; the data have changed")
-        yield start, _Permuted(self._examples, _rng(seed, epoch).permutation(self.count()))
+        order = _rng(seed, epoch).permutation(self.count())
+        yield start, _Permuted(self._examples, self._end_M, order)
 
     def count(self) -> int:
-        """Number of pictures."""
-        return len(self._examples)
+        """Number of pictures, each as often as it repeats."""
+        return int(self._end_M[-1]) if len(self._end_M) else 0
 
     def fingerprint(self) -> str:
-        """Of ids and places."""
-        return _digest([f"{e.id}@{e.location.offset_bytes}" for e in self._examples])
+        """Of ids, places and repeats."""
+        return _digest([f"{e.id}@{e.location.offset_bytes}x{e.repeat}" for e in self._examples])
 
 
 class ShardOrder:
@@ -113,7 +117,9 @@ class ShardOrder:
         """
         self._block_size = block_size
         self._shards: list[Path | Sequence[Example]] = []
+        self._visits: list[tuple[int, int]] = []  # shard, and which visit of it
         for source in as_sources(sources):
+            first = len(self._shards)
             if kind_of(source) == "shards":
                 source.check_options("shards")
                 self._shards += _shard_paths(source.path)
@@ -121,17 +127,20 @@ class ShardOrder:
                 examples = read_source(source)
                 starts = range(0, len(examples), block_size)
                 self._shards += [examples[at : at + block_size] for at in starts]
+            added = range(first, len(self._shards))
+            self._visits += [(shard, visit) for visit in range(source.repeat) for shard in added]
         self._count: int | None = None
 
     def blocks(self, seed: int, epoch: int, start: Mark) -> Iterator[tuple[Mark, Block]]:
         """Blocks of `block_size`; the last may be shorter."""
-        order = _rng(seed, epoch).permutation(len(self._shards)).tolist()
+        order = _rng(seed, epoch).permutation(len(self._visits)).tolist()
         if start.shard > len(order):
             raise InputError(f"there is no shard {start.shard}; the data have changed")
         mark, block = start, list[Entry]()
         for place in range(start.shard, len(order)):
             skip = start.skip if place == start.shard else 0
-            for used, entry in enumerate(self._entries(order[place], quiet=epoch > 0), start=1):
+            entries = self._entries(*self._visits[order[place]], quiet=epoch > 0)
+            for used, entry in enumerate(entries, start=1):
                 if used <= skip:
                     continue
                 block.append(entry)
@@ -142,45 +151,48 @@ class ShardOrder:
             yield mark, _shuffled(block, seed, epoch, mark.block)
 
     def count(self) -> int:
-        """Number of pictures with captions, by reading every shard's headers and captions once."""
+        """Visits of pictures with captions, by reading every shard's headers and captions once."""
         if self._count is None:
-            self._count = sum(
-                sum(1 for _ in self._entries(number, quiet=True))
+            counts = [
+                sum(1 for _ in self._entries(number, 0, quiet=True))
                 for number in range(len(self._shards))
-            )
+            ]
+            self._count = sum(counts[shard] for shard, _ in self._visits)
         return self._count
 
     def fingerprint(self) -> str:
-        """Of the shards' names and sizes."""
+        """Of the shards' names, sizes and visits."""
         shards = [
             f"{shard.name}@{shard.stat().st_size}" if isinstance(shard, Path) else f"{len(shard)}"
             for shard in self._shards
         ]
-        return _digest([*shards, f"{self._block_size}"])
+        return _digest([*shards, f"{self._block_size}", f"{self._visits}"])
 
-    def _entries(self, number: int, *, quiet: bool) -> Iterator[Entry]:
+    def _entries(self, number: int, visit: int, *, quiet: bool) -> Iterator[Entry]:
         shard = self._shards[number]
         if isinstance(shard, Path):
             pairs = iterate_pairs(ShardSource([shard]), label=str(shard), quiet=quiet)
         else:
             pairs = iter(shard)
         for example in pairs:
-            yield Entry(_number(number, example), example)
+            yield Entry(_number(number, example), example, visit)
 
 
 class _Permuted:
     """Entries made when they are asked for: a permutation of millions takes eight bytes each."""
 
-    def __init__(self, examples: Sequence[Example], order: np.ndarray) -> None:
+    def __init__(self, examples: Sequence[Example], end_M: np.ndarray, order: np.ndarray) -> None:
         self._examples = examples
+        self._end_M = end_M
         self._order = order
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, index: int) -> Entry:
-        row = int(self._order[index])
-        return Entry(row, self._examples[row])
+        place = int(self._order[index])
+        row = int(np.searchsorted(self._end_M, place, side="right"))
+        return Entry(row, self._examples[row], int(self._end_M[row]) - 1 - place)
 
 
 def _shard_paths(pattern: str) -> list[Path]:

@@ -17,7 +17,7 @@ def model_card(
     config: TrainConfig,
     metrics: RetrievalMetrics | None,
     *,
-    num_pictures: int,
+    num_pairs: int,
     step: int,
     wall_s: float,
 ) -> str:
@@ -31,7 +31,7 @@ dot product says how well they match.
 
 {notes}## Training
 
-{_training(config, num_pictures=num_pictures, step=step, wall_s=wall_s)}
+{_training(config, num_pairs=num_pairs, step=step, wall_s=wall_s)}
 ## Scores
 
 {_scores(metrics) if metrics else "Not scored."}
@@ -43,7 +43,7 @@ dot product says how well they match.
 """
 
 
-def _training(config: TrainConfig, *, num_pictures: int, step: int, wall_s: float) -> str:
+def _training(config: TrainConfig, *, num_pairs: int, step: int, wall_s: float) -> str:
     pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
     frozen = ", after embedding with the frozen image tower" if config.freeze_image else ""
     first = ", ".join(f"`{source}`" for source in (config.init.image, *config.init.beside))
@@ -52,7 +52,7 @@ def _training(config: TrainConfig, *, num_pictures: int, step: int, wall_s: floa
 - Date: {datetime.datetime.now(datetime.UTC).date().isoformat()}
 - Objective: {_objective(config.objective)}
 - Steps: {step:,} of {config.batch_size} pairs
-- Data: {num_pictures:,} pictures with captions
+- Data: {num_pairs:,} pairs an epoch
 - First weights: image {first}; text `{config.init.text}`
 - Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
 - Hardware: {machine.summary()}, torch {torch.__version__}

@@ -126,7 +126,7 @@ class PairStream:
             taken = 0
 
     def _draw(self, entry: Entry, epoch: int) -> Draw:
-        seed = (self._seed, epoch, entry.number)
+        seed = (self._seed, epoch, entry.number, entry.visit)
         captions = entry.example.captions
         turn = int(np.random.default_rng([*seed, 0]).integers(len(captions)))
         return Draw(entry.example, captions[turn], entry.number, (*seed, 1))

@@ -34,18 +34,27 @@ def test_stamps_become_pictures_with_their_english_names(tmp_path):
     assert min(example.picture().getpixel((9, 9))) > 250  # laid over white
 
 
-def test_emoji_have_three_captions_and_flags_are_left_out(tmp_path):
+def test_emoji_have_all_their_names_and_flags_are_left_out(tmp_path):
     entries = [
-        {"name": "DOG FACE", "short_name": "dog", "category": "Animals & Nature", "image": "1.png"},
-        {"name": "FRANCE", "short_name": "flag-fr", "category": "Flags", "image": "2.png"},
-        {"name": "GONE", "short_name": "gone", "category": "Objects", "image": "3.png"},
+        {
+            "name": "DOG FACE",
+            "short_names": ["dog2", "sled-dog"],
+            "category": "Animals & Nature",
+            "image": "1.png",
+        },
+        {"name": "FRANCE", "short_names": ["flag-fr"], "category": "Flags", "image": "2.png"},
+        {"name": "GONE", "short_names": ["gone"], "category": "Objects", "image": "3.png"},
     ]
     (tmp_path / "emoji.json").write_text(json.dumps(entries))
     for name in ("1.png", "2.png"):
         save(tmp_path / "img/google/64" / name, "green")
     assert collect("emoji", tmp_path, tmp_path / "e.tar").exit_code == 0
     [example] = read_examples([str(tmp_path / "e.tar")])
-    assert example.captions == ("dog face", "a drawing of dog", "dog emoji")
+    assert example.captions == (
+        "dog face",
+        *("a dog", "a drawing of a dog", "a picture of a dog"),
+        *("a sled dog", "a drawing of a sled dog", "a picture of a sled dog"),
+    )
 
 
 @pytest.mark.parametrize("kind", ["emoji", "stamps"])

@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from cots_model.errors import InputError
 from index_builder.content import Location
 from tests.training.conftest import png, two_colours, write_tar
+from training.data import read_examples
 from training.example import Example
+from training.formats.source import SourceConfig
 from training.orders import MemoryOrder, ShardOrder
 from training.sampler import PairStream
 
@@ -55,6 +58,18 @@ def test_an_epoch_has_every_picture_once(order):
     pairs = drawn(stream(order, batch_size=1).epoch(0))
     assert len(pairs) == len({p[0] for p in pairs}) == len({p[2] for p in pairs}) == 45
     assert len(drawn(stream(order).epoch(0))) == 44
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_repeated_source_comes_as_often_with_captions_and_views_of_its_own(shards, streams):
+    sources = [SourceConfig(path=shards[0], repeat=3)]
+    order = ShardOrder(sources, block_size=8) if streams else MemoryOrder(read_examples(sources))
+    assert order.count() == 3 * 45
+    draws = [d for step in stream(order, batch_size=1).epoch(0) for d in step.draws]
+    assert set(Counter(d.number for d in draws).values()) == {3}
+    assert len({d.seed for d in draws}) == 3 * 45
+    captions = {n: {d.caption for d in draws if d.number == n} for n in {d.number for d in draws}}
+    assert 20 < sum(len(said) == 2 for said in captions.values()) < 45  # 34 expected
 
 
 def test_equal_seeds_and_epochs_give_equal_pairs(order):
@@ -169,15 +184,17 @@ def test_a_state_of_another_run_is_refused(order, change, says):
 
 
 def test_the_data_are_known_again(shards, tmp_path):
+    repeated = [replace(example, repeat=2) for example in made_up(45)]
     prints = [
         MemoryOrder(made_up(45)).fingerprint(),
+        MemoryOrder(repeated).fingerprint(),
         MemoryOrder(made_up(44)).fingerprint(),
         ShardOrder(shards, block_size=8).fingerprint(),
         ShardOrder(shards, block_size=9).fingerprint(),
     ]
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 5
     assert MemoryOrder(made_up(45)).fingerprint() == prints[0]
-    assert ShardOrder(shards, block_size=8).fingerprint() == prints[2]
+    assert ShardOrder(shards, block_size=8).fingerprint() == prints[3]
 
 
 def test_an_epoch_of_millions_takes_eight_bytes_each():
@@ -195,7 +212,7 @@ def test_a_run_streams_its_shards(configure, shard, tmp_path):
     configs = [configure("epochs=1", f"output={tmp_path / name}", data=data) for name in "ab"]
     prints = [train(config).fingerprint for config in configs]
     assert prints[0] == prints[1]
-    assert "32 pictures with captions" in (tmp_path / "a/README.md").read_text()
+    assert "32 pairs an epoch" in (tmp_path / "a/README.md").read_text()
     with pytest.raises(ConfigError, match=r"set data\.stream or freeze_image to false"):
         train(configure("freeze_image=true", f"output={tmp_path / 'c'}", data=data))
 

@@ -206,7 +206,7 @@ class Run:
         card = model_card(
             config,
             self.metrics,
-            num_pictures=self.batches.num_pictures,
+            num_pairs=self.batches.num_pairs,
             step=self.stepper.step,
             wall_s=self.progress.wall_s,
         )

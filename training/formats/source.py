@@ -47,6 +47,8 @@ class SourceConfig(Frozen):
         image_column: of a table; told from common names if left out.
         caption_column: of a table; told from common names if left out.
         suffix: what a video's id lacks to be a file name; `.mp4` if left out.
+        repeat: how often an epoch visits each picture, each time with a caption and a view of its
+            own, so that a small source weighs more beside a large one.
     """
 
     path: str = Field(min_length=1)
@@ -57,6 +59,7 @@ class SourceConfig(Frozen):
     image_column: str | None = None
     caption_column: str | None = None
     suffix: str | None = None
+    repeat: int = Field(default=1, ge=1)
 
     @property
     def id_suffix(self) -> str:
@@ -69,7 +72,7 @@ class SourceConfig(Frozen):
         Raises:
             ConfigError: naming the key and what the format takes.
         """
-        fields = type(self).model_fields.keys() - {"path", "format"}
+        fields = type(self).model_fields.keys() - {"path", "format", "repeat"}
         given = {key for key in fields if getattr(self, key) is not None}
         if unknown := sorted(given - OPTIONS[kind]):
             taken = ", ".join(sorted(OPTIONS[kind])) or "no keys besides path"
