@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from cots_model.config import Frozen, parse
-from cots_model.errors import ConfigError
+from cots_model.config import Frozen
+from training.config_file import read_config
 from training.formats.source import Source
-
-T = TypeVar("T", bound=Frozen)
 
 
 class InitConfig(Frozen):
@@ -270,51 +267,9 @@ class TrainConfig(Frozen):
 
 
 def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file and change single keys by `key=value`, dots for nesting.
+    """Read a run from a YAML file; see `training.config_file.read_config`.
 
     Raises:
         ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
     """
     return read_config(TrainConfig, path, overrides)
-
-
-def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """Read a YAML file as a configuration of `kind`; see `load_train_config`.
-
-    Raises:
-        ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
-    """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"{path} cannot be read as YAML ({err}); see training/configs") from err
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no keys; see training/configs for examples")
-    for override in overrides:
-        _override(values, override)
-    return parse(kind, values, origin=str(path))
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write key=value, such as epochs=3")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{override!r}: {parent} has no keys below it")
-    try:
-        values[last] = _number_or_value(yaml.safe_load(text))
-    except yaml.YAMLError as err:
-        raise ConfigError(f"{override!r}: the value is no YAML ({err})") from err
-
-
-def _number_or_value(value: object) -> object:
-    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

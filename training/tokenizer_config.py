@@ -12,7 +12,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cots_model.config import Frozen
-from training.config import OptimiserConfig, read_config
+from training.config import OptimiserConfig
+from training.config_file import read_config
 from training.dvae import DvaeConfig
 from training.formats.source import Source
 
