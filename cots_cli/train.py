@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from training.trainer import TrainResult
 
 
 @click.group(name="train", short_help="Train checkpoints.")
@@ -17,7 +21,8 @@ def command() -> None:
     epilog="""\b
 Examples:
   cots train pretrain --config training/configs/cots-mini.yaml
-  cots train pretrain --config my.yaml epochs=3 optimiser.lr=1e-4 output=runs/try""",
+  cots train pretrain --config my.yaml epochs=3 optimiser.lr=1e-4 output=runs/try
+  cots train pretrain --config my.yaml --report-filtered dropped.html""",
 )
 @click.option(
     "--config",
@@ -26,18 +31,44 @@ Examples:
     type=click.Path(path_type=Path),
     help="YAML file; training/configs holds examples.",
 )
+@click.option(
+    "--report-filtered",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Show the pairs that the momentum filter dropped on this page, anew after every epoch.",
+)
+@click.option(
+    "--report-limit",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Pairs on that page, the newest.",
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def pretrain(config_path: Path, overrides: tuple[str, ...]) -> None:
+def pretrain(
+    config_path: Path,
+    report_filtered: Path | None,
+    report_limit: int,
+    overrides: tuple[str, ...],
+) -> None:
     """Train from first weights with the instance-level objective (eq. 4-10).
 
     KEY=VALUE changes single keys of the file. The checkpoint, its model card and a log go to the
     folder that `output` names; the checkpoint is written anew after every epoch.
     """
     from training.config import load_train_config
-    from training.evaluate import format_metrics
+    from training.engine.dropped import FilterReport
     from training.trainer import train
 
-    result = train(load_train_config(config_path, overrides))
+    report = FilterReport(report_filtered, report_limit) if report_filtered else None
+    _print_result(train(load_train_config(config_path, overrides), report=report))
+    if report_filtered:
+        click.echo(f"{report_filtered}: pairs that the filter dropped")
+
+
+def _print_result(result: TrainResult) -> None:
+    from training.evaluate import format_metrics
+
     click.echo(f"{result.checkpoint}: {result.fingerprint[:16]}, {result.wall_s:.0f} s")
     if result.metrics:
         click.echo(format_metrics(result.metrics))

@@ -37,6 +37,7 @@ class Batch:
         image_id_B: int64, the picture's number.
         num_frames_B: frames of each pair, for `cots_model.videos.pool_frames`; `None` if all are
             pictures.
+        draws: the pairs as they were drawn, where they are known.
     """
 
     image: Tensor
@@ -44,6 +45,7 @@ class Batch:
     mask_BL: Tensor
     image_id_B: Tensor
     num_frames_B: tuple[int, ...] | None = None
+    draws: tuple[Draw, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -53,6 +55,7 @@ class Batch:
             self.mask_BL.to(device),
             self.image_id_B.to(device),
             self.num_frames_B,
+            self.draws,
         )
 
 
@@ -113,6 +116,7 @@ class BatchMaker:
             mask_BL,
             torch.tensor([draw.number for draw in draws]),
             tuple(len(image) for image in images) if has_videos else None,
+            draws,
         )
 
     def _image(self, draw: Draw) -> Tensor:

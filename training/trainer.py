@@ -18,6 +18,7 @@ from cots_model.preprocess import Preprocess
 from training.batches import PairBatches
 from training.config import TrainConfig
 from training.data import read_examples
+from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
 from training.engine.run import Run
 from training.engine.stepper import Stepper
@@ -49,21 +50,27 @@ class TrainResult:
     wall_s: float
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainResult:
     """Run a whole training as configured, or what is left of it, and write the checkpoint.
+
+    Args:
+        config: of the run.
+        report: a page of the pairs that the filter drops, anew after every epoch.
 
     Raises:
         ConfigError: if the configuration does not fit the model, or the run in its folder.
         InputError: if data or first weights are missing or broken.
         TrainingError: if the loss stops being finite, or the process is asked to end.
     """
+    if report is not None:
+        report.check(config)
     with join_world(config.device) as world, listen_for_stop() as stop:
         torch.manual_seed(config.seed)
         model, preprocess = _make_model(config)
         batches = _make_batches(config, model, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
         stepper = _make_stepper(config, model, preprocess, world, len(batches))
-        run = Run(config, stepper, batches, preprocess, evaluated, stop)
+        run = Run(config, stepper, batches, preprocess, evaluated, stop, report)
         run.train()
         return TrainResult(config.output, run.fingerprint, run.metrics, run.progress.wall_s)
 

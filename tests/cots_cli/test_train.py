@@ -97,3 +97,28 @@ def test_pretrain_fails_with_1_when_the_loss_explodes(cots, config):
     status, out, err = cots("train", "pretrain", "--config", config, "optimiser.lr=1e30")
     assert (status, out) == (1, "")
     assert re.fullmatch(r"Error: the loss is (nan|inf) at step \d; lower the lr\n", err)
+
+
+def test_pretrain_shows_the_pairs_that_the_filter_dropped(cots, config, tmp_path):
+    page = tmp_path / "new" / "dropped.html"
+    switches = ("objective.filter.enabled=true", "objective.filter.num_sigmas=-1")
+    arguments = ("--config", config, *switches, "objective.instance.queue_length=2")
+    status, out, err = cots("train", "pretrain", *arguments, "--report-filtered", page)
+    assert (status, err) == (0, "")
+    assert out.endswith(f"\n{page}: pairs that the filter dropped\n")
+    assert re.search(r'<p dir="auto">a (red|blue|white|black) dog</p>', page.read_text())
+    status, _, _ = cots(
+        "train", "pretrain", *arguments, "--report-filtered", page, "--report-limit", 1
+    )
+    assert status == 0
+    assert page.read_text().count("<li>") == 1
+
+
+def test_pretrain_refuses_the_report_of_a_filter_that_is_off(cots, config, tmp_path):
+    status, out, err = cots(
+        "train", "pretrain", "--config", config, "--report-filtered", tmp_path / "page.html"
+    )
+    assert (status, out) == (2, "")
+    assert "the filter is off" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

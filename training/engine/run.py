@@ -18,6 +18,7 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
+from training.engine.dropped import DroppedLog, FilterReport
 from training.engine.run_log import RunLog
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.states import StateFolder
@@ -64,8 +65,11 @@ class Run:
         preprocess: Preprocess,
         evaluated: list[Example],
         stop: StopRequest,
+        report: FilterReport | None = None,
     ) -> None:
         """Take the parts, and go back to the last saved state of this run if there is one.
+
+        With a `report`, pairs that the filter drops are kept and shown.
 
         Raises:
             ConfigError: if the output folder holds a run with other values.
@@ -85,6 +89,7 @@ class Run:
             restore(stepper, state["stepper"])
             self.progress = Progress(**state["progress"])
             log.info("going on at step %d of %s", step, config.output)
+        self.dropped = DroppedLog(config, report, self.world, step=stepper.step)
 
     def train(self) -> None:
         """Run the epochs that are left.
@@ -97,7 +102,11 @@ class Run:
             self.config.output.mkdir(parents=True, exist_ok=True)
             values = self.config.model_dump(mode="json")
             (self.config.output / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
-        with RunLog(self.config.output, step=self.stepper.step, enabled=self.world.is_main) as file:
+        main = self.world.is_main
+        with (
+            self.dropped,
+            RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,
+        ):
             while self.progress.epoch < self.config.epochs:
                 self._epoch(file)
                 self.progress.epoch += 1
@@ -123,6 +132,7 @@ class Run:
                 step_s = time.perf_counter() - started
                 self.progress.wall_s += step_s
                 self._record(file, report, step_s)
+                self.dropped.record(self.stepper.step - 1, group, report)
                 bar.update()
                 bar.set_postfix(loss=f"{report.losses['total']:.3f}")
                 self._save_if_due()
@@ -183,6 +193,7 @@ class Run:
                 self._keep_if_best(weights)
         self.world.barrier()
         self._save()
+        self.dropped.end_epoch()
 
     def _write_checkpoint(
         self, weights: dict[str, Any], evaluated: list[Example], folder: Path

@@ -43,7 +43,7 @@ class StepReport:
         threshold: below it a pair is dropped.
         grad_norm: before clipping.
         lr_factor: of the peak learning rates.
-        dropped: picture numbers of this process's dropped pairs, and their similarities.
+        dropped: of each dropped pair of this process: which batch, which row, its similarity.
     """
 
     losses: dict[str, float]
@@ -53,7 +53,7 @@ class StepReport:
     threshold: float
     grad_norm: float
     lr_factor: float
-    dropped: tuple[tuple[int, float], ...]
+    dropped: tuple[tuple[int, int, float], ...]
 
     def figures(self) -> dict[str, float]:
         """For the log."""
@@ -219,12 +219,9 @@ class Stepper:
         judged = prepared[0].judged
         pairs = sum(len(one.keys.text_BE) for one in prepared) * self.world.size
         dropped = tuple(
-            (int(number), float(similarity))
-            for one in prepared
-            for number, similarity, keep in zip(
-                one.batch.image_id_B, one.judged.similarity_B, self._keep(one), strict=True
-            )
-            if not keep
+            (place, row, one.judged.similarity_B[row].item())
+            for place, one in enumerate(prepared)
+            for row in (~self._keep(one)).nonzero().flatten().tolist()
         )
         return StepReport(
             losses,
