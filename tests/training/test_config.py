@@ -1,16 +1,11 @@
-"""Runs as YAML files."""
+"""Runs as YAML files; the shipped ones are in `test_shipped_configs.py`."""
 
 from pathlib import Path
 
 import pytest
 
-from cots_model.config import load_config
 from cots_model.errors import ConfigError
-from tests.conftest import REPOSITORY
 from training.config import load_train_config
-
-CONFIGS = sorted((REPOSITORY / "training/configs").glob("*.yaml"))
-SHIPPED = [path for path in CONFIGS if not path.stem.startswith("tokenizer")]
 
 MINIMAL = """
 name: x
@@ -27,16 +22,6 @@ def minimal(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     return path
-
-
-def test_there_are_shipped_runs():
-    assert REPOSITORY / "training/configs/cots-mini.yaml" in SHIPPED
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_runs_load_and_name_a_shipped_model(path):
-    config = load_train_config(path)
-    assert load_config(config.model).model.image.image_size > 0
 
 
 def test_defaults_are_the_papers(minimal):
