@@ -207,7 +207,8 @@ def test_the_full_ablation_row_is_the_pretraining_on_other_data():
 
 
 def test_the_small_tokenizer_makes_the_small_towers_patches():
-    config, tokenizer = load("pretrain_mini"), load_tokenizer_config(TOKENIZERS[-1])
+    config = load("pretrain_mini")
+    tokenizer = load_tokenizer_config(CONFIGS / "tokenizer_mini_112.yaml")
     assert config.objective.vision.tokenizer == str(tokenizer.output)
     shipped = load_config(config.model)
     with torch.device("meta"):
