@@ -190,7 +190,7 @@ class EngineConfig(Frozen):
     Attributes:
         parallel: of several processes, `ddp` copies the model to each, `fsdp` splits it.
         activation_checkpointing: recompute the towers' blocks in the backward pass.
-        compile: compile the towers.
+        compile: compile the towers' blocks.
         save_every: optimiser steps between saved states; one is always saved when a run stops.
         keep_states: how many are kept.
         log_every: optimiser steps between log lines.

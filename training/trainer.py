@@ -69,6 +69,7 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         model, preprocess = _make_model(config)
         batches = _make_batches(config, model, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
+        world.barrier()  # one may have read the data faster
         stepper = _make_stepper(config, model, preprocess, world, len(batches))
         run = Run(config, stepper, batches, preprocess, evaluated, stop, report)
         run.train()

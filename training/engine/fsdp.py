@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from cots_model.model import CotsModel
+from training.engine.blocks import blocks_of
 from training.objective import Objective
 
 
@@ -16,20 +16,9 @@ def split(objective: Objective, momentum: CotsModel) -> None:
     the whole.
     """
     for model in (objective.model, momentum):
-        for block in _blocks(model):
+        for block in blocks_of(model):
             fully_shard(block)
     fully_shard(objective)
     fully_shard(momentum, reshard_after_forward=True)  # no backward pass will do it
     for name in ("encode_image", "encode_text", "project_image"):  # as `forward` does
         register_fsdp_forward_method(momentum, name)
-
-
-def _blocks(model: CotsModel) -> list[nn.Module]:
-    """Transformer blocks of both towers: the children of every longest module list."""
-    towers = [trunk for _, trunk in model.image.networks] + [model.text.trunk]
-    found = []
-    for tower in towers:
-        lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-        longest = max(lists, key=len, default=None)
-        found += list(longest) if longest is not None and len(longest) > 1 else []
-    return found

@@ -22,7 +22,11 @@ from training.objective import Hidden
 
 
 class Hider:
-    """Hides patches and words as configured."""
+    """Hides patches and words as configured.
+
+    Attributes:
+        tokenizer: gives the codes of patches; `None` if none are hidden.
+    """
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class Hider:
             ConfigError: if the tokenizer's grid is not that of the image tower's patches.
         """
         self._config = config
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._preprocess = preprocess.config
         self._grid: tuple[int, int] | None = None
         self._mask_words: TextMasker | None = None
@@ -69,7 +73,7 @@ class Hider:
         their number; words are drawn by each for its own captions.
         """
         hidden_BP = code_BP = tok_BL = label_BL = None
-        if self._grid is not None and self._tokenizer is not None:
+        if self._grid is not None and self.tokenizer is not None:
             hidden_BP = self._patches(len(batch.tok_BL), self._grid, seed, world)
             code_BP = self._codes(batch.image, self._preprocess.mean, self._preprocess.std, world)
         if self._mask_words is not None:
@@ -94,6 +98,6 @@ class Hider:
     def _codes(
         self, img_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], world: World
     ) -> Tensor:
-        assert self._tokenizer is not None
-        labels_Bhw = self._tokenizer.labels(img_BCHW.to(world.device), mean, std)
+        assert self.tokenizer is not None
+        labels_Bhw = self.tokenizer.labels(img_BCHW.to(world.device), mean, std)
         return labels_Bhw.flatten(1)

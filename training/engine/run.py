@@ -21,6 +21,7 @@ from training.config import TrainConfig
 from training.engine.dropped import DroppedLog, FilterReport
 from training.engine.run_log import RunLog
 from training.engine.snapshot import capture, full_weights, restore
+from training.engine.speed import Speed
 from training.engine.states import StateFolder
 from training.engine.stepper import Stepper, StepReport
 from training.engine.stopping import StoppedError, StopRequest
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "run.yaml"
 STATES, FAILED, BEST = "states", "failed", "best"
+_NAMED = 64  # pictures that an error lists; the rest is in the state
 _MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
 
 
@@ -83,6 +85,7 @@ class Run:
         self.metrics: RetrievalMetrics | None = None
         self.fingerprint = ""
         _check_same_run(config)
+        self.speed = Speed(config, stepper) if self.world.is_main else None
         saved = self.states.load_latest()
         if saved is not None:
             step, state = saved
@@ -97,6 +100,7 @@ class Run:
         Raises:
             StoppedError: if the process was asked to end; the state is saved.
             TrainingError: if a figure is not finite; the state is saved beside the others.
+            CotsError: of the data, the evaluation or another process.
         """
         if self.world.is_main:
             self.config.output.mkdir(parents=True, exist_ok=True)
@@ -107,14 +111,13 @@ class Run:
             self.dropped,
             RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,
         ):
+            if self.progress.epoch >= self.config.epochs:  # it was finished before
+                self._write_again()
             while self.progress.epoch < self.config.epochs:
                 self._epoch(file)
                 self.progress.epoch += 1
                 self.progress.place = None
                 self._finish_epoch(file)
-            if not self.fingerprint and self.world.is_main:  # it was finished before
-                weights = full_weights(self.stepper.objective.model)
-                self._write_checkpoint(weights, self.evaluated, self.config.output)
 
     def _epoch(self, file: RunLog) -> None:
         """Train the rest of one epoch."""
@@ -131,7 +134,7 @@ class Run:
                 report = self._step(group)
                 step_s = time.perf_counter() - started
                 self.progress.wall_s += step_s
-                self._record(file, report, step_s)
+                self._record(file, report, group, step_s)
                 self.dropped.record(self.stepper.step - 1, group, report)
                 bar.update()
                 bar.set_postfix(loss=f"{report.losses['total']:.3f}")
@@ -140,7 +143,12 @@ class Run:
     def _groups(self) -> Iterator[list[Batch]]:
         """The batches of each optimiser step; a short last group of an epoch is dropped."""
         group: list[Batch] = []
-        for batch in self.batches.epoch(self.progress.epoch, self.progress.place):
+        batches = self.batches.epoch(self.progress.epoch, self.progress.place)
+        while True:
+            with self.world.together():
+                batch = next(batches, None)
+            if batch is None:
+                return
             group.append(batch)
             if len(group) == self.config.accumulate:
                 self.progress.place = self.batches.state
@@ -151,18 +159,25 @@ class Run:
         try:
             return self.stepper.run(group)
         except TrainingError as err:
-            numbers = [int(number) for batch in group for number in batch.image_id_B]
-            state = self._state() | {"pictures": numbers}
-            folder = StateFolder(self.config.output / FAILED, keep=1)
-            if self.world.is_main:
-                folder.save(self.stepper.step, state)
-            raise TrainingError(f"{err}; pictures {numbers}; state in {folder.folder}") from err
+            raise self._keep_failed(err, group) from err
 
-    def _record(self, file: RunLog, report: StepReport, step_s: float) -> None:
+    def _keep_failed(self, err: TrainingError, group: list[Batch]) -> TrainingError:
+        """Save the state and what the step saw; all processes come here together."""
+        own = [draw.example.id for batch in group for draw in batch.draws]
+        names = list(dict.fromkeys(name for ids in self.world.gather_objects(own) for name in ids))
+        state = self._state() | {"pictures": names}
+        folder = StateFolder(self.config.output / FAILED, keep=1)
+        if self.world.is_main:
+            folder.save(self.stepper.step, state)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return TrainingError(
+            f"{err}; pictures {', '.join(names[:_NAMED])}{more}; state in {folder.folder}"
+        )
+
+    def _record(self, file: RunLog, report: StepReport, group: list[Batch], step_s: float) -> None:
         step = self.stepper.step - 1
-        if step % self.config.engine.log_every == 0:
-            pairs = self.config.batch_size * self.config.accumulate * self.world.size
-            file.record(step, {**report.figures(), "speed/pairs_per_s": pairs / step_s})
+        if self.speed is not None and step % self.config.engine.log_every == 0:
+            file.record(step, {**report.figures(), **self.speed.figures(group, step_s)})
 
     def _save_if_due(self) -> None:
         stop = self.world.any(self.stop.signal is not None)
@@ -186,14 +201,20 @@ class Run:
         epoch = self.progress.epoch
         due = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
         weights = full_weights(self.stepper.objective.model)
-        if self.world.is_main:
-            self._write_checkpoint(weights, self.evaluated if due else [], self.config.output)
-            if self.metrics is not None and due:
-                file.record(self.stepper.step - 1, _figures(self.metrics))
-                self._keep_if_best(weights)
-        self.world.barrier()
+        with self.world.together(patient=True):
+            if self.world.is_main:
+                self._write_checkpoint(weights, self.evaluated if due else [], self.config.output)
+                if self.metrics is not None and due:
+                    file.record(self.stepper.step - 1, _figures(self.metrics))
+                    self._keep_if_best(weights)
         self._save()
         self.dropped.end_epoch()
+
+    def _write_again(self) -> None:
+        weights = full_weights(self.stepper.objective.model)
+        with self.world.together(patient=True):
+            if self.world.is_main:
+                self._write_checkpoint(weights, self.evaluated, self.config.output)
 
     def _write_checkpoint(
         self, weights: dict[str, Any], evaluated: list[Example], folder: Path

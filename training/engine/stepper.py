@@ -22,6 +22,7 @@ from training.batches import Batch
 from training.config import TrainConfig
 from training.engine.hiding import Hider
 from training.engine.world import World
+from training.engine.wrap import wrap
 from training.errors import TrainingError
 from training.filter import AdaptiveMomentumFilter, FilterResult
 from training.masking import NOT_A_TARGET
@@ -69,12 +70,18 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A batch with everything that needs no gradient."""
+class _Encoded:
+    """A batch with its keys and what is hidden in it."""
 
     batch: Batch
     keys: Keys
     hidden: Hidden
+
+
+@dataclass(frozen=True)
+class _Prepared(_Encoded):
+    """With everything that needs no gradient."""
+
     judged: FilterResult
 
 
@@ -98,6 +105,10 @@ class Stepper:
             hider: what the token-level losses hide.
             world: the processes.
             steps_per_epoch: optimiser steps.
+
+        Raises:
+            ConfigError: if `engine` asks for what cannot be done here, or `optimiser.lr_scale`
+                names no parameter.
         """
         self.config, self.world, self.hider = config, world, hider
         self.objective = objective
@@ -108,7 +119,7 @@ class Stepper:
         dim = objective.model.config.embed_dim
         self.queues = PairQueues(instance.queue_length, dim).to(world.device)
         self.filter = AdaptiveMomentumFilter(num_sigmas=config.objective.filter.num_sigmas)
-        self.wrapped: nn.Module = _distribute(objective, self.momentum, config, world)
+        self.wrapped = wrap(objective, self.momentum.module, config.engine, world)
         self.optimiser = make_optimiser(objective, config.optimiser)
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
@@ -117,7 +128,8 @@ class Stepper:
         """One step on `accumulate` batches; the queues take their keys afterwards.
 
         Raises:
-            TrainingError: if a loss, the gradient or a similarity is not finite, naming the step.
+            TrainingError: if a loss, the gradient or a similarity is not finite, naming the step;
+                on every process, wherever it was found.
         """
         torch.manual_seed(_mix(self.config.seed, self.step, self.world.rank))
         self.objective.train()
@@ -127,7 +139,7 @@ class Stepper:
         set_lr(self.optimiser, factor)
         if self.step > 0:  # eq. 4 and 5: once per optimiser step, before the keys are computed
             self.momentum.update(self.objective.model)
-        prepared = [self._prepare(batch, place) for place, batch in enumerate(batches)]
+        prepared = self._judge([self._encode(batch, i) for i, batch in enumerate(batches)])
         totals = self._totals(prepared)
         self.optimiser.zero_grad(set_to_none=True)
         losses = self._backward(prepared, totals)
@@ -143,14 +155,23 @@ class Stepper:
         self.step += 1
         return self._report(prepared, totals, losses, grad_norm, factor)
 
-    def _prepare(self, batch: Batch, place: int) -> _Prepared:
-        """Keys, filter and hidden tokens of one batch."""
+    def _encode(self, batch: Batch, place: int) -> _Encoded:
+        """Keys and hidden tokens of one batch."""
         hidden = self.hider(batch, seed=_mix(self.config.seed, self.step, place), world=self.world)
         batch, device = batch.to(self.world.device), self.world.device
         with torch.no_grad(), self._autocast():
             keys = self._keys(batch)
-        judged = self.filter(keys.image_BE, keys.text_BE, self.queues, step=self.step)
-        return _Prepared(batch, keys, hidden.to(device), judged)
+        return _Encoded(batch, keys, hidden.to(device))
+
+    def _judge(self, encoded: Sequence[_Encoded]) -> list[_Prepared]:
+        """Filter all batches; where one process cannot, all stop."""
+        with self.world.together():
+            prepared = []
+            for one in encoded:
+                keys = one.keys
+                judged = self.filter(keys.image_BE, keys.text_BE, self.queues, step=self.step)
+                prepared.append(_Prepared(one.batch, keys, one.hidden, judged))
+        return prepared
 
     def _keys(self, batch: Batch) -> Keys:
         model = self.momentum.module
@@ -243,20 +264,6 @@ class Stepper:
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
-
-
-def _distribute(
-    objective: Objective, momentum: MomentumCopy[CotsModel], config: TrainConfig, world: World
-) -> nn.Module:
-    if world.size == 1:
-        return objective
-    if config.engine.parallel == "fsdp":
-        from training.engine.fsdp import split
-
-        split(objective, momentum.module)
-        return objective
-    local = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=local)
 
 
 def _mix(*numbers: int) -> int:

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed
 
 from cots_model.encoder import resolve_device
-from cots_model.errors import ConfigError
+from cots_model.errors import ConfigError, CotsError
+from training.errors import TrainingError
 
-_TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(minutes=10)  # within a step; then a process is taken for lost
+PATIENCE = timedelta(hours=24)  # while the main process scores or writes
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class World:
         rank: its number, from 0.
         size: how many there are.
         device: where its model runs.
+        patient: all processes, connected through the CPU, with a long timeout; `None` if alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    patient: distributed.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -59,9 +64,44 @@ class World:
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks, however long one scores or writes."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(group=self.patient)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A small value of every rank, in rank order."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value, group=self.patient)
+        return values
+
+    @contextmanager
+    def together(self, *, patient: bool = False) -> Iterator[None]:
+        """Where the body fails on one rank, all stop, instead of waiting for it.
+
+        The body must not talk to other ranks. Errors that are no `CotsError` go through: the
+        process ends, and `torchrun` ends the others.
+
+        Args:
+            patient: whether one rank may take much longer than the others.
+
+        Raises:
+            CotsError: its own where the body failed.
+            TrainingError: on the other ranks, with the message of the first that failed.
+        """
+        if self.size == 1:
+            yield
+            return
+        failure: CotsError | None = None
+        try:
+            yield
+        except CotsError as err:
+            failure = err
+        if patient:
+            self.barrier()
+        if self.any(failure is not None):
+            reasons = self.gather_objects(str(failure) if failure else None)
+            raise failure or _elsewhere(reasons)
 
 
 @contextmanager
@@ -82,11 +122,17 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         chosen = _own_gpu(device)
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=_TIMEOUT)
+    distributed.init_process_group(backend, timeout=TIMEOUT)
+    patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield World(distributed.get_rank(), size, chosen)
+        yield World(distributed.get_rank(), size, chosen, cast(distributed.ProcessGroup, patient))
     finally:
         distributed.destroy_process_group()
+
+
+def _elsewhere(reasons: list[str | None]) -> TrainingError:
+    rank, reason = next((rank, text) for rank, text in enumerate(reasons) if text is not None)
+    return TrainingError(f"process {rank} of {len(reasons)} failed: {reason}")
 
 
 def _own_gpu(device: str) -> torch.device:

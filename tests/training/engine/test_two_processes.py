@@ -20,6 +20,10 @@ from training.config import load_train_config
 from training.trainer import train
 train(load_train_config(Path(sys.argv[1])))
 """
+WITHOUT_A_COMPILER = """
+from training.engine import blocks
+blocks.COMPILER = "aot_eager"
+"""
 EXACT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -29,27 +33,37 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def launch(path: Path, size: int) -> None:
-    """Start the processes of a run as torchrun does, and wait for them."""
+def start_all(command: list[str], size: int) -> list[subprocess.Popen]:
+    """Start the processes of a run as torchrun does."""
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
+    shared["OMP_NUM_THREADS"] = "1"
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", RUN, str(path)],
+            command,
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(size)
     ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+
+
+def launch(path: Path, size: int, run: str) -> None:
+    """Start the processes, and wait for them."""
+    processes = start_all([sys.executable, "-c", run, str(path)], size)
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
 
 
-def weights_after(path: Path, config, size: int) -> dict[str, torch.Tensor]:
+def weights_after(path: Path, config, size: int, *, run: str = RUN) -> dict[str, torch.Tensor]:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    launch(path, size)
+    launch(path, size, run)
     _, state = StateFolder(config.output / STATES).load_latest()
-    assert state["stepper"]["step"] == 20
+    assert state["stepper"]["step"] == 4 * config.epochs
     return state["stepper"]["objective"] | state["stepper"]["queues"]
 
 
@@ -84,6 +98,28 @@ def test_two_processes_equal_one_with_the_doubled_batch(
     )
     expected = weights_after(tmp_path / "one.yaml", one, 1)
     ours = weights_after(tmp_path / "two.yaml", two, 2)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_recomputed_and_compiled_blocks_are_split_and_copied(
+    configure, exact_yaml, tmp_path, parallel
+):
+    shared = (f"model={exact_yaml}", "objective.task.weight=1", "epochs=1", "optimiser.lr=1e-4")
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(
+        *shared,
+        "batch_size=4",
+        "engine.activation_checkpointing=true",
+        "engine.compile=true",
+        f"engine.parallel={parallel}",
+        f"output={tmp_path / 'two'}",
+    )
+    expected = weights_after(tmp_path / "one.yaml", one, 1)
+    ours = weights_after(tmp_path / "two.yaml", two, 2, run=WITHOUT_A_COMPILER + RUN)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)

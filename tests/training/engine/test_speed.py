@@ -1,0 +1,96 @@
+"""Operations of a step: by hand, by torch's counter on a real step, and as shares of a peak."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.batches import PairBatches
+from training.config import AugmentConfig
+from training.engine.flops import StepFlops, count_forward
+from training.engine.hiding import Hider
+from training.engine.run_log import LOG_FILE
+from training.engine.speed import peak_of
+from training.engine.stepper import Stepper
+from training.engine.world import World
+from training.objective import Objective
+from training.trainer import train
+
+CPU = torch.device("cpu")
+
+
+def transformer(tokens: int, width: int, hidden: int, depth: int) -> int:
+    """Two operations per multiplication: four square matrices, the MLP, attention twice."""
+    per_token = 4 * width**2 + 2 * width * hidden
+    return 2 * depth * (tokens * per_token + 2 * tokens**2 * width)
+
+
+def test_one_picture_and_one_caption_cost_what_they_do_by_hand(configure, model):
+    one = count_forward(Objective(model, configure().objective), None)
+    patches, width = 16, 32
+    embedding = 2 * patches * (3 * 8 * 8) * width
+    assert one.image == one.patches == embedding + transformer(1 + patches, width, 128, 2)
+    for tokens in (5, 30):
+        assert one.text(tokens) == pytest.approx(transformer(tokens, width, 64, 2))
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_a_step_costs_what_a_real_one_does(configure, model, preprocess, examples, recompute):
+    """Within 10 %: a real one also has similarities, and no gradient of the pixels."""
+    config = configure(
+        "objective.language.weight=1", f"engine.activation_checkpointing={recompute}"
+    )
+    made = PairBatches(examples, preprocess, AugmentConfig(), batch_size=8, seed=0)
+    first, second, *_ = made.epoch(0)
+    objective = Objective(model, config.objective)
+    hider = Hider(config.objective, model, preprocess, None)
+    stepper = Stepper(config, objective, hider, World(0, 1, CPU), steps_per_epoch=4)
+    stepper.run([first])
+    with FlopCounterMode(display=False) as counter:
+        stepper.run([second])
+    ours, real = StepFlops(config, objective, None)([second]), counter.get_total_flops()
+    if recompute == "true":  # does not count
+        assert real > 1.1 * ours
+    else:
+        assert ours == pytest.approx(real, rel=0.1)
+
+
+def test_a_frozen_image_tower_costs_nothing(configure, model, preprocess, examples):
+    made = PairBatches(examples, preprocess, AugmentConfig(), batch_size=8, seed=0)
+    batch = next(made.epoch(0))
+    costs = []
+    for frozen in ("true", "false"):
+        config = configure(f"freeze_image={frozen}")
+        objective = Objective(model, config.objective, freeze_image=config.freeze_image)
+        costs.append(StepFlops(config, objective, None))
+    frozen, whole = costs
+    assert whole([batch]) - frozen([batch]) == 8 * 4 * whole.forward.image
+    assert whole([batch, batch]) == 2 * whole([batch])
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA H200", 989.5),
+        ("NVIDIA H200 NVL", 835.5),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA A10", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+    ],
+)
+def test_the_peak_is_known_by_the_name(name, bf16):
+    peak = peak_of(name)
+    assert (peak and peak.bf16) == bf16
+
+
+def test_the_speed_is_logged(configure):
+    config = configure("epochs=1")
+    train(config)
+    lines = [json.loads(line) for line in (config.output / LOG_FILE).read_text().splitlines()]
+    assert all(line["speed/tflops_per_s"] > 0 for line in lines)
+    assert all(line["speed/pairs_per_s"] > 0 for line in lines)
+    assert not any("speed/mfu" in line for line in lines)  # nobody knows the peak of a CPU

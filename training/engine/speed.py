@@ -1,0 +1,71 @@
+"""How fast a run is: pairs, floating point operations, and what share of the device's they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from training.batches import Batch
+from training.config import TrainConfig
+from training.engine.flops import StepFlops
+from training.engine.stepper import Stepper
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Most operations per second of one device, in 10^12; without sparsity.
+
+    Attributes:
+        bf16: of its tensor cores.
+        fp32: outside them, as torch multiplies float32 unless it is told otherwise.
+    """
+
+    bf16: float
+    fp32: float
+
+
+# NVIDIA's data sheets of the A100, H100, H200 and L40S; figures with sparsity are halved. The first
+# pattern that is found in the device's name counts.
+_PEAKS = (
+    (r"\bH200 NVL\b", Peak(835.5, 60.0)),
+    (r"\bH200\b", Peak(989.5, 67.0)),
+    (r"\bH100 NVL\b", Peak(835.5, 60.0)),
+    (r"\bH100 PCIe\b", Peak(756.5, 51.0)),
+    (r"\bH100\b", Peak(989.5, 67.0)),
+    (r"\bA100\b", Peak(312.0, 19.5)),
+    (r"\bL40S\b", Peak(362.05, 91.6)),
+)
+
+
+def peak_of(name: str) -> Peak | None:
+    """Of a GPU by the name its driver gives; `None` if it is unknown or a part of one (MIG)."""
+    if "MIG" in name:
+        return None
+    return next((peak for pattern, peak in _PEAKS if re.search(pattern, name)), None)
+
+
+class Speed:
+    """Turns the time of a step into figures for the log."""
+
+    def __init__(self, config: TrainConfig, stepper: Stepper) -> None:
+        """Count what a step of this run computes; takes seconds for large models."""
+        self._pairs = config.batch_size * config.accumulate * stepper.world.size
+        self._flops = StepFlops(config, stepper.objective, stepper.hider.tokenizer)
+        device = stepper.world.device
+        peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._peak = peak and (peak.bf16 if config.precision == "bf16" else peak.fp32)
+
+    def figures(self, batches: Sequence[Batch], step_s: float) -> dict[str, float]:
+        """Of a step that took `step_s` seconds, waiting for data not included.
+
+        `speed/pairs_per_s` is of all processes; `speed/tflops_per_s` and `speed/mfu` are of this
+        one's device, the latter left out where its peak is unknown.
+        """
+        tflops_per_s = self._flops(batches) / step_s / 1e12
+        figures = {"speed/pairs_per_s": self._pairs / step_s, "speed/tflops_per_s": tflops_per_s}
+        if self._peak:
+            figures["speed/mfu"] = tflops_per_s / self._peak
+        return figures

@@ -1,0 +1,39 @@
+"""How the trained module and its momentum copy are executed: recomputed, compiled, distributed."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cots_model.model import CotsModel
+from training.config import EngineConfig
+from training.engine.blocks import check_compiles, checkpoint_blocks, compile_blocks
+from training.engine.world import World
+from training.objective import Objective
+
+
+def wrap(
+    objective: Objective, momentum: CotsModel, config: EngineConfig, world: World
+) -> nn.Module:
+    """Make both ready in place, and return what the forward pass must be called on.
+
+    Names of parameters stay as they are, so that states and checkpoints do not depend on it.
+
+    Raises:
+        ConfigError: if a tower cannot recompute its blocks, or nothing can be compiled here.
+    """
+    if config.activation_checkpointing:
+        checkpoint_blocks(objective.model)
+    if config.compile:
+        check_compiles(world.device)
+        for model in (objective.model, momentum):
+            compile_blocks(model)
+    if world.size == 1:
+        return objective
+    if config.parallel == "fsdp":
+        from training.engine.fsdp import split
+
+        split(objective, momentum)
+        return objective
+    local = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=local)
