@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cots_model.encoder import Encoder
 
 
 @click.command(
@@ -15,6 +19,7 @@ Examples:
   cots evaluate --data val-00000.tar
   cots evaluate --data 'shards/{00000..00004}.tar' --checkpoint runs/mine --json
   cots evaluate --data dataset_coco.json --image-root coco/ --split test
+  cots evaluate --data val-00000.tar --checkpoint runs/a --ensemble runs/b
   cots evaluate --data '{path: MSRVTT_JSFUSION_test.csv, image_root: videos/}'""",
 )
 @click.option(
@@ -27,6 +32,12 @@ Examples:
 )
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
+)
+@click.option(
+    "--ensemble",
+    "others",
+    multiple=True,
+    help="Another checkpoint whose scores are averaged with the first one's. May be repeated.",
 )
 @click.option(
     "--image-root",
@@ -47,6 +58,7 @@ Examples:
 def command(
     sources: tuple[str, ...],
     checkpoint: str,
+    others: tuple[str, ...],
     image_root: Path | None,
     split: str | None,
     max_broken: float,
@@ -62,15 +74,22 @@ def command(
     import json
     from dataclasses import asdict
 
-    from cots_model.encoder import Encoder
     from training.data import read_examples
     from training.evaluate import evaluate, format_metrics
 
     examples = read_examples(sources, image_root=image_root, split=split)
     metrics = evaluate(
-        Encoder.load(checkpoint, device=device),
+        _load((checkpoint, *others), device),
         examples,
         batch_size=batch_size,
         max_broken_share=max_broken,
     )
     click.echo(json.dumps(asdict(metrics)) if as_json else format_metrics(metrics))
+
+
+def _load(checkpoints: tuple[str, ...], device: str) -> Encoder:
+    from cots_model.encoder import Encoder
+    from cots_model.ensemble import EnsembleEncoder
+
+    encoders = [Encoder.load(checkpoint, device=device) for checkpoint in checkpoints]
+    return EnsembleEncoder(encoders) if len(encoders) > 1 else encoders[0]

@@ -8,6 +8,7 @@
 
 The fingerprint is the sha256 of the configuration and of the hashes of all files but the card: two
 checkpoints with equal fingerprints embed alike. Nothing is ever unpickled.
+`cots_model.ensemble` puts several such folders into one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from cots_model.errors import CheckpointError
 
 FORMAT = "cots-checkpoint"
 FORMAT_VERSION = 1
+ENSEMBLE_FORMAT = "cots-ensemble"
+MEMBER_PREFIX = "member-"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 PREPROCESS_FILE = "preprocess.json"
@@ -88,7 +91,8 @@ def locate(source: str | Path) -> Path:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*HASHED_FILES, CONFIG_FILE, CARD_FILE]
+    names = [*HASHED_FILES, CONFIG_FILE, CARD_FILE]
+    wanted = [*names, *(f"{MEMBER_PREFIX}*/{name}" for name in names)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=wanted))
     except Exception as err:  # the hub client raises its own, httpx's and OS errors
@@ -123,19 +127,40 @@ def read_config(folder: Path) -> CheckpointConfig:
         ConfigError: for unknown or bad keys.
     """
     values = read_json(folder / CONFIG_FILE)
+    if isinstance(values, dict) and values.get("format") == ENSEMBLE_FORMAT:
+        raise CheckpointError(
+            f"{folder} is an ensemble of checkpoints; give one of them, such as "
+            f"{folder / MEMBER_PREFIX}0"
+        )
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a COTS checkpoint; "
             "give a folder written by `cots train` or save_pretrained"
         )
+    check_version(folder, values)
+    config = parse(CheckpointConfig, values, origin=str(folder / CONFIG_FILE))
+    _check_files(folder, config)
+    return config
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether a folder holds several checkpoints that score together."""
+    path = folder / CONFIG_FILE
+    values = read_json(path) if path.is_file() else None
+    return isinstance(values, dict) and values.get("format") == ENSEMBLE_FORMAT
+
+
+def check_version(folder: Path, values: dict[str, Any]) -> None:
+    """Refuse a later format.
+
+    Raises:
+        CheckpointError: naming the format that came and the one that is read.
+    """
     if values.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint format {values.get('format_version')}; this version reads "
             f"{FORMAT_VERSION}; update cots-retrieval"
         )
-    config = parse(CheckpointConfig, values, origin=str(folder / CONFIG_FILE))
-    _check_files(folder, config)
-    return config
 
 
 def _check_files(folder: Path, config: CheckpointConfig) -> None:

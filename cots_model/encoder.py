@@ -19,7 +19,7 @@ from torch import Tensor
 from cots_model import checkpoint
 from cots_model.errors import CheckpointError, InputError
 from cots_model.model import CotsModel
-from cots_model.preprocess import Preprocess
+from cots_model.preprocess import PicturePreprocess, Preprocess
 
 Vectors = npt.NDArray[np.float32]
 
@@ -27,7 +27,17 @@ _CPU_CHUNK = 8  # pictures at once on a CPU; 32 fall out of its caches and take 
 
 
 class Encoder:
-    """Model and preprocessing of one checkpoint on one device."""
+    """Model and preprocessing of one checkpoint on one device.
+
+    Attributes:
+        preprocess: turns a picture into what `encode_pixels` takes.
+        fingerprint: of the checkpoint.
+        device: where the model runs.
+    """
+
+    preprocess: PicturePreprocess
+    fingerprint: str
+    device: torch.device
 
     def __init__(self, model: CotsModel, preprocess: Preprocess, fingerprint: str) -> None:
         """Hold a model in evaluation mode; `Encoder.load` is the usual way here.
@@ -37,14 +47,15 @@ class Encoder:
         """
         _check_fit(model, preprocess)
         # channels last halves the time of convolutions
-        self.model = model.eval().to(memory_format=torch.channels_last)
+        self._model = model.eval().to(memory_format=torch.channels_last)
+        self._preprocess = preprocess
         self.preprocess = preprocess
         self.fingerprint = fingerprint
         self.device = next(model.parameters()).device
 
     @classmethod
     def load(cls, source: str | Path = "cots-mini", *, device: str = "auto") -> Encoder:
-        """Load a checkpoint: a folder, a bundled name or a hub id.
+        """Load a checkpoint, or an ensemble of some: a folder, a bundled name or a hub id.
 
         Args:
             source: which checkpoint.
@@ -55,9 +66,18 @@ class Encoder:
             InputError: if the device does not exist.
         """
         folder = checkpoint.locate(source)
+        if checkpoint.is_ensemble(folder):
+            from cots_model.ensemble import load_ensemble
+
+            return load_ensemble(folder, device=device)
         model = CotsModel.from_pretrained(folder, device=resolve_device(device))
         preprocess = Preprocess.from_pretrained(folder)
         return cls(model, preprocess, checkpoint.read_config(folder).fingerprint)
+
+    @property
+    def model(self) -> CotsModel:
+        """The checkpoint's model."""
+        return self._model
 
     @property
     def name(self) -> str:
@@ -80,7 +100,7 @@ class Encoder:
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""
         parts = [
-            self.encode_pixels(self.preprocess.images(imgs[start : start + batch_size]))
+            self.encode_pixels(self._preprocess.images(imgs[start : start + batch_size]))
             for start in range(0, len(imgs), batch_size)
         ]
         return self._stack(parts)
@@ -99,7 +119,7 @@ class Encoder:
             return _to_numpy(self.model.encode_image(img_BCHW))
 
     def _encode_text_batch(self, texts: Sequence[str]) -> Vectors:
-        tok_BL, mask_BL = self.preprocess.text(texts)
+        tok_BL, mask_BL = self._preprocess.text(texts)
         with torch.inference_mode():
             z_BE = self.model.encode_text(tok_BL.to(self.device), mask_BL.to(self.device))
         return _to_numpy(z_BE)

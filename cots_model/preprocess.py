@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,24 @@ from torch import Tensor
 from cots_model.checkpoint import PREPROCESS_FILE, TOKENIZER_FILE, locate, read_json
 from cots_model.config import PreprocessConfig, parse
 from cots_model.errors import CheckpointError
+
+
+class PicturePreprocess(Protocol):
+    """Turns pictures into what one encoder takes; can be pickled."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, in pixels."""
+        ...
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """What the result depends on besides the picture."""
+        ...
+
+    def image(self, img: Image.Image) -> Tensor:
+        """Turn an RGB picture into float32 numbers of a fixed shape."""
+        ...
 
 
 class Preprocess:
@@ -75,6 +93,12 @@ class Preprocess:
         """Side of the square input, in pixels."""
         return self.config.image_size
 
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """What the pixels depend on besides the picture."""
+        config = self.config
+        return config.image_size, config.resize, config.mean, config.std
+
     def image(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture (see `decode_image`) into `[3,H,W]` float32, normalised."""
         if img.mode != "RGB":
@@ -102,6 +126,41 @@ class Preprocess:
             tok_BL[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int64)
             mask_BL[row, : len(encoding.ids)] = True
         return tok_BL, mask_BL
+
+
+class PackedPreprocess:
+    """Turns a picture into the inputs of all members, one behind the other in one vector `[X]`.
+
+    Members that want the same pixels share them. Light, and can be pickled.
+    """
+
+    def __init__(self, members: Sequence[PicturePreprocess]) -> None:
+        """Take the members' preprocessing in their order."""
+        recipes = [member.recipe for member in members]
+        self._distinct = [p for i, p in enumerate(members) if recipes.index(p.recipe) == i]
+        distinct = [p.recipe for p in self._distinct]
+        self._place_of_member = [distinct.index(recipe) for recipe in recipes]
+
+    @property
+    def image_size(self) -> int:
+        """Largest side of the members' inputs, in pixels."""
+        return max(p.image_size for p in self._distinct)
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """What the pixels depend on."""
+        return tuple(p.recipe for p in self._distinct)
+
+    def image(self, img: Image.Image) -> Tensor:
+        """Turn an RGB picture into `[X]` float32."""
+        return torch.cat([p.image(img).flatten() for p in self._distinct])
+
+    def unpack(self, img_BX: Tensor) -> list[Tensor]:
+        """Split `[B,X]` into each member's pixels `[B,3,H,W]`."""
+        sides = [p.image_size for p in self._distinct]
+        parts = img_BX.split([3 * side * side for side in sides], dim=1)
+        images = [x.view(-1, 3, side, side) for x, side in zip(parts, sides, strict=True)]
+        return [images[place] for place in self._place_of_member]
 
 
 def squared(img: Image.Image, side: int, resize: Literal["squash", "crop"]) -> NDArray[np.float32]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cots_model.errors import CotsError
-from cots_model.preprocess import Preprocess
+from cots_model.preprocess import PicturePreprocess
 from index_builder.content import Stamp
 from index_builder.sources import Candidate, Skip
 from index_builder.worker import READY, Failure, Picture, worker_main
@@ -44,7 +44,7 @@ class Decoded:
         candidate: which one.
         stamp: size and time of the original.
         sha256: hex digest of the original's bytes.
-        img_CHW: float32 pixels, preprocessed.
+        img_CHW: float32 pixels, preprocessed; of an ensemble `[X]`, all its members' pixels.
     """
 
     candidate: Candidate
@@ -74,7 +74,7 @@ class DecodePool:
     """
 
     def __init__(
-        self, preprocess: Preprocess, *, workers: int, timeout_s: float, window: int
+        self, preprocess: PicturePreprocess, *, workers: int, timeout_s: float, window: int
     ) -> None:
         """Start the workers (their imports run while the caller goes on).
 

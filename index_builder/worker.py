@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from cots_model.preprocess import Preprocess
+    from cots_model.preprocess import PicturePreprocess
 
 READY = "ready"
 
@@ -51,7 +51,7 @@ class Failure:
     seconds: float
 
 
-def worker_main(connection: Connection, preprocess: Preprocess) -> None:
+def worker_main(connection: Connection, preprocess: PicturePreprocess) -> None:
     """Answer each `Location` with a `Picture` and its pixels, or a `Failure`; end when told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the builder ends its workers
     warnings.simplefilter("ignore")
@@ -68,7 +68,7 @@ def worker_main(connection: Connection, preprocess: Preprocess) -> None:
 
 
 def _decode(
-    location: Location, preprocess: Preprocess
+    location: Location, preprocess: PicturePreprocess
 ) -> tuple[Picture | Failure, npt.NDArray[np.float32] | None]:
     from cots_model.images import decode_image
 

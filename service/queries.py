@@ -15,7 +15,7 @@ from torch import Tensor
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError
 from cots_model.images import decode_image
-from cots_model.preprocess import Preprocess
+from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
 from service.encoding import Embedder, Pixels, Texts
 from service.errors import ApiError, invalid, to_api_error
@@ -114,7 +114,10 @@ def from_validation(err: ValidationError, prefix: str = "") -> ApiError:
 
 
 def prepare(
-    queries: Sequence[tuple[Part, ...]], gallery: Gallery, preprocess: Preprocess, max_pixels: int
+    queries: Sequence[tuple[Part, ...]],
+    gallery: Gallery,
+    preprocess: PicturePreprocess,
+    max_pixels: int,
 ) -> list[Embedded]:
     """Do all that needs no model: decode pictures, look up items, check embeddings."""
     prepared = []
@@ -131,7 +134,7 @@ def prepare(
 
 
 def _prepare_part(
-    part: Part, gallery: Gallery, preprocess: Preprocess, max_pixels: int
+    part: Part, gallery: Gallery, preprocess: PicturePreprocess, max_pixels: int
 ) -> Vectors | Tensor | str:
     spec = part.spec
     if part.file is not None:

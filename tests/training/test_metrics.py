@@ -1,5 +1,8 @@
 """Retrieval metrics on matrices one can check by hand, and against torchmetrics."""
 
+import math
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -126,3 +129,53 @@ def test_metrics_agree_with_sorting():
     assert metrics.text_to_image.r1 == pytest.approx(100 * np.mean([r < 1 for r in rank_M]))
     assert metrics.text_to_image.r10 == pytest.approx(100 * np.mean([r < 10 for r in rank_M]))
     assert metrics.text_to_image.median_rank == np.median(rank_M) + 1
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64, 100, 10_000, None])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_features_tie_in_every_chunk(chunk, dtype):
+    """Five different vectors among all: ranks by counting kinds, without a matrix product."""
+    rng = np.random.default_rng(1)
+    kind_KE = rng.normal(size=(5, 37)).astype(dtype)
+    kind_KE /= np.linalg.norm(kind_KE, axis=1, keepdims=True)
+    image_N, text_M = rng.integers(5, size=131), rng.integers(5, size=203)
+    owner_M = rng.permutation(np.r_[np.arange(131), rng.integers(131, size=72)])
+    score_KK = np.array([[math.fsum(a * b) for b in kind_KE] for a in kind_KE])
+
+    def rank(score: np.ndarray, own: int) -> int:
+        return int((score > score[own]).sum() + (score[:own] == score[own]).sum())
+
+    t2i = [rank(score_KK[text_M[t]][image_N], owner_M[t]) for t in range(203)]
+    i2t = [
+        min(rank(score_KK[image_N[i]][text_M], t) for t in np.flatnonzero(owner_M == i))
+        for i in range(131)
+    ]
+    metrics = retrieval_metrics(kind_KE[image_N], kind_KE[text_M], owner_M, chunk=chunk)
+    for side, ranks in ((metrics.text_to_image, t2i), (metrics.image_to_text, i2t)):
+        assert side.median_rank == np.median(ranks) + 1
+        for k, recall in ((1, side.r1), (5, side.r5), (10, side.r10)):
+            assert recall == pytest.approx(100 * np.mean(np.array(ranks) < k))
+
+
+@pytest.mark.parametrize("num", [41, 1003])
+def test_metrics_of_a_constant_model_with_real_features_are_chance(num):
+    feature_1E = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+    feature_NE = np.repeat(feature_1E, num, axis=0)
+    metrics = retrieval_metrics(feature_NE, feature_NE, np.arange(num))
+    for side in (metrics.text_to_image, metrics.image_to_text):
+        assert side.r1 == pytest.approx(100 / num)
+        assert side.median_rank == (num + 1) / 2
+
+
+def test_metrics_never_hold_the_whole_matrix():
+    num_images, num_texts = 3000, 9000
+    rng = np.random.default_rng(0)
+    image_NE = rng.normal(size=(num_images, 4)).astype(np.float32)
+    text_ME = rng.normal(size=(num_texts, 4)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        retrieval_metrics(image_NE, text_ME, np.arange(num_texts) % num_images)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < num_images * num_texts * 4 / 2
