@@ -286,7 +286,9 @@ def test_loading_from_the_hub_takes_only_our_files(tiny_checkpoint, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert Encoder.load("someone/cots-tiny", device="cpu").name == "tiny"
-    assert asked == [("someone/cots-tiny", sorted([*HASHED_FILES, CONFIG_FILE, CARD_FILE]))]
+    ours = [*HASHED_FILES, CONFIG_FILE, CARD_FILE]
+    of_ensembles = [f"member-*/{name}" for name in ours]
+    assert asked == [("someone/cots-tiny", sorted(ours + of_ensembles))]
 
 
 def test_loading_from_the_hub_says_why_it_failed(monkeypatch, tmp_path):
