@@ -104,12 +104,11 @@ def test_what_a_killed_run_does_again_is_listed_once(configure, whole, monkeypat
 
 
 @pytest.mark.slow
-def test_two_processes_list_what_one_does(configure, model_yaml, tmp_path, monkeypatch):
+def test_two_processes_list_what_one_does(configure, model_yaml, tmp_path):
     values = yaml.safe_load(model_yaml.read_text())
     values["model"]["text"]["options"] |= EXACT
     exact = tmp_path / "exact.yaml"
     exact.write_text(yaml.safe_dump(values))
-    monkeypatch.setattr("tests.training.engine.test_two_processes.RUN", RUN)
     found = []
     for size in (1, 2):
         config = configure(
@@ -121,7 +120,7 @@ def test_two_processes_list_what_one_does(configure, model_yaml, tmp_path, monke
         )
         path = tmp_path / f"{size}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        launch(path, size)
+        launch(path, size, RUN)
         assert len(list((config.output / FOLDER).iterdir())) == size
         lines = lines_of(config.output)
         found.append({(line["step"], line["number"], line["caption"]) for line in lines})
