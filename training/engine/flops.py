@@ -13,13 +13,13 @@ Shape letters: L text tokens, P patches.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cots_model.model import CotsModel
@@ -108,6 +108,7 @@ class StepFlops:
 def count_forward(objective: Objective, tokenizer: ImageTokenizer | None) -> ForwardFlops:
     """Count one picture and one caption of a module that may be split or compiled."""
     config, num_codes = objective.model.config, tokenizer.vocab_size if tokenizer else 0
+    tokenizer_flops = _tokenizer_flops(tokenizer, config.image.image_size) if tokenizer else 0
     with torch.device("meta"):
         model = CotsModel(config).eval()
         heads = Objective(model, objective.config, num_codes=num_codes).eval()
@@ -119,7 +120,7 @@ def count_forward(objective: Objective, tokenizer: ImageTokenizer | None) -> For
             patches=_count(lambda: model.image(img_BCHW)),
             token=(short - token_pair * 4**2) / 4,
             token_pair=token_pair,
-            tokenizer=_tokenizer_flops(tokenizer, img_BCHW) if tokenizer else 0.0,
+            tokenizer=tokenizer_flops,
             vision_head=_vision_head_flops(heads),
             language_head=_language_head_flops(heads),
         )
@@ -130,9 +131,11 @@ def _text_flops(model: CotsModel, length: int) -> int:
     return _count(lambda: cast(Any, model.text.trunk)(input_ids=tok_BL))
 
 
-def _tokenizer_flops(tokenizer: ImageTokenizer, img_BCHW: Tensor) -> int:
-    shadow = cast(Any, copy.deepcopy(cast(nn.Module, tokenizer)).to("meta"))
-    return _count(lambda: shadow.labels(img_BCHW, [0.5] * 3, [0.5] * 3))
+def _tokenizer_flops(tokenizer: ImageTokenizer, side: int) -> int:
+    device = next(cast(nn.Module, tokenizer).parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True):  # it asks for its device, so not on meta
+        img_BCHW = torch.empty(1, 3, side, side, device=device)
+        return _count(lambda: tokenizer.labels(img_BCHW, [0.5] * 3, [0.5] * 3))
 
 
 def _vision_head_flops(heads: Objective) -> int:

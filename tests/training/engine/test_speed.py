@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.batches import PairBatches
 from training.config import AugmentConfig
+from training.dvae import Dvae
 from training.engine.flops import StepFlops, count_forward
 from training.engine.hiding import Hider
 from training.engine.run_log import LOG_FILE
@@ -15,6 +16,7 @@ from training.engine.speed import peak_of
 from training.engine.stepper import Stepper
 from training.engine.world import World
 from training.objective import Objective
+from training.tokenizer_config import DvaeConfig
 from training.trainer import train
 
 CPU = torch.device("cpu")
@@ -94,3 +96,17 @@ def test_the_speed_is_logged(configure):
     assert all(line["speed/tflops_per_s"] > 0 for line in lines)
     assert all(line["speed/pairs_per_s"] > 0 for line in lines)
     assert not any("speed/mfu" in line for line in lines)  # nobody knows the peak of a CPU
+
+
+def test_hidden_patches_cost_a_pass_a_head_and_a_tokenizer(configure, model, preprocess, examples):
+    tokenizer = Dvae(DvaeConfig(vocab_size=8, grid=4, widths=[8, 8])).eval()
+    made = PairBatches(examples, preprocess, AugmentConfig(), batch_size=8, seed=0)
+    batch = next(made.epoch(0))
+    plain = StepFlops(configure(), Objective(model, configure().objective), None)
+    config = configure("objective.vision={weight: 1, tokenizer: mine, share: 0.5}")
+    ours = StepFlops(config, Objective(model, config.objective, num_codes=8), tokenizer)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        tokenizer.labels(batch.image, [0.5] * 3, [0.5] * 3)
+    head = 2 * 32 * 8  # of each of the 8 hidden patches
+    expected = 8 * 3 * (ours.forward.patches + 8 * head) + counter.get_total_flops()
+    assert ours([batch]) - plain([batch]) == pytest.approx(expected)
