@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,19 @@ class Run:
         preprocess: Preprocess,
         evaluated: list[Example],
         stop: StopRequest,
+        *,
+        finish: Callable[[CotsModel], None] | None = None,
     ) -> None:
         """Take the parts, and go back to the last saved state of this run if there is one.
+
+        Args:
+            config: of the run.
+            stepper: does the steps.
+            batches: gives the pairs.
+            preprocess: written into the checkpoints.
+            evaluated: scored between epochs.
+            stop: asked after every step.
+            finish: changes the model of the last checkpoint before it is written.
 
         Raises:
             ConfigError: if the output folder holds a run with other values.
@@ -73,6 +84,7 @@ class Run:
         """
         self.config, self.stepper, self.batches = config, stepper, batches
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
+        self.finish = finish
         self.world = stepper.world
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
@@ -191,6 +203,8 @@ class Run:
         config = self.config
         model = CotsModel(self.stepper.objective.model.config)
         model.load_state_dict(weights)
+        if self.finish is not None and self.progress.epoch == config.epochs:
+            self.finish(model.to(self.world.device))
         self.fingerprint = model.save_pretrained(
             folder, self.preprocess, card="", storage=config.storage
         )
