@@ -153,9 +153,6 @@ class ObjectiveConfig(Frozen):
         vision: hidden patches.
         language: hidden words.
         filter: which pairs count.
-        feature_dropout: share of the image tower's outputs that are set to 0, anew in every step
-            (chosen: 0; small sets need it, for the projection learns them by heart). The momentum
-            encoders' keys stay whole.
     """
 
     instance: InstanceConfig = InstanceConfig()
@@ -163,7 +160,6 @@ class ObjectiveConfig(Frozen):
     vision: VisionTokenConfig = VisionTokenConfig()
     language: LanguageTokenConfig = LanguageTokenConfig()
     filter: FilterConfig = FilterConfig()
-    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _tokenizer_is_named(self) -> Self:
@@ -204,6 +200,32 @@ class EngineConfig(Frozen):
     log_every: int = Field(default=1, ge=1)
 
 
+class RegressionConfig(Frozen):
+    """Both projections in closed form; see `training.regression`.
+
+    Attributes:
+        when: `never`; `first`, instead of random first weights; `last`, after the last epoch
+            instead of what the projections learned; or `both`.
+        ridge: weight of the L2 penalty on the image projection, per row of the regression.
+        whitening: 0 keeps the directions of the text feature as strong as they are, 1 makes them
+            equally strong; more tells pictures of one kind apart better, less tells kinds apart.
+    """
+
+    when: Literal["never", "first", "last", "both"] = "never"
+    ridge: float = Field(default=0.25, gt=0)
+    whitening: float = Field(default=0.25, ge=0, le=1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the projections start from it."""
+        return self.when in ("first", "both")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the checkpoint's projections come from it."""
+        return self.when in ("last", "both")
+
+
 class OptimiserConfig(Frozen):
     """AdamW and its schedule.
 
@@ -233,9 +255,10 @@ class TrainConfig(Frozen):
         model: a shipped model configuration, or the path of a YAML file of the same form.
         objective: the losses.
         engine: how it is executed.
+        regression: closed-form projections, with a frozen image tower only.
         freeze_image: keep the image tower as it is, and cache its features of every view; only
             its projection is trained.
-        epochs: passes over the pictures, one random caption each time.
+        epochs: passes over the pictures, one random caption each time; 0 for `regression` alone.
         batch_size: pairs per process that go through the towers at once.
         accumulate: such batches per optimiser step.
         precision: `bf16` runs the towers in autocast; losses, queues and averages stay float32.
@@ -254,7 +277,8 @@ class TrainConfig(Frozen):
     engine: EngineConfig = EngineConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     freeze_image: bool = False
-    epochs: int = Field(ge=1)
+    regression: RegressionConfig = RegressionConfig()
+    epochs: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -264,6 +288,15 @@ class TrainConfig(Frozen):
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     output: Path
+
+    @model_validator(mode="after")
+    def _regression_has_features(self) -> Self:
+        if self.regression.when != "never" and not self.freeze_image:
+            raise ValueError(
+                "regression needs the features of a frozen image tower; set freeze_image=true or "
+                "regression.when=never"
+            )
+        return self
 
 
 def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

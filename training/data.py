@@ -46,7 +46,7 @@ def read_examples(
                 "with 'caption' or 'captions'"
             )
         log.info("source %s: %d pictures", source.path, len(found))
-        examples += [replace(example, repeat=source.repeat) for example in found]
+        examples += [replace(e, repeat=source.repeat, weight=source.weight) for e in found]
     return examples
 
 

@@ -38,6 +38,7 @@ class Example:
         captions: at least one.
         kind: `picture` or `video`.
         repeat: how often an epoch visits it.
+        weight: what it counts in `training.regression`, beside its repeats.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Example:
     captions: tuple[str, ...]
     kind: Literal["picture", "video"] = "picture"
     repeat: int = 1
+    weight: float = 1.0
 
     def picture(self) -> Image.Image:
         """Decode the picture to RGB; of a video, the frame in the middle.

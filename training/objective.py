@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
@@ -141,7 +140,6 @@ class Objective(nn.Module):
             shares: of this batch in the step.
         """
         image_FD = batch.image if self.freeze_image else self.model.image.feature(batch.image)
-        image_FD = F.dropout(image_FD, self.config.feature_dropout, self.training)
         text_BD = self.model.text.feature(batch.tok_BL, batch.mask_BL)
         terms = self._contrast(batch, image_FD, text_BD, keys, queues, keep_B)
         terms = {name: term * shares.pairs for name, term in terms.items()}

@@ -9,7 +9,7 @@ import yaml
 
 from cots_model.encoder import resolve_device
 from cots_model.hardware import describe_hardware
-from training.config import ObjectiveConfig, TrainConfig
+from training.config import TrainConfig
 from training.metrics import Recall, RetrievalMetrics
 
 
@@ -46,26 +46,33 @@ dot product says how well they match.
 def _training(config: TrainConfig, *, num_pairs: int, step: int, wall_s: float) -> str:
     pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
     frozen = ", after embedding with the frozen image tower" if config.freeze_image else ""
+    steps = f"""\
+- Steps: {step:,} of {config.batch_size} pairs
+- Data: {num_pairs:,} pairs an epoch
+- Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
+"""
     first = ", ".join(f"`{source}`" for source in (config.init.image, *config.init.beside))
     machine = describe_hardware(resolve_device(config.device))
     return f"""\
 - Date: {datetime.datetime.now(datetime.UTC).date().isoformat()}
-- Objective: {_objective(config.objective)}
-- Steps: {step:,} of {config.batch_size} pairs
-- Data: {num_pairs:,} pairs an epoch
+- Objective: {_objective(config)}
+{steps if config.epochs else ""}\
 - First weights: image {first}; text `{config.init.text}`
-- Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
 - Hardware: {machine.summary()}, torch {torch.__version__}
 - Command: `cots train pretrain --config FILE` with the configuration below
 """
 
 
-def _objective(config: ObjectiveConfig) -> str:
-    levels = ["instance level (momentum contrast, eq. 4-10)"]
-    levels += ["task level (eq. 11-14)"] if config.task.weight else []
-    levels += ["hidden patches (eq. 1)"] if config.vision.weight else []
-    levels += ["hidden words (eq. 2)"] if config.language.weight else []
-    levels += ["momentum filter (eq. 15)"] if config.filter.enabled else []
+def _objective(config: TrainConfig) -> str:
+    objective = config.objective
+    levels = ["projections in closed form"] if config.regression.is_first else []
+    if config.epochs:
+        levels += ["instance level (momentum contrast, eq. 4-10)"]
+        levels += ["task level (eq. 11-14)"] if objective.task.weight else []
+        levels += ["hidden patches (eq. 1)"] if objective.vision.weight else []
+        levels += ["hidden words (eq. 2)"] if objective.language.weight else []
+        levels += ["momentum filter (eq. 15)"] if objective.filter.enabled else []
+    levels += ["projections in closed form"] if config.regression.is_last else []
     return ", ".join(levels)
 
 

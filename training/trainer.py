@@ -5,6 +5,7 @@ result = train(load_train_config(Path("training/configs/cots-mini.yaml")))
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from training.config import TrainConfig
 from training.data import read_examples
 from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
-from training.engine.run import Run
+from training.engine.run import STATES, Run
 from training.engine.stepper import Stepper
 from training.engine.stopping import listen_for_stop
 from training.engine.world import World, join_world
@@ -30,6 +31,7 @@ from training.initialise import initialise, load_tokenizer
 from training.metrics import RetrievalMetrics
 from training.objective import Objective
 from training.orders import ShardOrder
+from training.regression import fit_projections
 from training.tokenizer_source import load_tokenizer_model
 
 
@@ -67,11 +69,19 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     with join_world(config.device) as world, listen_for_stop() as stop:
         torch.manual_seed(config.seed)
         model, preprocess = _make_model(config)
-        batches = _make_batches(config, model, preprocess, world)
+        examples = [] if config.data.stream else read_examples(config.data.train)
+        cache = _feature_cache(config, model, preprocess, examples)
+        batches = _make_batches(config, examples, cache, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
+        fit = _projection_fit(config, preprocess, examples, cache)
+        if config.regression.is_first and not (config.output / STATES).is_dir():
+            fit(model)
         world.barrier()  # one may have read the data faster
         stepper = _make_stepper(config, model, preprocess, world, len(batches))
-        run = Run(config, stepper, batches, preprocess, evaluated, stop, report)
+        finish = fit if config.regression.is_last else None
+        run = Run(
+            config, stepper, batches, preprocess, evaluated, stop, report=report, finish=finish
+        )
         run.train()
         return TrainResult(config.output, run.fingerprint, run.metrics, run.progress.wall_s)
 
@@ -111,19 +121,20 @@ def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
 
 
 def _make_batches(
-    config: TrainConfig, model: CotsModel, preprocess: Preprocess, world: World
+    config: TrainConfig,
+    examples: list[Example],
+    cache: FeatureCache | None,
+    preprocess: Preprocess,
+    world: World,
 ) -> PairBatches:
     data = config.data
-    if data.stream and config.freeze_image:
-        raise ConfigError("a stream has no feature cache; set data.stream or freeze_image to false")
-    examples = [] if data.stream else read_examples(data.train)
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
         preprocess,
         config.augment,
         batch_size=config.batch_size,
         seed=config.seed,
-        feature_cache=_feature_cache(config, model, preprocess, examples),
+        feature_cache=cache,
         rank=world.rank,
         world_size=world.size,
         num_workers=data.num_workers,
@@ -137,6 +148,8 @@ def _feature_cache(
 ) -> FeatureCache | None:
     if not config.freeze_image:
         return None
+    if config.data.stream:
+        raise ConfigError("a stream has no feature cache; set data.stream or freeze_image to false")
     tower = model.image.requires_grad_(False).to(resolve_device(config.device))
     return cached_features(
         examples,
@@ -148,3 +161,16 @@ def _feature_cache(
         bf16=config.precision == "bf16",
         max_broken_share=config.data.max_broken_share,
     )
+
+
+def _projection_fit(
+    config: TrainConfig, preprocess: Preprocess, examples: list[Example], cache: FeatureCache | None
+) -> Callable[[CotsModel], None]:
+    """What puts closed-form projections into a model."""
+
+    def fit(model: CotsModel) -> None:
+        assert cache is not None, "TrainConfig refuses regression without freeze_image"
+        bf16 = config.precision == "bf16"
+        fit_projections(model, preprocess, examples, cache, config.regression, bf16=bf16)
+
+    return fit

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
+from cots_model.checkpoint import CARD_FILE, CONFIG_FILE, HASHED_FILES
 from cots_model.encoder import Encoder
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
@@ -33,7 +34,7 @@ from training.report import model_card
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "run.yaml"
+RUN_FILE = "run.yaml"
 STATES, FAILED, BEST = "states", "failed", "best"
 _NAMED = 64  # pictures that an error lists; the rest is in the state
 _MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
@@ -67,11 +68,21 @@ class Run:
         preprocess: Preprocess,
         evaluated: list[Example],
         stop: StopRequest,
+        *,
         report: FilterReport | None = None,
+        finish: Callable[[CotsModel], None] | None = None,
     ) -> None:
         """Take the parts, and go back to the last saved state of this run if there is one.
 
-        With a `report`, pairs that the filter drops are kept and shown.
+        Args:
+            config: of the run.
+            stepper: does the steps.
+            batches: gives the pairs.
+            preprocess: written into the checkpoints.
+            evaluated: scored between epochs.
+            stop: asked after every step.
+            report: keeps and shows the pairs that the filter drops.
+            finish: changes the model of the last checkpoint before it is written.
 
         Raises:
             ConfigError: if the output folder holds a run with other values.
@@ -79,6 +90,7 @@ class Run:
         """
         self.config, self.stepper, self.batches = config, stepper, batches
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
+        self.finish = finish
         self.world = stepper.world
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
@@ -105,7 +117,7 @@ class Run:
         if self.world.is_main:
             self.config.output.mkdir(parents=True, exist_ok=True)
             values = self.config.model_dump(mode="json")
-            (self.config.output / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+            (self.config.output / RUN_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
         main = self.world.is_main
         with (
             self.dropped,
@@ -203,10 +215,10 @@ class Run:
         weights = full_weights(self.stepper.objective.model)
         with self.world.together(patient=True):
             if self.world.is_main:
-                self._write_checkpoint(weights, self.evaluated if due else [], self.config.output)
+                self._write_checkpoint(weights, self.evaluated if due else [])
                 if self.metrics is not None and due:
                     file.record(self.stepper.step - 1, _figures(self.metrics))
-                    self._keep_if_best(weights)
+                    self._keep_if_best()
         self._save()
         self.dropped.end_epoch()
 
@@ -214,15 +226,15 @@ class Run:
         weights = full_weights(self.stepper.objective.model)
         with self.world.together(patient=True):
             if self.world.is_main:
-                self._write_checkpoint(weights, self.evaluated, self.config.output)
+                self._write_checkpoint(weights, self.evaluated)
 
-    def _write_checkpoint(
-        self, weights: dict[str, Any], evaluated: list[Example], folder: Path
-    ) -> None:
+    def _write_checkpoint(self, weights: dict[str, Any], evaluated: list[Example]) -> None:
         """Write the online model, score what was written, and put the figures on its card."""
-        config = self.config
+        config, folder = self.config, self.config.output
         model = CotsModel(self.stepper.objective.model.config)
         model.load_state_dict(weights)
+        if self.finish is not None and self.progress.epoch == config.epochs:
+            self.finish(model.to(self.world.device))
         self.fingerprint = model.save_pretrained(
             folder, self.preprocess, card="", storage=config.storage
         )
@@ -242,16 +254,17 @@ class Run:
             step=self.stepper.step,
             wall_s=self.progress.wall_s,
         )
-        (folder / "README.md").write_text(card, "utf-8")
+        (folder / CARD_FILE).write_text(card, "utf-8")
 
-    def _keep_if_best(self, weights: dict[str, Any]) -> None:
+    def _keep_if_best(self) -> None:
         assert self.metrics is not None
         r1 = (self.metrics.text_to_image.r1 + self.metrics.image_to_text.r1) / 2
         if r1 > self.progress.best_r1:
             self.progress.best_r1 = r1
-            metrics, fingerprint = self.metrics, self.fingerprint
-            self._write_checkpoint(weights, [], self.config.output / BEST)
-            self.metrics, self.fingerprint = metrics, fingerprint
+            best = self.config.output / BEST
+            best.mkdir(exist_ok=True)
+            for name in (*HASHED_FILES, CONFIG_FILE, CARD_FILE):
+                shutil.copy2(self.config.output / name, best / name)
 
 
 def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
@@ -265,7 +278,7 @@ def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
 
 def _check_same_run(config: TrainConfig) -> None:
     """A state must not go on under values that would have given another run."""
-    path = config.output / CONFIG_FILE
+    path = config.output / RUN_FILE
     if not path.is_file() or not (config.output / STATES).is_dir():
         return
     before = yaml.safe_load(path.read_text("utf-8"))

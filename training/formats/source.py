@@ -49,6 +49,7 @@ class SourceConfig(Frozen):
         suffix: what a video's id lacks to be a file name; `.mp4` if left out.
         repeat: how often an epoch visits each picture, each time with a caption and a view of its
             own, so that a small source weighs more beside a large one.
+        weight: what each picture counts in `regression`, beside its repeats.
     """
 
     path: str = Field(min_length=1)
@@ -60,6 +61,7 @@ class SourceConfig(Frozen):
     caption_column: str | None = None
     suffix: str | None = None
     repeat: int = Field(default=1, ge=1)
+    weight: float = Field(default=1.0, gt=0)
 
     @property
     def id_suffix(self) -> str:
@@ -72,7 +74,7 @@ class SourceConfig(Frozen):
         Raises:
             ConfigError: naming the key and what the format takes.
         """
-        fields = type(self).model_fields.keys() - {"path", "format", "repeat"}
+        fields = type(self).model_fields.keys() - {"path", "format", "repeat", "weight"}
         given = {key for key in fields if getattr(self, key) is not None}
         if unknown := sorted(given - OPTIONS[kind]):
             taken = ", ".join(sorted(OPTIONS[kind])) or "no keys besides path"

@@ -1,6 +1,5 @@
 """One optimiser step: each part as the paper says, in its order."""
 
-import copy
 import math
 
 import pytest
@@ -83,18 +82,6 @@ def test_second_step_has_the_loss_of_its_parts(stepper, batches):
         online_image_BE, online_text_BE, *keys, image_NE, text_NE, negative_BN, temperature=0.05
     )
     assert loss.losses["total"] == pytest.approx(expected.total.item(), rel=1e-5, abs=1e-5)
-
-
-def test_feature_dropout_changes_the_loss_and_no_key(configure, model, preprocess, batches):
-    config = configure("objective.feature_dropout=0.5")
-    plain, dropping = (
-        make_stepper(c, copy.deepcopy(model), preprocess) for c in (configure(), config)
-    )
-    for one in (plain, dropping):
-        one.run([batches[0]])
-    losses = [one.run([batches[1]]).losses["total"] for one in (plain, dropping)]
-    assert abs(losses[0] - losses[1]) > 1e-3
-    assert torch.equal(plain.queues.image_NE, dropping.queues.image_NE)
 
 
 def test_rates_are_given_by_the_names_of_the_encoders(configure, model, preprocess):

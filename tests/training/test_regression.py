@@ -1,0 +1,164 @@
+"""Closed-form projections: the closed form is right, weights count, and it finds pictures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cots_model.checkpoint import CONFIG_FILE
+from cots_model.encoder import Encoder
+from cots_model.errors import ConfigError
+from cots_model.model import CotsModel
+from tests.training.conftest import assert_equal_states
+from training.config import AugmentConfig, RegressionConfig
+from training.data import read_examples
+from training.evaluate import evaluate
+from training.feature_cache import FeatureCache, cached_features
+from training.regression import fit_projections, principal_directions, ridge_regression
+from training.trainer import train
+
+FROZEN = ("freeze_image=true", "batch_size=8", "epochs=1")
+
+
+@pytest.fixture
+def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x_RD = torch.randn(40, 6, generator=generator, dtype=torch.float64) * torch.tensor(
+        [1.0, 5.0, 0.1, 1.0, 1.0, 30.0]
+    ) + torch.arange(6)
+    y_RE = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    weight_R = torch.randint(1, 4, (40,), generator=generator).double()
+    return x_RD, y_RE, weight_R
+
+
+@pytest.fixture
+def cache(model, preprocess, examples, tmp_path) -> FeatureCache:
+    augment = AugmentConfig(num_views=2)
+    return cached_features(examples, model.image, preprocess, augment, folder=tmp_path, seed=0)
+
+
+def fit(model, preprocess, examples, cache, **keys) -> CotsModel:
+    fit_projections(model, preprocess, examples, cache, RegressionConfig(**keys), bf16=False)
+    return model
+
+
+def weights_of(model) -> list[torch.Tensor]:
+    layers = (model.image_projection, model.text_projection)
+    return [p.detach().clone() for layer in layers for p in layer.parameters()]
+
+
+def test_the_ridge_solution_has_no_gradient(rows):
+    x_RD, y_RE, weight_R = rows
+    matrix_DE, bias_E = (t.requires_grad_() for t in ridge_regression(*rows, ridge=0.3))
+    share_R = weight_R / weight_R.sum()
+    spread_D = (share_R @ (x_RD - share_R @ x_RD).square()).sqrt()
+    error_RE = x_RD @ matrix_DE + bias_E - y_RE
+    loss = share_R @ error_RE.square().sum(1) + 0.3 * (matrix_DE * spread_D[:, None]).square().sum()
+    loss.backward()
+    assert matrix_DE.grad.abs().max() < 1e-11
+    assert bias_E.grad.abs().max() < 1e-12
+
+
+def test_a_weight_is_as_good_as_a_repetition(rows):
+    x_RD, y_RE, weight_R = rows
+    often_R = torch.arange(40).repeat_interleave(weight_R.long())
+    repeated = ridge_regression(x_RD[often_R], y_RE[often_R], torch.ones(len(often_R)), ridge=0.3)
+    for ours, theirs in zip(ridge_regression(*rows, ridge=0.3), repeated, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_constant_feature_is_no_harm(rows):
+    x_RD, y_RE, weight_R = rows
+    x_RD[:, 2] = 7.0
+    matrix_DE, bias_E = ridge_regression(x_RD, y_RE, weight_R, ridge=0.3)
+    assert matrix_DE.isfinite().all()
+    assert bias_E.isfinite().all()
+    assert matrix_DE[2].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.25, 1.0])
+def test_directions_have_the_spread_that_is_asked_for(rows, whitening):
+    x_KD, _, weight_K = rows
+    matrix_DE, mean_D = principal_directions(x_KD, weight_K, 4, whitening=whitening)
+    z_KE = (x_KD - mean_D) @ matrix_DE
+    share_K = weight_K / weight_K.sum()
+    covariance_EE = z_KE.T @ (z_KE * share_K[:, None])
+    torch.testing.assert_close(covariance_EE, covariance_EE.diag().diag())
+    assert (share_K @ z_KE.norm(dim=1)).item() == pytest.approx(1)
+    plain_DE, _ = principal_directions(x_KD, weight_K, 4, whitening=0.0)
+    plain_EE = ((x_KD - mean_D) @ plain_DE).T @ ((x_KD - mean_D) @ plain_DE * share_K[:, None])
+    ratio_E = covariance_EE.diag() / plain_EE.diag() ** (1 - whitening)
+    torch.testing.assert_close(ratio_E / ratio_E[0], torch.ones(4, dtype=torch.float64))
+
+
+def test_directions_that_do_not_exist_are_zero_or_refused(rows):
+    x_KD, _, weight_K = rows
+    x_KD[:, 1:] = x_KD[:, :1]
+    matrix_DE, _ = principal_directions(x_KD, weight_K, 3, whitening=1.0)
+    assert matrix_DE[:, 1:].abs().max() == 0 < matrix_DE[:, 0].abs().max()
+    with pytest.raises(ConfigError, match="6 wide have no 7 directions"):
+        principal_directions(x_KD, weight_K, 7, whitening=0.0)
+
+
+def test_pictures_are_found_without_any_training(
+    model, preprocess, examples, cache, tmp_path, shard
+):
+    """32 pictures of two colours by 64 captions: chance is 31 % among the first ten."""
+    model.eval().save_pretrained(tmp_path / "a", preprocess, card="")
+    before = evaluate(Encoder.load(tmp_path / "a", device="cpu"), examples).text_to_image
+    fit(model, preprocess, examples, cache, ridge=0.01, whitening=0.5)
+    model.eval().save_pretrained(tmp_path / "b", preprocess, card="")
+    after = evaluate(Encoder.load(tmp_path / "b", device="cpu"), examples).text_to_image
+    assert after.r10 > before.r10 + 20
+    assert after.r10 > 60
+
+
+def test_broken_pictures_are_left_out_and_repeats_count(model, preprocess, examples, cache):
+    cache.feature_MVD = np.array(cache.feature_MVD)
+    whole = weights_of(fit(model, preprocess, examples[:-1], cache))
+    repeated = [dataclasses.replace(examples[0], repeat=5), *examples[1:-1]]
+    often = weights_of(fit(model, preprocess, repeated, cache))
+    assert not torch.equal(often[0], whole[0])
+    weighted = [dataclasses.replace(examples[0], weight=2.5, repeat=2), *examples[1:-1]]
+    assert torch.equal(weights_of(fit(model, preprocess, weighted, cache))[0], often[0])
+    cache.feature_MVD[31] = np.nan
+    for ours, theirs in zip(
+        weights_of(fit(model, preprocess, examples, cache)), whole, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_run_starts_and_ends_with_it(configure, shard, preprocess, tmp_path):
+    config = configure(*FROZEN, "regression.when=last", "regression.ridge=0.1")
+    result = train(config)
+    model = CotsModel.from_pretrained(result.checkpoint)
+    written = weights_of(model)
+    examples = read_examples([str(shard)])
+    cache = FeatureCache(next(config.data.cache_dir.glob("features-*.npy")))
+    for ours, theirs in zip(
+        weights_of(fit(model, preprocess, examples, cache, ridge=0.1)), written, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    prints = {
+        when: train(configure(*FROZEN, f"regression.when={when}", f"output={tmp_path / when}"))
+        for when in ("never", "first", "both")
+    }
+    assert len({result.fingerprint for result in prints.values()}) == 3
+    assert (result.checkpoint / CONFIG_FILE).is_file()
+
+
+def test_it_can_be_all_that_a_run_does(configure, tmp_path):
+    trained = train(configure(*FROZEN))
+    start = [f"init.{side}=checkpoint:{trained.checkpoint}" for side in ("image", "text")]
+    fitting = ("epochs=0", "regression.when=last", f"output={tmp_path / 'fit'}")
+    fitted = train(configure("freeze_image=true", "batch_size=8", *start, *fitting))
+    before, after = (CotsModel.from_pretrained(r.checkpoint) for r in (trained, fitted))
+    assert_equal_states(before.text.state_dict(), after.text.state_dict())
+    assert not torch.equal(weights_of(before)[2], weights_of(after)[2])
+
+
+def test_it_needs_a_frozen_image_tower(configure):
+    with pytest.raises(ConfigError, match="set freeze_image=true or"):
+        configure("regression.when=first")

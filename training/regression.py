@@ -1,0 +1,159 @@
+"""Both projections in closed form, from the features of towers that are not trained meanwhile.
+
+The text projection takes the principal directions of the captions' features, weaker ones
+strengthened as asked. The image projection is the ridge regression of what the captions of a
+picture then say on average. It knows no negatives: it tells kinds of pictures apart well (dogs in
+snow from dogs in water) where momentum contrast on a small set tells single pictures apart well.
+
+Shape letters: M pictures, V views, K captions, R rows, D width, E joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from cots_model.errors import ConfigError
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess
+from training.config import RegressionConfig
+from training.example import Example
+from training.feature_cache import FeatureCache
+
+_BATCH = 128  # captions
+
+
+def fit_projections(
+    model: CotsModel,
+    preprocess: Preprocess,
+    examples: Sequence[Example],
+    cache: FeatureCache,
+    config: RegressionConfig,
+    *,
+    bf16: bool,
+) -> None:
+    """Replace the weights of both projections; a picture counts its weight times its repeats.
+
+    Args:
+        model: changed in place; its text tower makes the captions' features.
+        preprocess: of the model.
+        examples: the M pictures.
+        cache: their image features; those of broken pictures are left out.
+        config: ridge and whitening.
+        bf16: run the text tower in autocast.
+    """
+    rows = [row for row in range(len(examples)) if not cache.is_broken(row)]
+    caption_KD, owner_K = _caption_features(
+        model, preprocess, [examples[row].captions for row in rows], bf16=bf16
+    )
+    counted = [examples[row].weight * examples[row].repeat for row in rows]
+    weight_M = torch.tensor(counted, dtype=torch.float64)
+    count_M = torch.bincount(owner_K, minlength=len(rows))
+    weight_K = (weight_M / count_M)[owner_K]
+    matrix_DE, mean_D = principal_directions(
+        caption_KD, weight_K, model.config.embed_dim, whitening=config.whitening
+    )
+    _assign(model.text_projection, matrix_DE, -mean_D @ matrix_DE)
+    said_KE = F.normalize((caption_KD.double() - mean_D) @ matrix_DE, dim=1)
+    target_ME = torch.zeros(len(rows), said_KE.shape[1], dtype=torch.float64)
+    target_ME.index_add_(0, owner_K, said_KE / count_M[owner_K, None])
+    feature_MVD = torch.from_numpy(cache.feature_MVD[rows]).float()
+    num_views = feature_MVD.shape[1]
+    matrix_DE, bias_E = ridge_regression(
+        feature_MVD.flatten(0, 1),
+        target_ME.repeat_interleave(num_views, dim=0),
+        weight_M.repeat_interleave(num_views),
+        ridge=config.ridge,
+    )
+    _assign(model.image_projection, matrix_DE, bias_E)
+
+
+def principal_directions(
+    feature_KD: Tensor, weight_K: Tensor, dim: int, *, whitening: float
+) -> tuple[Tensor, Tensor]:
+    """The `dim` strongest directions of weighted features, and their mean, in float64.
+
+    Args:
+        feature_KD: features.
+        weight_K: what each counts.
+        dim: how many directions E, at most D; directions without any spread are zero.
+        whitening: a direction of standard deviation σ is scaled by σ to the minus `whitening`.
+
+    Returns:
+        `[D,E]`, scaled so that projected features have length 1 on average, and the mean `[D]`.
+
+    Raises:
+        ConfigError: if the features are less wide than that.
+    """
+    feature_KD, share_K = feature_KD.double(), (weight_K / weight_K.sum()).double()
+    if feature_KD.shape[1] < dim:
+        raise ConfigError(
+            f"text features {feature_KD.shape[1]} wide have no {dim} directions for embed_dim; set "
+            "regression.when=never"
+        )
+    mean_D = share_K @ feature_KD
+    centred_KD = feature_KD - mean_D
+    variance_D, vector_DD = torch.linalg.eigh(centred_KD.T @ (centred_KD * share_K[:, None]))
+    variance_E = variance_D.flip(0)[:dim]
+    real_E = variance_E > 1e-9 * variance_E[0].clamp(min=1e-30)
+    scale_E = torch.where(real_E, variance_E.clamp(min=1e-30) ** (-whitening / 2), 0.0)
+    matrix_DE = vector_DD.flip(1)[:, :dim] * scale_E
+    length = share_K @ (centred_KD @ matrix_DE).norm(dim=1)
+    return matrix_DE / length.clamp(min=1e-30), mean_D
+
+
+def ridge_regression(
+    feature_RD: Tensor, target_RE: Tensor, weight_R: Tensor, *, ridge: float
+) -> tuple[Tensor, Tensor]:
+    """Weighted ridge regression on standardised features.
+
+    Minimises Σ w |x̂ W + b - y|² / Σ w + ridge |W|², x̂ the features with mean 0 and variance 1.
+
+    Args:
+        feature_RD: features x.
+        target_RE: targets y.
+        weight_R: what each row counts.
+        ridge: penalty.
+
+    Returns:
+        W for features as they are `[D,E]`, and its bias `[E]`, in float64.
+    """
+    share_R = (weight_R / weight_R.sum()).double()
+    mean_D = share_R @ feature_RD.double()
+    scale_D = (share_R @ (feature_RD.double() - mean_D).square()).sqrt().clamp(min=1e-6)
+    x_RD = (feature_RD.double() - mean_D) / scale_D
+    mean_E = share_R @ target_RE.double()
+    gram_DD = x_RD.T @ (x_RD * share_R[:, None])
+    gram_DD += ridge * torch.eye(len(gram_DD), dtype=torch.float64)
+    moment_DE = x_RD.T @ ((target_RE.double() - mean_E) * share_R[:, None])
+    matrix_DE = torch.linalg.solve(gram_DD, moment_DE) / scale_D[:, None]
+    return matrix_DE, mean_E - mean_D @ matrix_DE
+
+
+def _caption_features(
+    model: CotsModel, preprocess: Preprocess, captions: Sequence[Sequence[str]], *, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    """Features `[K,D]` float32 of all captions before projection, and whose they are `[K]`."""
+    pairs = [(owner, text) for owner, texts in enumerate(captions) for text in texts]
+    pairs.sort(key=lambda pair: len(pair[1]))  # batches of captions of like length
+    device = next(model.text.parameters()).device
+    was_training = model.text.training
+    model.text.eval()
+    features = []
+    for at in tqdm(range(0, len(pairs), _BATCH), desc="captions", unit="batch", disable=None):
+        tok_BL, mask_BL = preprocess.text([text for _, text in pairs[at : at + _BATCH]])
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            feature_BD = model.text.feature(tok_BL.to(device), mask_BL.to(device))
+        features.append(feature_BD.float().cpu())
+    model.text.train(was_training)
+    return torch.cat(features), torch.tensor([owner for owner, _ in pairs])
+
+
+@torch.no_grad()
+def _assign(layer: nn.Linear, matrix_DE: Tensor, bias_E: Tensor) -> None:
+    layer.weight.copy_(matrix_DE.T)
+    layer.bias.copy_(bias_E)
