@@ -158,7 +158,7 @@ def test_an_epoch_goes_on_behind_any_batch(examples, preprocess, num_workers):
 def test_a_stream_of_shards_makes_batches(shard, preprocess):
     order = ShardOrder([str(shard)], block_size=10)
     made = PairBatches(order, preprocess, STILL, batch_size=8, seed=0)
-    assert (len(made), made.num_pictures) == (4, 32)
+    assert (len(made), made.num_pairs) == (4, 32)
     assert len(set(rows_of(made.epoch(0)))) == 32
 
 
