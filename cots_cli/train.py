@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,36 @@ def command() -> None:
     """Train checkpoints."""
 
 
+def _run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of every training on pairs."""
+    for decorate in (
+        click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        click.option(
+            "--report-limit",
+            type=click.IntRange(1),
+            default=200,
+            show_default=True,
+            help="Pairs on that page, the newest.",
+        ),
+        click.option(
+            "--report-filtered",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE.html",
+            help="Show the pairs that the momentum filter dropped on this page, anew after every "
+            "epoch.",
+        ),
+        click.option(
+            "--config",
+            "config_path",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="YAML file; training/configs holds examples.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
 @command.command(
     short_help="Train on pairs of pictures and captions.",
     epilog="""\b
@@ -24,44 +55,63 @@ Examples:
   cots train pretrain --config my.yaml epochs=3 optimiser.lr=1e-4 output=runs/try
   cots train pretrain --config my.yaml --report-filtered dropped.html""",
 )
-@click.option(
-    "--config",
-    "config_path",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="YAML file; training/configs holds examples.",
-)
-@click.option(
-    "--report-filtered",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.html",
-    help="Show the pairs that the momentum filter dropped on this page, anew after every epoch.",
-)
-@click.option(
-    "--report-limit",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Pairs on that page, the newest.",
-)
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_run_options
 def pretrain(
     config_path: Path,
     report_filtered: Path | None,
     report_limit: int,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train from first weights with the instance-level objective (eq. 4-10).
+    """Train with the losses that the file switches on (eq. 1-15).
 
     KEY=VALUE changes single keys of the file. The checkpoint, its model card and a log go to the
-    folder that `output` names; the checkpoint is written anew after every epoch.
+    folder that `output` names; the checkpoint is written anew after every epoch. A run that was
+    stopped goes on where it was.
     """
+    _train(config_path, report_filtered, report_limit, overrides)
+
+
+@command.command(
+    short_help="Train a checkpoint further, on the pairs of a task.",
+    epilog="""\b
+Examples:
+  cots train finetune --config training/configs/finetune_flickr30k.yaml
+  cots train finetune --config my.yaml init.image=checkpoint:runs/a init.text=checkpoint:runs/a""",
+)
+@_run_options
+def finetune(
+    config_path: Path,
+    report_filtered: Path | None,
+    report_limit: int,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train a checkpoint further: as `pretrain`, from the checkpoint that `init` names."""
+    _train(config_path, report_filtered, report_limit, overrides, starts_from_checkpoint=True)
+
+
+def _train(
+    config_path: Path,
+    report_filtered: Path | None,
+    report_limit: int,
+    overrides: tuple[str, ...],
+    *,
+    starts_from_checkpoint: bool = False,
+) -> None:
+    from cots_model.errors import ConfigError
     from training.config import load_train_config
     from training.engine.dropped import FilterReport
     from training.trainer import train
 
+    config = load_train_config(config_path, overrides)
+    sources = (config.init.image, config.init.text)
+    if starts_from_checkpoint and not all(s.startswith("checkpoint:") for s in sources):
+        raise ConfigError(
+            f"fine-tuning starts from a checkpoint, and init names {sources[0]!r} and "
+            f"{sources[1]!r}; give init.image=checkpoint:FOLDER and init.text=checkpoint:FOLDER, "
+            "or take `cots train pretrain`"
+        )
     report = FilterReport(report_filtered, report_limit) if report_filtered else None
-    _print_result(train(load_train_config(config_path, overrides), report=report))
+    _print_result(train(config, report=report))
     if report_filtered:
         click.echo(f"{report_filtered}: pairs that the filter dropped")
 

@@ -45,7 +45,7 @@ def test_pretrain_writes_a_checkpoint_and_says_where(cots, config, tmp_path):
     assert out.startswith(f"{tmp_path / 'other'}: {encoder.fingerprint[:16]}, ")
     assert out.count("\n") == 1
     assert not (tmp_path / "run").exists()
-    assert len((tmp_path / "other/log.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "other/log.jsonl").read_text().splitlines()) == 2
 
 
 def test_pretrain_prints_scores_of_the_evaluation_data(cots, config, tmp_path):
@@ -61,7 +61,7 @@ def test_pretrain_logs_when_asked(cots, config):
         "--log-level", "info", "train", "pretrain", "--config", config, "epochs=1"
     )
     assert status == 0
-    assert re.search(r"level=INFO logger=training\.trainer message=epoch 0: loss \d", err)
+    assert re.search(r"level=INFO logger=training\.engine\.run message=epoch 0: loss \d", err)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,18 @@ def test_pretrain_refuses_a_missing_config(cots, tmp_path):
 def test_pretrain_fails_with_1_when_the_loss_explodes(cots, config):
     status, out, err = cots("train", "pretrain", "--config", config, "optimiser.lr=1e30")
     assert (status, out) == (1, "")
-    assert re.fullmatch(r"Error: the loss is (nan|inf) at step \d; lower the lr\n", err)
+    assert re.fullmatch(r"Error: .* not finite at step \d; lower the lr.*\n", err)
+    assert (config.parent / "run/failed").is_dir()
+
+
+def test_finetune_starts_from_a_checkpoint(cots, config, tiny_checkpoint, tmp_path):
+    status, _, err = cots("train", "finetune", "--config", config)
+    assert status == 2
+    assert "init names 'random' and 'checkpoint:" in err
+    image = f"init.image=checkpoint:{tiny_checkpoint}"
+    status, out, _ = cots("train", "finetune", "--config", config, image, "epochs=1")
+    assert status == 0
+    assert out.startswith(f"{tmp_path / 'run'}: ")
 
 
 def test_pretrain_shows_the_pairs_that_the_filter_dropped(cots, config, tmp_path):

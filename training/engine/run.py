@@ -140,6 +140,7 @@ class Run:
             unit="step",
             disable=None if self.world.is_main else True,
         )
+        losses, epoch_s = list[float](), -self.progress.wall_s
         with bar:
             for group in self._groups():
                 started = time.perf_counter()
@@ -149,8 +150,13 @@ class Run:
                 self._record(file, report, group, step_s)
                 self.dropped.record(self.stepper.step - 1, group, report)
                 bar.update()
-                bar.set_postfix(loss=f"{report.losses['total']:.3f}")
+                losses.append(report.losses["total"])
+                bar.set_postfix(loss=f"{losses[-1]:.3f}")
                 self._save_if_due()
+        if losses:
+            epoch_s += self.progress.wall_s
+            mean = sum(losses) / len(losses)
+            log.info("epoch %d: loss %.4f, %.0f s", self.progress.epoch, mean, epoch_s)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The batches of each optimiser step; a short last group of an epoch is dropped."""
