@@ -47,8 +47,9 @@ if [[ $DRY_RUN == 1 ]]; then
   size=(epochs=1 batch_size=64)
   train="[$evaluate]"
 fi
-step train_mini cots train pretrain --config training/configs/cots-mini.yaml \
-  freeze_image=false "device=$DEVICE" "output=$OUT/cots-mini" \
+step train_mini cots train pretrain --config training/configs/cots-mini-contrast.yaml \
+  freeze_image=false regression.when=never \
+  "optimiser.lr_scale={image_projection: 20, text_projection: 20}" "device=$DEVICE" "output=$OUT/cots-mini" \
   "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$OUT/cache" "${size[@]}"
 step evaluate_mini cots evaluate --data "$evaluate" --checkpoint "$OUT/cots-mini" \
   --device "$DEVICE" --json
