@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -133,14 +134,17 @@ def write_ensemble(sources: Sequence[str | Path], folder: Path, *, name: str | N
     name = name or "+".join(config.model.name for config in configs)
     config = EnsembleConfig(name=name, members=fingerprints)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for place, member in enumerate(members):
-        _copy(member, partial / _member_name(place))
-    (partial / checkpoint.CARD_FILE).write_text(_card(config), "utf-8")
-    text = config.model_dump_json(indent=2) + "\n"
-    (partial / checkpoint.CONFIG_FILE).write_text(text, "utf-8")
-    partial.replace(folder)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".ensemble-"))
+    partial.chmod(0o755)
+    try:
+        for place, member in enumerate(members):
+            _copy(member, partial / _member_name(place))
+        (partial / checkpoint.CARD_FILE).write_text(_card(config), "utf-8")
+        text = config.model_dump_json(indent=2) + "\n"
+        (partial / checkpoint.CONFIG_FILE).write_text(text, "utf-8")
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return config.fingerprint
 
 

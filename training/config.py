@@ -296,6 +296,8 @@ class TrainConfig(Frozen):
                 "regression needs the features of a frozen image tower; set freeze_image=true or "
                 "regression.when=never"
             )
+        if not self.epochs and not self.regression.is_last:
+            raise ValueError("epochs=0 trains nothing; set epochs or regression.when=last")
         return self
 
 

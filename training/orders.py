@@ -98,8 +98,10 @@ class MemoryOrder:
         return int(self._end_M[-1]) if len(self._end_M) else 0
 
     def fingerprint(self) -> str:
-        """Of ids, places and repeats."""
-        return _digest([f"{e.id}@{e.location.offset_bytes}x{e.repeat}" for e in self._examples])
+        """Of ids, places, repeats and weights."""
+        return _digest(
+            [f"{e.id}@{e.location.offset_bytes}x{e.repeat}x{e.weight}" for e in self._examples]
+        )
 
 
 class ShardOrder:

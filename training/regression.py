@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.config import RegressionConfig
@@ -87,14 +86,11 @@ def principal_directions(
         `[D,E]`, scaled so that projected features have length 1 on average, and the mean `[D]`.
 
     Raises:
-        ConfigError: if the features are less wide than that.
+        ValueError: if the features are less wide than that.
     """
     feature_KD, share_K = feature_KD.double(), (weight_K / weight_K.sum()).double()
     if feature_KD.shape[1] < dim:
-        raise ConfigError(
-            f"text features {feature_KD.shape[1]} wide have no {dim} directions for embed_dim; set "
-            "regression.when=never"
-        )
+        raise ValueError(f"features {feature_KD.shape[1]} wide have no {dim} directions")
     mean_D = share_K @ feature_KD
     centred_KD = feature_KD - mean_D
     variance_D, vector_DD = torch.linalg.eigh(centred_KD.T @ (centred_KD * share_K[:, None]))

@@ -18,6 +18,7 @@ def model_card(
     metrics: RetrievalMetrics | None,
     *,
     num_pairs: int,
+    step_pairs: int,
     step: int,
     wall_s: float,
 ) -> str:
@@ -31,7 +32,7 @@ dot product says how well they match.
 
 {notes}## Training
 
-{_training(config, num_pairs=num_pairs, step=step, wall_s=wall_s)}
+{_training(config, num_pairs, step_pairs, step, wall_s)}
 ## Scores
 
 {_scores(metrics) if metrics else "Not scored."}
@@ -43,11 +44,13 @@ dot product says how well they match.
 """
 
 
-def _training(config: TrainConfig, *, num_pairs: int, step: int, wall_s: float) -> str:
-    pairs_per_s = step * config.batch_size / max(wall_s, 1e-9)
+def _training(
+    config: TrainConfig, num_pairs: int, step_pairs: int, step: int, wall_s: float
+) -> str:
+    pairs_per_s = step * step_pairs / max(wall_s, 1e-9)
     frozen = ", after embedding with the frozen image tower" if config.freeze_image else ""
     steps = f"""\
-- Steps: {step:,} of {config.batch_size} pairs
+- Steps: {step:,} of {step_pairs} pairs
 - Data: {num_pairs:,} pairs an epoch
 - Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
 """

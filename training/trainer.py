@@ -22,6 +22,7 @@ from training.data import read_examples
 from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
 from training.engine.run import STATES, Run
+from training.engine.states import StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import listen_for_stop
 from training.engine.world import World, join_world
@@ -66,7 +67,7 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     """
     if report is not None:
         report.check(config)
-    with join_world(config.device) as world, listen_for_stop() as stop:
+    with join_world(config.device) as world:
         torch.manual_seed(config.seed)
         model, preprocess = _make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
@@ -74,15 +75,17 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         batches = _make_batches(config, examples, cache, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
         fit = _projection_fit(config, preprocess, examples, cache)
-        if config.regression.is_first and not (config.output / STATES).is_dir():
-            fit(model)
+        states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
+        if config.regression.is_first and not states.steps():
+            fit(model.to(world.device))
         world.barrier()  # one may have read the data faster
         stepper = _make_stepper(config, model, preprocess, world, len(batches))
         finish = fit if config.regression.is_last else None
-        run = Run(
-            config, stepper, batches, preprocess, evaluated, stop, report=report, finish=finish
-        )
-        run.train()
+        with listen_for_stop() as stop:
+            run = Run(
+                config, stepper, batches, preprocess, evaluated, stop, report=report, finish=finish
+            )
+            run.train()
         return TrainResult(config.output, run.fingerprint, run.metrics, run.progress.wall_s)
 
 
@@ -116,6 +119,11 @@ def _make_stepper(
 def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
     shipped = load_config(config.model)
     model = CotsModel(shipped.model.model_copy(update={"name": config.name}))
+    if config.regression.when != "never" and model.text.width < model.config.embed_dim:
+        raise ConfigError(
+            f"text features {model.text.width} wide have no {model.config.embed_dim} directions; "
+            "lower embed_dim or set regression.when=never"
+        )
     initialise(model, config.init)
     return model, Preprocess(shipped.preprocess, load_tokenizer(config.init))
 

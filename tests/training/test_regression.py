@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cots_model.checkpoint import CONFIG_FILE
 from cots_model.encoder import Encoder
@@ -97,7 +98,7 @@ def test_directions_that_do_not_exist_are_zero_or_refused(rows):
     x_KD[:, 1:] = x_KD[:, :1]
     matrix_DE, _ = principal_directions(x_KD, weight_K, 3, whitening=1.0)
     assert matrix_DE[:, 1:].abs().max() == 0 < matrix_DE[:, 0].abs().max()
-    with pytest.raises(ConfigError, match="6 wide have no 7 directions"):
+    with pytest.raises(ValueError, match="6 wide have no 7 directions"):
         principal_directions(x_KD, weight_K, 7, whitening=0.0)
 
 
@@ -162,3 +163,25 @@ def test_it_can_be_all_that_a_run_does(configure, tmp_path):
 def test_it_needs_a_frozen_image_tower(configure):
     with pytest.raises(ConfigError, match="set freeze_image=true or"):
         configure("regression.when=first")
+
+
+def test_it_needs_something_to_do(configure):
+    with pytest.raises(ConfigError, match="epochs=0 trains nothing"):
+        configure("epochs=0", "freeze_image=true", "regression.when=first")
+
+
+def test_it_needs_as_many_directions_as_the_joint_space(configure, model_yaml, tmp_path):
+    wide = yaml.safe_load(model_yaml.read_text())
+    wide["model"]["embed_dim"] = 64
+    (tmp_path / "wide.yaml").write_text(yaml.safe_dump(wide))
+    config = configure(*FROZEN, "regression.when=last", f"model={tmp_path / 'wide.yaml'}")
+    with pytest.raises(ConfigError, match="32 wide have no 64 directions"):
+        train(config)
+
+
+def test_a_first_save_that_failed_does_not_undo_it(configure, tmp_path):
+    result = train(configure(*FROZEN, "regression.when=first"))
+    half = tmp_path / "half"
+    (half / "states" / "step-1.partial").mkdir(parents=True)
+    again = train(configure(*FROZEN, "regression.when=first", f"output={half}"))
+    assert again.fingerprint == result.fingerprint

@@ -101,6 +101,7 @@ class Run:
         saved = self.states.load_latest()
         if saved is not None:
             step, state = saved
+            _check_same_data(state["data"], self._data())
             restore(stepper, state["stepper"])
             self.progress = Progress(**state["progress"])
             log.info("going on at step %d of %s", step, config.output)
@@ -117,7 +118,9 @@ class Run:
         if self.world.is_main:
             self.config.output.mkdir(parents=True, exist_ok=True)
             values = self.config.model_dump(mode="json")
-            (self.config.output / RUN_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+            partial = self.config.output / f"{RUN_FILE}.partial"
+            partial.write_text(yaml.safe_dump(values, sort_keys=False))
+            partial.replace(self.config.output / RUN_FILE)
         main = self.world.is_main
         with (
             self.dropped,
@@ -213,7 +216,14 @@ class Run:
         self.world.barrier()
 
     def _state(self) -> dict[str, Any]:
-        return {"stepper": capture(self.stepper), "progress": asdict(self.progress)}
+        return {
+            "stepper": capture(self.stepper),
+            "progress": asdict(self.progress),
+            "data": self._data(),
+        }
+
+    def _data(self) -> dict[str, Any]:
+        return {key: self.batches.state[key] for key in ("data", "batch")}
 
     def _finish_epoch(self, file: RunLog) -> None:
         epoch = self.progress.epoch
@@ -257,6 +267,7 @@ class Run:
             config,
             self.metrics,
             num_pairs=self.batches.num_pairs,
+            step_pairs=config.batch_size * config.accumulate * self.world.size,
             step=self.stepper.step,
             wall_s=self.progress.wall_s,
         )
@@ -282,12 +293,21 @@ def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
     }
 
 
+def _check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Between epochs no place in a stream tells that the data have changed."""
+    if before != now:
+        raise ConfigError(
+            f"the run was stopped with other data or another number of pairs per step ({before} -> "
+            f"{now}); give another output, or the same data and as many pairs per step"
+        )
+
+
 def _check_same_run(config: TrainConfig) -> None:
     """A state must not go on under values that would have given another run."""
     path = config.output / RUN_FILE
     if not path.is_file() or not (config.output / STATES).is_dir():
         return
-    before = yaml.safe_load(path.read_text("utf-8"))
+    before = yaml.safe_load(path.read_text("utf-8")) or {}
     now = config.model_dump(mode="json")
     changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
     if changed:

@@ -47,8 +47,8 @@ class SourceConfig(Frozen):
         image_column: of a table; told from common names if left out.
         caption_column: of a table; told from common names if left out.
         suffix: what a video's id lacks to be a file name; `.mp4` if left out.
-        repeat: how often an epoch visits each picture, each time with a caption and a view of its
-            own, so that a small source weighs more beside a large one.
+        repeat: how often an epoch visits each picture, drawing caption and view anew
+            each time, so that a small source weighs more beside a large one.
         weight: what each picture counts in `regression`, beside its repeats.
     """
 
