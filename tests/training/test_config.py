@@ -73,7 +73,7 @@ def test_later_overrides_win(minimal):
         ("epoch=3", "epoch: Extra inputs"),
         ("optimiser.rate=3", r"optimiser\.rate: Extra inputs"),
         ("epochs.x=3", "epochs has no keys below it"),
-        ("epochs=0", "epochs: Input should be greater"),
+        ("epochs=0", "epochs=0 trains nothing"),
         ("epochs=two", "epochs: Input should be a valid integer"),
         ("epochs=", "epochs: "),
         ("epochs=[", "the value is no YAML"),

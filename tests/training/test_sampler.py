@@ -150,7 +150,7 @@ def test_a_resumed_stream_reads_only_what_it_needs(shards, monkeypatch):
     monkeypatch.setattr(
         ShardOrder,
         "_entries",
-        lambda self, n, quiet: opened.append(n) or plain(self, n, quiet=quiet),
+        lambda self, n, visit, quiet: opened.append(n) or plain(self, n, visit, quiet=quiet),
     )
     list(stream(order).resume(steps[8].state))
     assert len(opened) < len(SIZES)

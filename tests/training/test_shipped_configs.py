@@ -175,7 +175,7 @@ def test_cc14m_is_cc4m_and_cc12m():
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("finetune")])
 def test_fine_tunings_start_from_the_pretraining_and_never_train_on_the_test_split(name):
     config, pretrained = load(name), load("pretrain_cc4m")
-    source = f"checkpoint:{pretrained.output}"
+    source = f"checkpoint:./{pretrained.output}"
     assert (config.init.image, config.init.text) == (source, source)
     assert config.model == pretrained.model
     for source in config.data.train:
