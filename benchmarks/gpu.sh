@@ -41,26 +41,49 @@ cots() { "$PYTHON" -m cots_cli.main "$@"; }
 
 # 1. The default checkpoint, trained end to end: no frozen part, fresh crops in every epoch.
 size=(epochs=20 batch_size=128)
+tokenizer_size=(epochs=30)
 evaluate=$DATA/flickr8k/val-00000.tar
 train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
 if [[ $DRY_RUN == 1 ]]; then
   size=(epochs=1 batch_size=64)
+  tokenizer_size=(epochs=1)
   train="[$evaluate]"
 fi
 step train_mini cots train pretrain --config training/configs/cots-mini-contrast.yaml \
   freeze_image=false regression.when=never \
-  "optimiser.lr_scale={image_projection: 20, text_projection: 20}" "device=$DEVICE" "output=$OUT/cots-mini" \
+  "optimiser.lr_scale={image_projection: 20, text_projection: 20}" \
+  "device=$DEVICE" "output=$OUT/cots-mini" \
   "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$OUT/cache" "${size[@]}"
 step evaluate_mini cots evaluate --data "$evaluate" --checkpoint "$OUT/cots-mini" \
   --device "$DEVICE" --json
 step evaluate_bundled cots evaluate --data "$evaluate" --device "$DEVICE" --json
 
-# 2. Building and searching a gallery on the GPU.
+# 2. All of COTS on an image tower that is trained: the image tokenizer, then the rows of Table 3.
+step train_tokenizer cots train tokenizer --config training/configs/tokenizer_mini_112.yaml \
+  "device=$DEVICE" "output=$OUT/tokenizer" "data.train=$train" "data.evaluate=[$evaluate]" \
+  "${tokenizer_size[@]}"
+row() { # name, weights of task, vision and language, filter, rates, more arguments
+  step "train_$1" cots train pretrain --config training/configs/pretrain_mini.yaml \
+    "device=$DEVICE" "output=$OUT/$1" "data.train=$train" "data.evaluate=[$evaluate]" \
+    "objective.vision.tokenizer=$OUT/tokenizer" "objective.task.weight=$2" \
+    "objective.vision.weight=$3" "objective.language.weight=$4" "objective.filter.enabled=$5" \
+    "optimiser.lr_scale={image_projection: 40, text_projection: 40$6}" "${size[@]}" "${@:7}"
+}
+if [[ $DRY_RUN != 1 ]]; then
+  row instance 0 0 0 false ""
+  row instance_cmlm 0 0 1 false ", language_head: 10"
+  row instance_token 0 1 1 false ", language_head: 10, vision_head: 10"
+  row instance_token_task 1 1 1 false ", language_head: 10, vision_head: 10"
+  row instance_amf 0 0 0 true "" --report-filtered "$OUT/instance_amf.html"
+fi
+row full 1 1 1 true ", language_head: 10, vision_head: 10" --report-filtered "$OUT/full.html"
+
+# 3. Building and searching a gallery on the GPU.
 step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
 step search cots search --gallery "$OUT/gallery" "a dog runs through snow" --json
 step bench cots bench query --out "$OUT"
 
-# 3. The tests, where CUDA is visible.
+# 4. The tests, where CUDA is visible.
 [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q tests/cots_model tests/training
 
 rm -rf "$OUT/cache" "$OUT/gallery"
