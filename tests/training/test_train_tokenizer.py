@@ -295,6 +295,6 @@ def test_shipped_run_makes_the_bundled_towers_tokens():
     shipped = load_config("cots-mini")
     patch = 14
     assert f"patch{patch}" in shipped.model.image.arch
-    assert config.model.grid == shipped.model.image.image_size // patch
+    assert config.model.grid == shipped.model.image.side // patch
     assert config.picture.image_size == shipped.preprocess.image_size
     assert config.picture.resize == shipped.preprocess.resize
