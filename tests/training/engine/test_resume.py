@@ -37,6 +37,16 @@ FULL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Sums of several threads are not always the same in the last digit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def whole(configure, tmp_path) -> TrainConfig:
     config = configure(*FULL, f"output={tmp_path / 'whole'}")
@@ -94,7 +104,7 @@ def test_stopped_by_sigterm_it_goes_on_exactly(configure, whole, monkeypatch, st
 
 
 def start(config: TrainConfig) -> subprocess.Popen:
-    """The run in a process of its own: this one's number of threads is what other tests left."""
+    """The run in a process of its own."""
     path = config.output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return subprocess.Popen([sys.executable, "-c", RUN, str(path)], stderr=subprocess.PIPE)
