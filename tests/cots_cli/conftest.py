@@ -2,12 +2,21 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cots_cli import main
 
 Cots = Callable[..., tuple[int, str, str]]
+
+
+def save_noise(path: Path, seed: int) -> None:
+    """A picture that no other seed gives."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cots_model.encoder import Encoder
 from cots_model.testing import make_tiny_checkpoint
+from tests.cots_cli.conftest import save_noise
 from training.data import read_examples
 from training.evaluate import captions_of
 from training.metrics import retrieval_metrics
@@ -17,8 +18,7 @@ from training.metrics import retrieval_metrics
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for number in range(9):
-        pixels = np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        save_noise(folder / f"{number}.png", number)
         (folder / f"{number}.txt").write_text(f"caption {number} of a dog")
     return folder
 

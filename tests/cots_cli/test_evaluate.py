@@ -4,11 +4,10 @@ import json
 import shutil
 from dataclasses import asdict
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from cots_model.encoder import Encoder
+from tests.cots_cli.conftest import save_noise
 from training.data import read_examples
 from training.evaluate import evaluate, format_metrics
 
@@ -18,8 +17,7 @@ def photos(tmp_path_factory):
     """Seven pictures with one to three captions each."""
     folder = tmp_path_factory.mktemp("photos")
     for number in range(7):
-        pixels = np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        save_noise(folder / f"{number}.png", number)
         captions = [f"caption {letter} of {number}" for letter in "abc"[: 1 + number % 3]]
         (folder / f"{number}.json").write_text(json.dumps({"captions": captions}))
     return folder

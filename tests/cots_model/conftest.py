@@ -1,14 +1,26 @@
 """A tiny model and its encoder, shared by the tests that do not change them."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from cots_model.checkpoint import CONFIG_FILE, CheckpointConfig, write_config
 from cots_model.encoder import Encoder
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite_config(folder: Path) -> str:
+    """Make `config.json` agree with the files again, as an attacker or a script would."""
+    config = CheckpointConfig.model_validate_json((folder / CONFIG_FILE).read_text())
+    return write_config(folder, config.model, config.storage).fingerprint
 
 
 @pytest.fixture(scope="session")

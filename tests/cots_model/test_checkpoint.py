@@ -1,6 +1,5 @@
 """The checkpoint format: what is written, and everything that is refused."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -14,14 +13,12 @@ from cots_model.checkpoint import (
     CONFIG_FILE,
     HASHED_FILES,
     WEIGHTS_FILE,
-    CheckpointConfig,
     dequantise_rows,
     locate,
     quantise_rows,
     read_config,
     read_weights,
     sha256_of,
-    write_config,
     write_weights,
 )
 from cots_model.encoder import Encoder
@@ -29,16 +26,7 @@ from cots_model.errors import CheckpointError, ConfigError, InputError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tiny_checkpoint
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def rewrite_config(folder: Path) -> str:
-    """Make `config.json` agree with the files again, as an attacker or a script would."""
-    config = CheckpointConfig.model_validate_json((folder / CONFIG_FILE).read_text())
-    return write_config(folder, config.model, config.storage).fingerprint
+from tests.cots_model.conftest import edit_json, rewrite_config
 
 
 def test_save_pretrained_replaces_an_earlier_checkpoint(copy, tmp_path):

@@ -1,13 +1,9 @@
 """What the fingerprint of a checkpoint covers, and that it stays the same over versions."""
 
-import json
-from pathlib import Path
-
 from safetensors.torch import load_file, save_file
 
 from cots_model.checkpoint import (
     CARD_FILE,
-    CONFIG_FILE,
     PREPROCESS_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -19,16 +15,7 @@ from cots_model.encoder import Encoder
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tiny_checkpoint
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def rewrite_config(folder: Path) -> str:
-    """Make `config.json` agree with the files again, as an attacker or a script would."""
-    config = CheckpointConfig.model_validate_json((folder / CONFIG_FILE).read_text())
-    return write_config(folder, config.model, config.storage).fingerprint
+from tests.cots_model.conftest import edit_json, rewrite_config
 
 
 def test_fingerprint_is_stable_across_saving_and_loading(tiny_checkpoint, tmp_path):
