@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 
@@ -39,16 +41,15 @@ def measure_query(
         runs: timed calls of each stage.
         threads: CPU threads; all cores by default.
     """
-    used = threads or num_cores()
     load = os.getloadavg()[0]
-    torch.set_num_threads(used)
-    faiss.omp_set_num_threads(used)
-    stages = (*_encoding(encoder, runs), _searching(encoder.dim, items=items, k=k, runs=runs))
+    with _cpu_threads(threads or num_cores()):
+        stages = (*_encoding(encoder, runs), _searching(encoder.dim, items=items, k=k, runs=runs))
+        hardware = describe_hardware(encoder.device)
     return Report(
         benchmark="query",
         model=encoder.name,
         model_fingerprint=encoder.fingerprint,
-        hardware=describe_hardware(encoder.device),
+        hardware=hardware,
         parameters={
             "items": items,
             "dim": encoder.dim,
@@ -60,6 +61,19 @@ def measure_query(
         stages=stages,
         load_average=round(load, 2),
     )
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    """As many threads for PyTorch and FAISS, and those of before afterwards."""
+    torch_before, faiss_before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_before)
+        faiss.omp_set_num_threads(faiss_before)
 
 
 def _encoding(encoder: Encoder, runs: int) -> tuple[Stage, ...]:

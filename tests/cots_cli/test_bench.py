@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from cots_cli.bench_report import measure
 from cots_cli.main import run
@@ -19,7 +20,9 @@ def test_measure_times_calls_after_the_warm_up():
 def test_query_reports_every_stage_and_its_circumstances(tiny_checkpoint, tmp_path, capsys):
     args = ["bench", "query", "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
     sizes = ["--items", "500", "--runs", "3", "--threads", "1", "--out", str(tmp_path), "--json"]
+    threads = torch.get_num_threads()
     assert run(args + sizes) == 0
+    assert torch.get_num_threads() == threads
     printed = json.loads(capsys.readouterr().out)
     [written] = tmp_path.glob("*-query.json")
     assert json.loads(written.read_text()) == printed

@@ -14,13 +14,18 @@ from tqdm import tqdm
 
 from cots_model.checkpoint import CARD_FILE, CONFIG_FILE, HASHED_FILES
 from cots_model.encoder import Encoder
-from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
 from training.engine.dropped import DroppedLog, FilterReport
 from training.engine.run_log import RunLog
+from training.engine.same_run import (
+    check_same_data,
+    check_same_run,
+    sums_of,
+    warn_of_other_sums,
+)
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.speed import Speed
 from training.engine.states import StateFolder
@@ -37,7 +42,6 @@ log = logging.getLogger(__name__)
 RUN_FILE = "run.yaml"
 STATES, FAILED, BEST = "states", "failed", "best"
 _NAMED = 64  # pictures that an error lists; the rest is in the state
-_MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
 
 
 @dataclass
@@ -92,16 +96,18 @@ class Run:
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
         self.finish = finish
         self.world = stepper.world
+        self._sums = sums_of(self.world)
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
         self.metrics: RetrievalMetrics | None = None
         self.fingerprint = ""
-        _check_same_run(config)
+        check_same_run(config.output / RUN_FILE, self.states.folder, config)
         self.speed = Speed(config, stepper) if self.world.is_main else None
         saved = self.states.load_latest()
         if saved is not None:
             step, state = saved
-            _check_same_data(state["data"], self._data())
+            check_same_data(state["data"], self._data())
+            warn_of_other_sums(state.get("sums", {}), self._sums)
             restore(stepper, state["stepper"])
             self.progress = Progress(**state["progress"])
             log.info("going on at step %d of %s", step, config.output)
@@ -220,6 +226,7 @@ class Run:
             "stepper": capture(self.stepper),
             "progress": asdict(self.progress),
             "data": self._data(),
+            "sums": self._sums,
         }
 
     def _data(self) -> dict[str, Any]:
@@ -291,28 +298,3 @@ def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
         for name, side in sides.items()
         for k, value in ((1, side.r1), (5, side.r5), (10, side.r10))
     }
-
-
-def _check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Between epochs no place in a stream tells that the data have changed."""
-    if before != now:
-        raise ConfigError(
-            f"the run was stopped with other data or another number of pairs per step ({before} -> "
-            f"{now}); give another output, or the same data and as many pairs per step"
-        )
-
-
-def _check_same_run(config: TrainConfig) -> None:
-    """A state must not go on under values that would have given another run."""
-    path = config.output / RUN_FILE
-    if not path.is_file() or not (config.output / STATES).is_dir():
-        return
-    before = yaml.safe_load(path.read_text("utf-8")) or {}
-    now = config.model_dump(mode="json")
-    changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
-    if changed:
-        shown = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:3])
-        raise ConfigError(
-            f"{config.output} holds a run with other values ({shown}); give another output, or "
-            f"remove the folder {config.output / STATES} to start again"
-        )

@@ -37,16 +37,6 @@ FULL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Sums of several threads are not always the same in the last digit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def whole(configure, tmp_path) -> TrainConfig:
     config = configure(*FULL, f"output={tmp_path / 'whole'}")
@@ -141,6 +131,21 @@ def test_a_damaged_state_is_not_the_end(configure, whole, monkeypatch):
     newest.write_bytes(newest.read_bytes()[:1000])
     train(config)
     assert_same_run(config.output, whole.output)
+
+
+def test_another_number_of_threads_is_said(configure, monkeypatch, caplog):
+    config = configure(*FULL)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedError):
+            train(config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        train(config)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"sums are ordered by threads {threads} -> {threads + 1}" in caplog.text
 
 
 def test_other_values_are_refused(configure, whole):

@@ -1,0 +1,75 @@
+"""Whether a saved state may go on: same values, same data; and whether it does so exactly."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cots_model.errors import ConfigError
+from cots_model.hardware import describe_hardware
+from training.config import TrainConfig
+from training.engine.world import World
+
+log = logging.getLogger(__name__)
+
+_MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
+
+
+def check_same_run(file: Path, states: Path, config: TrainConfig) -> None:
+    """A state must not go on under values that would have given another run.
+
+    Args:
+        file: the resolved configuration that the run before wrote, if there was one.
+        states: folder of its states.
+        config: of this run.
+
+    Raises:
+        ConfigError: if a value that makes a difference has changed.
+    """
+    if not file.is_file() or not states.is_dir():
+        return
+    before = yaml.safe_load(file.read_text("utf-8")) or {}
+    now = config.model_dump(mode="json")
+    changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
+    if changed:
+        shown = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:3])
+        raise ConfigError(
+            f"{config.output} holds a run with other values ({shown}); give another output, or "
+            f"remove the folder {states} to start again"
+        )
+
+
+def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Between epochs no place in a stream tells that the data have changed.
+
+    Raises:
+        ConfigError: if they have.
+    """
+    if before != now:
+        raise ConfigError(
+            f"the run was stopped with other data or another number of pairs per step ({before} -> "
+            f"{now}); give another output, or the same data and as many pairs per step"
+        )
+
+
+def sums_of(world: World) -> dict[str, Any]:
+    """What decides the order in which a sum's terms are added, and so its last digits."""
+    hardware = describe_hardware(world.device)
+    return {
+        "device": hardware.gpu or hardware.cpu,
+        "threads": hardware.threads,
+        "processes": world.size,
+        "torch": str(torch.__version__),
+    }
+
+
+def warn_of_other_sums(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say that the weights will not be those of an uninterrupted run, bit for bit."""
+    changed = [key for key in before if before[key] != now.get(key)]
+    if changed:
+        shown = ", ".join(f"{key} {before[key]} -> {now.get(key)}" for key in changed)
+        log.warning("not bit for bit the run that was stopped: sums are ordered by %s", shown)
