@@ -42,11 +42,13 @@ cots() { "$PYTHON" -m cots_cli.main "$@"; }
 # 1. The default checkpoint, trained end to end: no frozen part, fresh crops in every epoch.
 size=(epochs=20 batch_size=128)
 tokenizer_size=(epochs=30)
+bench_size=(batch_size=256 data.num_workers=12 --runs 15)
 evaluate=$DATA/flickr8k/val-00000.tar
 train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
 if [[ $DRY_RUN == 1 ]]; then
   size=(epochs=1 batch_size=64)
   tokenizer_size=(epochs=1)
+  bench_size=(batch_size=16 --runs 1)
   train="[$evaluate]"
 fi
 step train_mini cots train pretrain --config training/configs/cots-mini-contrast.yaml \
@@ -62,21 +64,25 @@ step evaluate_bundled cots evaluate --data "$evaluate" --device "$DEVICE" --json
 step train_tokenizer cots train tokenizer --config training/configs/tokenizer_mini_112.yaml \
   "device=$DEVICE" "output=$OUT/tokenizer" "data.train=$train" "data.evaluate=[$evaluate]" \
   "${tokenizer_size[@]}"
-row() { # name, weights of task, vision and language, filter, rates, more arguments
-  step "train_$1" cots train pretrain --config training/configs/pretrain_mini.yaml \
-    "device=$DEVICE" "output=$OUT/$1" "data.train=$train" "data.evaluate=[$evaluate]" \
-    "objective.vision.tokenizer=$OUT/tokenizer" "objective.task.weight=$2" \
-    "objective.vision.weight=$3" "objective.language.weight=$4" "objective.filter.enabled=$5" \
-    "optimiser.lr_scale={image_projection: 40, text_projection: 40$6}" "${size[@]}" "${@:7}"
+row() { # a row of Table 3, seed, more arguments
+  step "train_$1_$2" cots train pretrain --config "training/configs/ablation_mini/$1.yaml" \
+    "seed=$2" "device=$DEVICE" "output=$OUT/$1_$2" "data.train=$train" \
+    "data.evaluate=[$evaluate]" "objective.vision.tokenizer=$OUT/tokenizer" \
+    "evaluate_every=100" "${size[@]}" "${@:3}"
 }
 if [[ $DRY_RUN != 1 ]]; then
-  row instance 0 0 0 false ""
-  row instance_cmlm 0 0 1 false ", language_head: 10"
-  row instance_token 0 1 1 false ", language_head: 10, vision_head: 10"
-  row instance_token_task 1 1 1 false ", language_head: 10, vision_head: 10"
-  row instance_amf 0 0 0 true "" --report-filtered "$OUT/instance_amf.html"
+  for seed in 0 1 2; do
+    for name in instance instance_cmlm instance_token instance_token_task instance_amf full; do
+      row "$name" "$seed"
+    done
+  done
 fi
-row full 1 1 1 true ", language_head: 10, vision_head: 10" --report-filtered "$OUT/full.html"
+for name in pretrain_mini ablation_mini/instance; do
+  step "bench_${name//\//_}" cots bench train --config "training/configs/$name.yaml" --out "$OUT" \
+    "device=$DEVICE" "data.train=$train" "objective.vision.tokenizer=$OUT/tokenizer" \
+    "${bench_size[@]}"
+done
+row full 3 --report-filtered "$OUT/full.html"
 
 # 3. Building and searching a gallery on the GPU.
 step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json

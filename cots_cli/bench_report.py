@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +13,11 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 
 from cots_model.hardware import Hardware
+
+FloatArray = npt.NDArray[np.float64]
 
 _PACKAGES = ("cots-retrieval", "torch", "faiss-cpu", "numpy", "timm", "transformers")
 
@@ -44,8 +47,8 @@ class Report:
 
     Attributes:
         benchmark: its name.
-        model: name of the checkpoint.
-        model_fingerprint: hash of the checkpoint.
+        model: name of the checkpoint, or of the model that was trained.
+        model_fingerprint: hash of the checkpoint; empty if there is none.
         hardware: where.
         parameters: sizes and counts that were chosen.
         stages: the figures.
@@ -53,6 +56,7 @@ class Report:
         command: the command line.
         versions: of the packages that matter.
         load_average: of the last minute before; above 0 something else was running.
+        figures: that follow from the stages, by name.
     """
 
     benchmark: str
@@ -62,6 +66,7 @@ class Report:
     parameters: dict[str, int | str]
     stages: tuple[Stage, ...]
     load_average: float
+    figures: dict[str, float] = field(default_factory=dict)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     command: str = field(default_factory=lambda: _command_line())
     versions: dict[str, str] = field(default_factory=lambda: _versions())
@@ -87,9 +92,18 @@ def measure(name: str, call: Callable[[], object], *, runs: int, warm_up: int = 
         start = perf_counter()
         call()
         times_ms[run] = (perf_counter() - start) * 1000
+    return summarise(name, times_ms)
+
+
+def summarise(name: str, times_ms: Sequence[float] | FloatArray) -> Stage:
+    """The figures of a stage whose calls took so many milliseconds."""
     median, p95 = np.percentile(times_ms, [50, 95])
     return Stage(
-        name, runs, round(float(median), 3), round(float(p95), 3), round(float(times_ms.min()), 3)
+        name,
+        len(times_ms),
+        round(float(median), 3),
+        round(float(p95), 3),
+        round(float(np.min(times_ms)), 3),
     )
 
 

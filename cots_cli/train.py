@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,4 +156,85 @@ def tokenizer(config_path: Path, overrides: tuple[str, ...]) -> None:
     click.echo(
         f"reconstruction {last.reconstruction:.5f}, perplexity {last.perplexity:.1f}, "
         f"{last.usage:.1%} of the codes used"
+    )
+
+
+@command.command(
+    short_help="Memory and time of a run, before it is started.",
+    epilog="""\b
+Examples:
+  cots train plan --config training/configs/pretrain_cc4m.yaml --pairs 4000000 --gpus 8
+  cots train plan --config my.yaml batch_size=256 --pairs 1e6 --gpu A100 --json""",
+)
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="YAML file of a run.",
+)
+@click.option("--pairs", type=float, required=True, help="Pictures of an epoch.")
+@click.option("--gpu", default="H100", show_default=True, help="A100, H100, H200 or L40S.")
+@click.option("--gpus", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--mfu",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Share of the GPU's peak that is reached: a guess, until `speed/mfu` of a run's log says.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(3),
+    default=16,
+    show_default=True,
+    help="Length of a batch's longest caption.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def plan(
+    config_path: Path,
+    pairs: float,
+    gpu: str,
+    gpus: int,
+    mfu: float,
+    tokens: int,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Count what a run needs, on this machine's CPU; neither data nor weights are read.
+
+    Memory is what the tensors of two small steps take, for `batch_size` pairs; what a GPU's
+    libraries take on top is not in it. Time is the operations of all epochs at the given share of
+    the peak that NVIDIA's data sheet gives.
+    """
+    from cots_model.errors import InputError
+    from training.config import load_train_config
+    from training.engine.speed import peak_of
+    from training.plan import make_plan
+
+    config, peak = load_train_config(config_path, overrides), peak_of(gpu)
+    if peak is None:
+        raise InputError(f"the peak of GPU {gpu!r} is not known; use A100, H100, H200 or L40S")
+    found = make_plan(config, num_tokens=tokens)
+    seconds = found.seconds(round(pairs * config.epochs), peak=peak, devices=gpus, mfu=mfu)
+    figures = {
+        "gib_fixed": round(found.fixed_bytes / 2**30, 3),
+        "gib_per_pair": round(found.pair_bytes / 2**30, 5),
+        "gib": round(found.memory_bytes(config.batch_size) / 2**30, 3),
+        "gflops_per_pair": round(found.pair_flops / 1e9, 2),
+        "pairs_per_s": round(pairs * config.epochs / seconds, 1),
+        "hours": round(seconds / 3600, 2),
+    }
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    click.echo(
+        f"memory of each process: {figures['gib']} GiB with batch_size {config.batch_size} "
+        f"({figures['gib_fixed']} GiB, and {figures['gib_per_pair'] * 1024:.1f} MiB a pair)"
+    )
+    click.echo(
+        f"time: {figures['hours']} h for {config.epochs} epochs of {pairs:,.0f} pairs on {gpus} "
+        f"{gpu} ({figures['gflops_per_pair']} GFLOP a pair, {figures['pairs_per_s']:,} pairs/s at "
+        f"MFU {mfu})"
     )

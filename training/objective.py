@@ -23,7 +23,7 @@ from training.config import ObjectiveConfig
 from training.heads import LanguageTokenHead, VisionTokenHead
 from training.losses import instance_loss, negatives, task_loss
 from training.queues import PairQueues
-from training.token_loss import language_token_loss, vision_token_loss
+from training.token_loss import TokenLoss, language_token_loss, vision_token_loss
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,10 @@ class Objective(nn.Module):
         queues: PairQueues,
         keep_B: Tensor,
         shares: Shares,
-    ) -> dict[str, Tensor]:
-        """Loss terms by name, and their weighted sum `total`, all scalars in at least float32.
+    ) -> dict[str, dict[str, Tensor]]:
+        """`loss`: the terms by name and their weighted sum `total`; `accuracy` of hidden tokens.
+
+        All are scalars, the losses in at least float32; the accuracies have no gradient.
 
         Args:
             batch: pairs, on the model's device.
@@ -143,15 +145,18 @@ class Objective(nn.Module):
         text_BD = self.model.text.feature(batch.tok_BL, batch.mask_BL)
         terms = self._contrast(batch, image_FD, text_BD, keys, queues, keep_B)
         terms = {name: term * shares.pairs for name, term in terms.items()}
+        accuracies: dict[str, Tensor] = {}
         if self.vision_head is not None:
-            loss = self._vision(self.vision_head, batch, hidden, text_BD, keep_B)
-            terms["vision"] = loss * shares.pairs
+            found = self._vision(self.vision_head, batch, hidden, text_BD, keep_B)
+            terms["vision"] = found.loss * shares.pairs
+            accuracies["vision"] = found.accuracy * shares.pairs
         if self.language_head is not None:
-            loss = self._language(self.language_head, batch, hidden, image_FD, keep_B)
-            terms["language"] = loss * shares.words
+            found = self._language(self.language_head, batch, hidden, image_FD, keep_B)
+            terms["language"] = found.loss * shares.words
+            accuracies["language"] = found.accuracy * shares.words
         weights = self.config.weights()
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return {**terms, "total": total}
+        return {"loss": {**terms, "total": total}, "accuracy": accuracies}
 
     def _contrast(
         self,
@@ -195,7 +200,7 @@ class Objective(nn.Module):
         hidden: Hidden,
         text_BD: Tensor,
         keep_B: Tensor,
-    ) -> Tensor:
+    ) -> TokenLoss:
         hidden_BP, code_BP = cast(Tensor, hidden.hidden_BP), cast(Tensor, hidden.code_BP)
         h_BPD = self.model.image.masked_patches(batch.image, hidden_BP, head.mask_token_D)
         return vision_token_loss(head, h_BPD, text_BD, code_BP, hidden_BP, keep_B=keep_B)
@@ -207,7 +212,7 @@ class Objective(nn.Module):
         hidden: Hidden,
         image_FD: Tensor,
         keep_B: Tensor,
-    ) -> Tensor:
+    ) -> TokenLoss:
         h_BLD = self.model.text(cast(Tensor, hidden.tok_BL), batch.mask_BL)
         image_BD = image_FD
         if batch.num_frames_B is not None:

@@ -11,12 +11,26 @@ width of the other modality's feature, V vocabulary, W width of the word embeddi
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from training.heads import LanguageTokenHead, VisionTokenHead
 from training.masking import NOT_A_TARGET
+
+
+class TokenLoss(NamedTuple):
+    """A token-level loss.
+
+    Attributes:
+        loss: a scalar, at least float32; 0 where nothing is hidden or kept.
+        accuracy: share of the hidden tokens that were named rightly, without gradient; 0 there too.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
 
 
 def vision_token_loss(
@@ -27,7 +41,7 @@ def vision_token_loss(
     hidden_BP: Tensor,
     *,
     keep_B: Tensor | None = None,
-) -> Tensor:
+) -> TokenLoss:
     """Cross-modal masked vision modelling (eq. 1).
 
     Args:
@@ -37,9 +51,6 @@ def vision_token_loss(
         code_BP: int64, the image tokenizer's code of each patch.
         hidden_BP: bool, true where a patch was hidden.
         keep_B: bool, the pairs that count (section 3.3); all without it.
-
-    Returns:
-        A scalar, at least float32; 0 where nothing is hidden or kept.
 
     Raises:
         ValueError: if there is not one code and one token per patch.
@@ -62,7 +73,7 @@ def language_token_loss(
     word_VW: Tensor,
     *,
     keep_B: Tensor | None = None,
-) -> Tensor:
+) -> TokenLoss:
     """Cross-modal masked language modelling (eq. 2).
 
     Args:
@@ -73,9 +84,6 @@ def language_token_loss(
         label_BL: int64, the hidden words; -100 elsewhere.
         word_VW: word embeddings of the text tower.
         keep_B: bool, the pairs that count (section 3.3); all without it.
-
-    Returns:
-        A scalar, at least float32; 0 where nothing is hidden or kept.
     """
     chosen_BL = _kept(label_BL != NOT_A_TARGET, keep_B)
     logits_MV = head(h_BLD[chosen_BL], image_BG[chosen_BL.nonzero()[:, 0]], word_VW)
@@ -86,6 +94,9 @@ def _kept(hidden_BP: Tensor, keep_B: Tensor | None) -> Tensor:
     return hidden_BP if keep_B is None else hidden_BP & keep_B[:, None]
 
 
-def _mean_cross_entropy(logits_MV: Tensor, label_M: Tensor) -> Tensor:
+def _mean_cross_entropy(logits_MV: Tensor, label_M: Tensor) -> TokenLoss:
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-    return F.cross_entropy(logits_MV, label_M, reduction="sum") / max(1, len(label_M))
+    count = max(1, len(label_M))
+    loss = F.cross_entropy(logits_MV, label_M, reduction="sum") / count
+    right = (logits_MV.detach().argmax(dim=1) == label_M).sum()
+    return TokenLoss(loss, right / count)

@@ -69,17 +69,17 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         report.check(config)
     with join_world(config.device) as world:
         torch.manual_seed(config.seed)
-        model, preprocess = _make_model(config)
+        model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
         cache = _feature_cache(config, model, preprocess, examples)
-        batches = _make_batches(config, examples, cache, preprocess, world)
+        batches = make_batches(config, examples, cache, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
         fit = _projection_fit(config, preprocess, examples, cache)
         states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         if config.regression.is_first and not states.steps():
             fit(model.to(world.device))
         world.barrier()  # one may have read the data faster
-        stepper = _make_stepper(config, model, preprocess, world, len(batches))
+        stepper = make_stepper(config, model, preprocess, world, len(batches))
         finish = fit if config.regression.is_last else None
         with listen_for_stop() as stop:
             run = Run(
@@ -89,13 +89,18 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         return TrainResult(config.output, run.fingerprint, run.metrics, run.progress.wall_s)
 
 
-def _make_stepper(
+def make_stepper(
     config: TrainConfig,
     model: CotsModel,
     preprocess: Preprocess,
     world: World,
     batches_per_epoch: int,
 ) -> Stepper:
+    """The first step of a run that starts with `model`.
+
+    Raises:
+        ConfigError: if an epoch has no whole step, or the parts do not fit together.
+    """
     vision = config.objective.vision
     tokenizer = load_tokenizer_model(vision.tokenizer) if vision.weight else None
     if tokenizer is not None:
@@ -116,7 +121,13 @@ def _make_stepper(
     return Stepper(config, objective.to(world.device), hider, world, steps_per_epoch=steps)
 
 
-def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
+def make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
+    """With the weights that a run starts from.
+
+    Raises:
+        ConfigError: if the model cannot be built.
+        InputError: if weights cannot be loaded.
+    """
     shipped = load_config(config.model)
     model = CotsModel(shipped.model.model_copy(update={"name": config.name}))
     if config.regression.when != "never" and model.text.width < model.config.embed_dim:
@@ -128,13 +139,14 @@ def _make_model(config: TrainConfig) -> tuple[CotsModel, Preprocess]:
     return model, Preprocess(shipped.preprocess, load_tokenizer(config.init))
 
 
-def _make_batches(
+def make_batches(
     config: TrainConfig,
     examples: list[Example],
     cache: FeatureCache | None,
     preprocess: Preprocess,
     world: World,
 ) -> PairBatches:
+    """Of a run's training data; `cache` instead of pixels if there is one."""
     data = config.data
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,

@@ -112,7 +112,8 @@ def flat(config: TrainConfig) -> dict[str, object]:
 def test_what_is_to_be_shipped_is_there():
     small = {"cots-mini", "pretrain_mini", "finetune_flickr8k"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= small | PAPER.keys()
-    assert {path.stem for path in (CONFIGS / "ablation").glob("*.yaml")} == TABLE_3.keys()
+    for folder in ("ablation", "ablation_mini"):
+        assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} == TABLE_3.keys()
 
 
 @pytest.mark.parametrize("path", RUNS, ids=stem)
@@ -189,10 +190,14 @@ def test_pretrainings_leave_out_the_pictures_that_are_scored(name):
 
 
 @pytest.mark.parametrize("name", TABLE_3)
-def test_ablation_rows_differ_only_where_table_3_says(name):
-    row, first = (flat(load(f"ablation/{one}")) for one in (name, "instance"))
+@pytest.mark.parametrize("folder", ["ablation", "ablation_mini"])
+def test_ablation_rows_differ_only_where_table_3_says(folder, name):
+    row, first = (flat(load(f"{folder}/{one}")) for one in (name, "instance"))
     assert tuple(row[key] for key in SWITCHES) == TABLE_3[name]
     assert row.keys() == first.keys()
+    scales = (values.pop("optimiser.lr_scale") for values in (row, first))
+    ours, shared = ({k: v for k, v in scale.items() if "head" not in k} for scale in scales)
+    assert ours == shared
     changed = {key for key, value in row.items() if value != first[key]}
     assert changed <= {*SWITCHES, "name", "output"}
 
@@ -219,7 +224,7 @@ def test_the_small_tokenizer_makes_the_small_towers_patches():
 
 
 def test_small_runs_name_shards_of_the_development_data(shared_data):
-    for name in ("pretrain_mini", "finetune_flickr8k"):
+    for name in ("pretrain_mini", "finetune_flickr8k", "ablation_mini/instance"):
         data = load(name).data
         for source in (*data.train, *data.evaluate):
             inside = source.path.removeprefix("../shared/data/")

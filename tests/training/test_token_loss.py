@@ -53,14 +53,15 @@ def drawn(head, rng):
 
 def naive(logits, h_BPD, feature_BG, label_BP, keep):
     """Eq. 1 and 2, one hidden token of one kept pair at a time."""
-    terms = []
+    terms, right = [], 0
     for b in range(B):
         for p in range(P):
             if label_BP[b, p] != NOT_A_TARGET and (keep is None or keep[b]):
                 logits_V = logits(h_BPD[b, p][None], feature_BG[b][None])[0].tolist()
                 log_sum = math.log(sum(math.exp(x) for x in logits_V))
                 terms.append(log_sum - logits_V[label_BP[b, p]])
-    return sum(terms) / len(terms)
+                right += logits_V.index(max(logits_V)) == label_BP[b, p]
+    return sum(terms) / len(terms), right / len(terms)
 
 
 def as_keep(keep) -> torch.Tensor | None:
@@ -71,18 +72,22 @@ def as_keep(keep) -> torch.Tensor | None:
 def test_vision_token_loss_matches_a_naive_loop(vision, keep):
     head, h_BPD, text_BG, code_BP, hidden_BP = vision
     label_BP = code_BP.masked_fill(~hidden_BP, NOT_A_TARGET)
-    expected = naive(head, h_BPD, text_BG, label_BP, keep)
-    loss = vision_token_loss(*vision, keep_B=as_keep(keep))
+    expected, right = naive(head, h_BPD, text_BG, label_BP, keep)
+    loss, accuracy = vision_token_loss(*vision, keep_B=as_keep(keep))
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert accuracy.item() == pytest.approx(right)
+    assert not accuracy.requires_grad
 
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_language_token_loss_matches_a_naive_loop(language, keep):
     head, h_BLD, image_BG, label_BL, word_VW = language
-    expected = naive(lambda h, g: head(h, g, word_VW), h_BLD, image_BG, label_BL, keep)
-    loss = language_token_loss(*language, keep_B=as_keep(keep))
+    expected, right = naive(lambda h, g: head(h, g, word_VW), h_BLD, image_BG, label_BL, keep)
+    loss, accuracy = language_token_loss(*language, keep_B=as_keep(keep))
     assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert accuracy.item() == pytest.approx(right)
+    assert not accuracy.requires_grad
 
 
 @pytest.mark.parametrize("keep", [*KEEPS, [False] * 3])
@@ -90,7 +95,9 @@ def test_gradient_of_the_vision_token_loss_is_that_of_differences(vision, keep):
     head, h_BPD, text_BG, code_BP, hidden_BP = vision
 
     def loss(h_BPD, text_BG, *_weights):
-        return vision_token_loss(head, h_BPD, text_BG, code_BP, hidden_BP, keep_B=as_keep(keep))
+        return vision_token_loss(
+            head, h_BPD, text_BG, code_BP, hidden_BP, keep_B=as_keep(keep)
+        ).loss
 
     weights = [head.decoder.weight, head.decoder.bias, head.fuse.weight]
     inputs = [h_BPD.requires_grad_(), text_BG.requires_grad_(), *weights]
@@ -102,7 +109,8 @@ def test_gradient_of_the_language_token_loss_is_that_of_differences(language, ke
     head, h_BLD, image_BG, label_BL, word_VW = language
 
     def loss(h_BLD, image_BG, word_VW, *_weights):
-        return language_token_loss(head, h_BLD, image_BG, label_BL, word_VW, keep_B=as_keep(keep))
+        found = language_token_loss(head, h_BLD, image_BG, label_BL, word_VW, keep_B=as_keep(keep))
+        return found.loss
 
     inputs = [x.requires_grad_() for x in (h_BLD, image_BG, word_VW)]
     assert torch.autograd.gradcheck(loss, [*inputs, head.dense.weight, head.norm.weight, head.bias])
@@ -110,8 +118,8 @@ def test_gradient_of_the_language_token_loss_is_that_of_differences(language, ke
 
 def losses(vision, language, keep_B):
     return (
-        vision_token_loss(*vision, keep_B=keep_B),
-        language_token_loss(*language, keep_B=keep_B),
+        vision_token_loss(*vision, keep_B=keep_B).loss,
+        language_token_loss(*language, keep_B=keep_B).loss,
     )
 
 
@@ -156,7 +164,7 @@ def test_token_losses_of_extreme_float32_logits_are_finite(vision, language, siz
         single = [x.float() if x.is_floating_point() else x for x in arguments[1:]]
         single[0] = (single[0] * size).requires_grad_()
         single[-1] = single[-1] * size if single[-1].is_floating_point() else single[-1]
-        loss = loss_of(arguments[0].float(), *single)
+        loss = loss_of(arguments[0].float(), *single).loss
         loss.backward()
         assert loss.dtype == torch.float32
         assert size / 100 < loss.item() < math.inf
@@ -167,9 +175,9 @@ def test_token_losses_are_float32_within_autocast(vision, language):
     for arguments, loss_of in ((vision, vision_token_loss), (language, language_token_loss)):
         head = arguments[0].float()
         single = [x.float() if x.is_floating_point() else x for x in arguments[1:]]
-        expected = loss_of(head, *single)
+        expected = loss_of(head, *single).loss
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(head, *single)
+            loss = loss_of(head, *single).loss
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
 
@@ -177,7 +185,7 @@ def test_token_losses_are_float32_within_autocast(vision, language):
 def test_token_losses_of_bf16_heads_are_made_in_float32(vision, language):
     for arguments, loss_of in ((vision, vision_token_loss), (language, language_token_loss)):
         halves = [x.bfloat16() if x.is_floating_point() else x for x in arguments[1:]]
-        loss = loss_of(arguments[0].bfloat16(), *halves)
+        loss = loss_of(arguments[0].bfloat16(), *halves).loss
         assert loss.dtype == torch.float32
         assert loss.item() > 0
 
@@ -225,7 +233,8 @@ def test_hidden_patches_are_learnt_from_the_caption(towers, preprocess, rng):
         img_BCHW = torch.randn(16, 3, 32, 32, generator=rng)
         hidden_BP = patch_mask("block", 16, image.patch_grid, rng=rng)
         h_BPD = image.masked_patches(img_BCHW, hidden_BP, head.mask_token_D)
-        return vision_token_loss(head, h_BPD, text.feature(tok_BL, mask_BL), code_BP, hidden_BP)
+        text_BG = text.feature(tok_BL, mask_BL)
+        return vision_token_loss(head, h_BPD, text_BG, code_BP, hidden_BP).loss
 
     trace = trace_of(towers, loss_of, 30)
     assert trace[0] == pytest.approx(math.log(2), abs=0.3)
@@ -245,7 +254,8 @@ def test_hidden_words_are_learnt_from_the_picture(towers, preprocess, rng):
         h_BLD = text(masked.tok_BL, mask_BL)
         img_BCHW = torch.randn(16, 3, 32, 32, generator=rng) + brightness_B111
         word_VW = text.word_embedding_VW
-        return language_token_loss(head, h_BLD, image.feature(img_BCHW), masked.label_BL, word_VW)
+        image_BG = image.feature(img_BCHW)
+        return language_token_loss(head, h_BLD, image_BG, masked.label_BL, word_VW).loss
 
     trace = trace_of(towers, loss_of, 60)
     assert trace[0] == pytest.approx(math.log(text.vocab_size), abs=0.5)

@@ -87,13 +87,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_it_learns_pictures_of_six_colours(configure_tokenizer, tmp_path):
     """Untrained, the error is the pictures' own variance; six colours need six codes or so."""
-    config = configure_tokenizer("epochs=40", "relaxation.anneal_epochs=30")
+    balanced = "relaxation.balance_weight=0.01"  # without it some seeds find only two codes
+    config = configure_tokenizer("epochs=60", "relaxation.anneal_epochs=40", balanced)
     result = train_tokenizer(config)
     log = lines(tmp_path / "run")
-    assert [line["epoch"] for line in log] == list(range(40))
+    assert [line["epoch"] for line in log] == list(range(60))
     assert log[0]["reconstruction"] > 0.1
     assert result.last.reconstruction < 0.2 * log[0]["reconstruction"]
-    assert result.last.perplexity > 4
+    assert result.last.perplexity > 6
     assert result.last.usage >= 6 / 16
     assert result.last.temperature == config.relaxation.temperature_end
 

@@ -56,16 +56,20 @@ class Speed:
         self._flops = StepFlops(config, stepper.objective, stepper.hider.tokenizer)
         device = stepper.world.device
         peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._device = device
         self._peak = peak and (peak.bf16 if config.precision == "bf16" else peak.fp32)
 
     def figures(self, batches: Sequence[Batch], step_s: float) -> dict[str, float]:
         """Of a step that took `step_s` seconds, waiting for data not included.
 
         `speed/pairs_per_s` is of all processes; `speed/tflops_per_s` and `speed/mfu` are of this
-        one's device, the latter left out where its peak is unknown.
+        one's device, the latter left out where its peak is unknown; `speed/peak_memory_gib` is
+        the most memory that its tensors have taken, on a GPU.
         """
         tflops_per_s = self._flops(batches) / step_s / 1e12
         figures = {"speed/pairs_per_s": self._pairs / step_s, "speed/tflops_per_s": tflops_per_s}
+        if self._device.type == "cuda":
+            figures["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         if self._peak:
             figures["speed/mfu"] = tflops_per_s / self._peak
         return figures

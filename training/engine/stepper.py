@@ -21,6 +21,7 @@ from cots_model.videos import pool_frames
 from training.batches import Batch
 from training.config import TrainConfig
 from training.engine.hiding import Hider
+from training.engine.part_times import PartTimes
 from training.engine.world import World
 from training.engine.wrap import wrap
 from training.errors import TrainingError
@@ -38,6 +39,7 @@ class StepReport:
 
     Attributes:
         losses: mean over the kept pairs, by name; `total` is the weighted sum.
+        accuracies: share of the hidden patches and words that were named rightly, by loss.
         kept: share of the pairs that the filter kept.
         mean: μ of the similarity queue; NaN while it is empty.
         std: its σ.
@@ -48,6 +50,7 @@ class StepReport:
     """
 
     losses: dict[str, float]
+    accuracies: dict[str, float]
     kept: float
     mean: float
     std: float
@@ -60,6 +63,7 @@ class StepReport:
         """For the log."""
         return {
             **{f"loss/{name}": value for name, value in self.losses.items()},
+            **{f"accuracy/{name}": value for name, value in self.accuracies.items()},
             "filter/kept": self.kept,
             "filter/mean": self.mean,
             "filter/std": self.std,
@@ -86,7 +90,12 @@ class _Prepared(_Encoded):
 
 
 class Stepper:
-    """The trained module, its momentum copy, the queues and the optimiser."""
+    """The trained module, its momentum copy, the queues and the optimiser.
+
+    Attributes:
+        step: optimiser steps done.
+        times: of the parts of a step, where they are asked for.
+    """
 
     def __init__(
         self,
@@ -122,6 +131,7 @@ class Stepper:
         self.wrapped = wrap(objective, self.momentum.module, config.engine, world)
         self.optimiser = make_optimiser(objective, config.optimiser)
         self.steps_per_epoch = steps_per_epoch
+        self.times = PartTimes(world.device)
         self.step = 0
 
     def run(self, batches: Sequence[Batch]) -> StepReport:
@@ -138,34 +148,42 @@ class Stepper:
         )
         set_lr(self.optimiser, factor)
         if self.step > 0:  # eq. 4 and 5: once per optimiser step, before the keys are computed
-            self.momentum.update(self.objective.model)
+            with self.times("momentum average"):
+                self.momentum.update(self.objective.model)
         prepared = self._judge([self._encode(batch, i) for i, batch in enumerate(batches)])
         totals = self._totals(prepared)
         self.optimiser.zero_grad(set_to_none=True)
-        losses = self._backward(prepared, totals)
+        losses, accuracies = self._backward(prepared, totals)
         grad_norm = self._clip()
         self._check_finite(losses, grad_norm)
-        self.optimiser.step()
-        for one in prepared:
-            self.queues.enqueue(
-                self.world.gather(one.keys.image_BE),
-                self.world.gather(one.keys.text_BE),
-                self.world.gather(one.batch.image_id_B),
-            )
+        with self.times("optimiser"):
+            self.optimiser.step()
+        self._enqueue(prepared)
         self.step += 1
-        return self._report(prepared, totals, losses, grad_norm, factor)
+        return self._report(prepared, totals, losses, accuracies, grad_norm, factor)
+
+    def _enqueue(self, prepared: Sequence[_Prepared]) -> None:
+        with self.times("queues"):
+            for one in prepared:
+                self.queues.enqueue(
+                    self.world.gather(one.keys.image_BE),
+                    self.world.gather(one.keys.text_BE),
+                    self.world.gather(one.batch.image_id_B),
+                )
 
     def _encode(self, batch: Batch, place: int) -> _Encoded:
         """Keys and hidden tokens of one batch."""
-        hidden = self.hider(batch, seed=_mix(self.config.seed, self.step, place), world=self.world)
-        batch, device = batch.to(self.world.device), self.world.device
-        with torch.no_grad(), self._autocast():
+        seed, device = _mix(self.config.seed, self.step, place), self.world.device
+        with self.times("codes and masks"):
+            hidden = self.hider(batch, seed=seed, world=self.world)
+        batch = batch.to(device)
+        with self.times("keys"), torch.no_grad(), self._autocast():
             keys = self._keys(batch)
         return _Encoded(batch, keys, hidden.to(device))
 
     def _judge(self, encoded: Sequence[_Encoded]) -> list[_Prepared]:
         """Filter all batches; where one process cannot, all stop."""
-        with self.world.together():
+        with self.times("filter"), self.world.together():
             prepared = []
             for one in encoded:
                 keys = one.keys
@@ -195,13 +213,16 @@ class Stepper:
         words = 0 if label_BL is None else (label_BL[keep_B] != NOT_A_TARGET).sum()
         return torch.tensor([int(keep_B.sum()), int(words)], device=self.world.device).double()
 
-    def _backward(self, prepared: Sequence[_Prepared], totals: Tensor) -> dict[str, float]:
-        sums: dict[str, Tensor] = {}
+    def _backward(
+        self, prepared: Sequence[_Prepared], totals: Tensor
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Losses and accuracies of the whole step; the gradients are where they belong."""
+        sums: dict[str, dict[str, Tensor]] = {"loss": {}, "accuracy": {}}
         for place, one in enumerate(prepared):
             share = (self._counts(one) / totals.clamp(min=1)).tolist()
             with self._sync(last=place + 1 == len(prepared)):
-                with self._autocast():
-                    losses = self.wrapped(
+                with self.times("forward"), self._autocast():
+                    found = self.wrapped(
                         one.batch,
                         one.hidden,
                         one.keys,
@@ -209,15 +230,24 @@ class Stepper:
                         self._keep(one),
                         Shares(*share),
                     )
-                (losses["total"] * self.world.size).backward()  # gradients are averaged over ranks
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
-        return {name: self.world.sum(loss).item() for name, loss in sums.items()}
+                total = found["loss"]["total"]
+                with self.times("backward"):
+                    (total * self.world.size).backward()  # gradients are averaged over ranks
+            for kind, terms in found.items():
+                for name, term in terms.items():
+                    before = sums[kind].get(name, torch.zeros_like(term))
+                    sums[kind][name] = before + term.detach()
+        losses, accuracies = (
+            {name: self.world.sum(term).item() for name, term in terms.items()}
+            for terms in sums.values()
+        )
+        return losses, accuracies
 
     def _clip(self) -> float:
         trained = [p for p in self.objective.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm)
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        with self.times("clipping"):
+            norm = nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm)
+            return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def _check_finite(self, losses: dict[str, float], grad_norm: float) -> None:
         wrong = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -234,6 +264,7 @@ class Stepper:
         prepared: Sequence[_Prepared],
         totals: Tensor,
         losses: dict[str, float],
+        accuracies: dict[str, float],
         grad_norm: float,
         factor: float,
     ) -> StepReport:
@@ -246,6 +277,7 @@ class Stepper:
         )
         return StepReport(
             losses,
+            accuracies,
             totals[0].item() / pairs,
             judged.mean,
             judged.std,
