@@ -24,6 +24,7 @@ SUB_COMMANDS = {
     "search": "Search a gallery without a server.",
     "train": "Train a model.",
     "evaluate": "Score a checkpoint: R@1/5/10 both ways, MedR.",
+    "explain": "Show where in a picture a text is.",
     "ensemble": "Make one checkpoint of several that score together.",
     "bench": "Measure speed on this machine.",
     "demo": "Build a gallery of pictures and serve it.",

@@ -1,0 +1,50 @@
+"""`cots explain` as users call it."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from cots_cli.main import run
+from tests.cots_cli.conftest import save_noise
+
+
+@pytest.fixture
+def args(tiny_checkpoint, tmp_path) -> list[str]:
+    save_noise(tmp_path / "photo.jpg", 0)
+    checkpoint = ["--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    return [
+        "explain",
+        str(tmp_path / "photo.jpg"),
+        "--output",
+        str(tmp_path / "m.png"),
+        *checkpoint,
+    ]
+
+
+def test_maps_beside_the_picture(args, tmp_path, capsys):
+    assert run([*args, "red dog", "a man", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["text"] for one in found] == ["red dog", "a man"]
+    for one in found:
+        assert [word["word"] for word in one["words"]] == one["text"].split()
+        assert sum(word["share"] for word in one["words"]) == pytest.approx(1)
+        assert min(map(min, one["patches"])) >= 0
+    with Image.open(tmp_path / "m.png") as sheet, Image.open(tmp_path / "photo.jpg") as photo:
+        assert sheet.width >= 3 * photo.width * 320 // photo.height
+        assert len(sheet.getcolors(10**6)) > 1000
+    assert run([*args, "red dog"]) == 0
+    assert "maps in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--output", "maps.jpg", "a"], "ends in .png"),
+        (["  "], "1 of the texts are empty"),
+        (["a", "--start-layer", "9"], "2 layers"),
+    ],
+)
+def test_what_cannot_be_mapped_is_said(args, capsys, change, message):
+    assert run([*args, *change]) == 2
+    assert message in capsys.readouterr().err
