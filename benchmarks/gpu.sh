@@ -40,9 +40,9 @@ cots() { "$PYTHON" -m cots_cli.main "$@"; }
 } | tee "$OUT/machine.txt"
 
 # 1. The default checkpoint, trained end to end: no frozen part, fresh crops in every epoch.
-size=(epochs=20 batch_size=128)
+size=(epochs=20 batch_size=128 data.num_workers=12)
 tokenizer_size=(epochs=30)
-bench_size=(batch_size=256 data.num_workers=12 --runs 15)
+bench_size=(batch_size=256 data.num_workers=12 --runs 40)
 evaluate=$DATA/flickr8k/val-00000.tar
 train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
 if [[ $DRY_RUN == 1 ]]; then
@@ -68,7 +68,8 @@ row() { # a row of Table 3, seed, more arguments
   step "train_$1_$2" cots train pretrain --config "training/configs/ablation_mini/$1.yaml" \
     "seed=$2" "device=$DEVICE" "output=$OUT/$1_$2" "data.train=$train" \
     "data.evaluate=[$evaluate]" "objective.vision.tokenizer=$OUT/tokenizer" \
-    "evaluate_every=100" "${size[@]}" "${@:3}"
+    "evaluate_every=100" engine.save_every=1000000 engine.keep_states=1 "${size[@]}" "${@:3}"
+  rm -rf "$OUT/$1_$2/states"
 }
 if [[ $DRY_RUN != 1 ]]; then
   for seed in 0 1 2; do

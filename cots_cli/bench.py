@@ -75,9 +75,9 @@ Examples:
   cots bench train --config training/configs/pretrain_mini.yaml
   cots bench train --config my.yaml objective.task.weight=0 batch_size=32 --runs 20 --json
 
-'encoders alone' is a forward and a backward pass of the two encoders with the same batch; 'step' is
-all that a step of the run takes, and the lines below it are its parts. Nothing is written to the
-run's output.
+'encoders alone' is a forward and a backward pass of the two encoders with the same batch; the lines
+below it are the parts of a step. step_ms is the mean of steps without a pause between them, with
+loading_ms of it spent on waiting for the batch. Nothing is written to the run's output.
 """,
 )
 @click.argument("overrides", nargs=-1)

@@ -13,20 +13,17 @@ from training.throughput import measure_steps
 
 
 def measure_training(config: TrainConfig, *, runs: int) -> Report:
-    """Time steps of a run and their parts on this machine.
+    """Time steps of a run and their parts on this machine; see `training.throughput`.
 
     Args:
         config: of the run.
         runs: steps that count.
     """
     load = os.getloadavg()[0]
-    steps = measure_steps(config, runs=runs)
+    times = measure_steps(config, runs=runs)
     seconds = {
-        "encoders alone": [step.encoders for step in steps],
-        "step": [step.loading + step.whole for step in steps],
-        "loading": [step.loading for step in steps],
-        **{part: [step.parts[part] for step in steps] for part in steps[0].parts},
-        "rest": [step.whole - sum(step.parts.values()) for step in steps],
+        "encoders alone": times.encoders,
+        **{part: [step[part] for step in times.parts] for part in times.parts[0]},
     }
     return Report(
         benchmark="train",
@@ -37,13 +34,16 @@ def measure_training(config: TrainConfig, *, runs: int) -> Report:
             "run": config.name,
             "batch_size": config.batch_size,
             "precision": config.precision,
+            "num_workers": config.data.num_workers,
         },
         stages=tuple(
             summarise(name, [s * 1000 for s in measured]) for name, measured in seconds.items()
         ),
         load_average=round(load, 2),
         figures={
-            "pairs_per_s": round(config.batch_size / median(s.loading + s.whole for s in steps), 3),
-            "of_encoders_alone": round(median(step.ratio for step in steps), 4),
+            "step_ms": round(times.block * 1000, 2),
+            "loading_ms": round(times.loading * 1000, 2),
+            "pairs_per_s": round(config.batch_size / times.block, 2),
+            "of_encoders_alone": round(median(times.encoders) / times.block, 4),
         },
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   cots explain photo.jpg "a dog" "snow" --output maps.png
-  cots explain photo.jpg "a dog runs through snow" --output maps.png --start-layer 6 --json
+  cots explain photo.jpg "a dog runs through snow" --output maps.png --start-layer 4 --json
 """,
 )
 @click.argument("picture", type=click.Path(path_type=Path))
@@ -33,7 +33,14 @@ Examples:
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="First layer of both towers that counts.",
+    help="First layer of the image tower that counts.",
+)
+@click.option(
+    "--text-start-layer",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="First layer of the text tower that counts.",
 )
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
@@ -45,6 +52,7 @@ def command(
     texts: tuple[str, ...],
     output: Path,
     start_layer: int,
+    text_start_layer: int,
     checkpoint: str,
     device: str,
     as_json: bool,
@@ -56,11 +64,14 @@ def command(
 
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: maps are written as PNG; give a name that ends in .png")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent}; make it, or write elsewhere")
     if empty := [text for text in texts if not text.strip()]:
         raise InputError(f"{len(empty)} of the texts are empty; say what to look for")
     img = decode_image(picture)
     explainer = Explainer.load(checkpoint, device=device)
-    found = [explainer(img, text, start_layer=start_layer) for text in texts]
+    layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
+    found = [explainer(img, text, **layers) for text in texts]
     draw(explainer.base(img), found).save(output)
     if as_json:
         click.echo(json.dumps([_as_json(one) for one in found], ensure_ascii=False))

@@ -47,9 +47,7 @@ Examples:
 )
 @click.option("--index", default="flat", callback=_only_known, help="Now: flat (exact).")
 @click.option("--engine", default="local", callback=_only_known, hidden=True)
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True)
 @click.option(
     "--workers",

@@ -90,7 +90,7 @@ class LazyGroup(click.Group):
 )
 @click.pass_context
 def cli(ctx: click.Context, log_level: str) -> None:
-    """Find pictures and videos with a sentence."""
+    """Find pictures with a sentence or a picture."""
     configure_logging(log_level)
     if ctx.get_parameter_source("log_level") is click.core.ParameterSource.COMMANDLINE:
         os.environ["COTS_LOG_LEVEL"] = log_level  # the service's settings read it too

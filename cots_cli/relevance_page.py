@@ -72,19 +72,28 @@ class Explainer:
         pixels_HWC = squared(img, config.image_size, config.resize)
         return Image.fromarray((pixels_HWC * 255).astype(np.uint8))
 
-    def __call__(self, img: Image.Image, text: str, *, start_layer: int = 0) -> Explained:
-        """Explain one text on one picture."""
+    def __call__(
+        self, img: Image.Image, text: str, *, start_layer: int = 0, text_start_layer: int = 0
+    ) -> Explained:
+        """Explain one text on one picture; see `cots_model.relevance.explain`."""
+        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
         pixels = self._preprocess.images([img]).to(device)
         found = explain(
-            self._model, pixels, tok_1L.to(device), mask_1L.to(device), start_layer=start_layer
+            self._model,
+            pixels,
+            tok_1L.to(device),
+            mask_1L.to(device),
+            start_layer=start_layer,
+            text_start_layer=text_start_layer,
         )
-        words = self._words(text, found.token_L.cpu())
+        from_attention_L = found.token_L.cpu() - 1 / int(mask_1L.sum())
+        words = self._words(text, from_attention_L)
         return Explained(text, found.similarity, words, found.patch_hw.cpu())
 
     def _words(self, text: str, token_L: Tensor) -> tuple[tuple[str, float], ...]:
-        """Tokens joined to the words they were cut from."""
+        """Shares of words, each the sum of the tokens it was cut into."""
         encoding = self._preprocess.tokenizer.encode(text)
         relevance: dict[int, float] = {}
         spans: dict[int, list[tuple[int, int]]] = {}

@@ -30,9 +30,7 @@ Examples:
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the hits as JSON, as HTTP does.")
 def command(
     words: str | None,
@@ -46,8 +44,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Find the pictures of a gallery that show WORDS, or look like a picture."""
-    if (words is None) == (image is None):
-        raise click.UsageError('give either words, such as "two dogs", or --image FILE')
+    if words is None and image is None:
+        raise click.UsageError('say what to look for: words, such as "two dogs", or --image FILE')
+    if words is not None and image is not None:
+        raise click.UsageError(f"words ({words!r}) and --image are two searches; give one of them")
     if words is not None and not words.strip():
         raise click.UsageError("the words are empty; say what the picture should show")
     from cots_model.encoder import Encoder

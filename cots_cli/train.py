@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +174,12 @@ Examples:
     type=click.Path(path_type=Path),
     help="YAML file of a run.",
 )
-@click.option("--pairs", type=float, required=True, help="Pictures of an epoch.")
+@click.option(
+    "--pairs",
+    type=click.FloatRange(1, 1e12),
+    required=True,
+    help="Pictures of an epoch; 4e6 is four million.",
+)
 @click.option("--gpu", default="H100", show_default=True, help="A100, H100, H200 or L40S.")
 @click.option("--gpus", type=click.IntRange(1), default=8, show_default=True)
 @click.option(
@@ -190,6 +196,13 @@ Examples:
     show_default=True,
     help="Length of a batch's longest caption.",
 )
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Pictures of each pair: for videos as many as `data.num_frames`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def plan(
@@ -199,6 +212,7 @@ def plan(
     gpus: int,
     mfu: float,
     tokens: int,
+    frames: int,
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -216,25 +230,26 @@ def plan(
     config, peak = load_train_config(config_path, overrides), peak_of(gpu)
     if peak is None:
         raise InputError(f"the peak of GPU {gpu!r} is not known; use A100, H100, H200 or L40S")
-    found = make_plan(config, num_tokens=tokens)
+    click.echo("counting two small steps; a minute or two for the paper's model", err=True)
+    found = make_plan(config, num_tokens=tokens, num_frames=frames)
     seconds = found.seconds(round(pairs * config.epochs), peak=peak, devices=gpus, mfu=mfu)
+    size = config.batch_size
     figures = {
-        "gib_fixed": round(found.fixed_bytes / 2**30, 3),
-        "gib_per_pair": round(found.pair_bytes / 2**30, 5),
-        "gib": round(found.memory_bytes(config.batch_size) / 2**30, 3),
+        "gib": round(found.memory_bytes(size) / 2**30, 3),
+        "gib_twice_the_batch": round(found.memory_bytes(2 * size) / 2**30, 3),
         "gflops_per_pair": round(found.pair_flops / 1e9, 2),
         "pairs_per_s": round(pairs * config.epochs / seconds, 1),
-        "hours": round(seconds / 3600, 2),
+        "hours": round(seconds / 3600, 4),
     }
     if as_json:
         click.echo(json.dumps(figures))
         return
     click.echo(
-        f"memory of each process: {figures['gib']} GiB with batch_size {config.batch_size} "
-        f"({figures['gib_fixed']} GiB, and {figures['gib_per_pair'] * 1024:.1f} MiB a pair)"
+        f"memory of each process: {figures['gib']} GiB with batch_size {size}, "
+        f"{figures['gib_twice_the_batch']} GiB with {2 * size}"
     )
     click.echo(
-        f"time: {figures['hours']} h for {config.epochs} epochs of {pairs:,.0f} pairs on {gpus} "
-        f"{gpu} ({figures['gflops_per_pair']} GFLOP a pair, {figures['pairs_per_s']:,} pairs/s at "
-        f"MFU {mfu})"
+        f"time: {timedelta(seconds=round(seconds))} for {config.epochs} epochs of {pairs:,.0f} "
+        f"pairs on {gpus} {gpu} ({figures['gflops_per_pair']} GFLOP a pair, "
+        f"{figures['pairs_per_s']:,} pairs/s at MFU {mfu})"
     )

@@ -37,7 +37,8 @@ class Relevance:
     Attributes:
         similarity: the dot product of their vectors.
         patch_hw: relevance of each patch, from 0.
-        token_L: relevance of each text token, from 0; that of padding is 0.
+        token_L: relevance of each text token, from 0; that of padding is 0. Every valid token has
+            1 / (number of valid tokens) from the start, R = I; what is above comes from attention.
     """
 
     similarity: float
@@ -70,7 +71,13 @@ def propagate(
 
 
 def explain(
-    model: CotsModel, img_1CHW: Tensor, tok_1L: Tensor, mask_1L: Tensor, *, start_layer: int = 0
+    model: CotsModel,
+    img_1CHW: Tensor,
+    tok_1L: Tensor,
+    mask_1L: Tensor,
+    *,
+    start_layer: int = 0,
+    text_start_layer: int = 0,
 ) -> Relevance:
     """Explain the similarity of one picture and one text.
 
@@ -84,8 +91,9 @@ def explain(
         img_1CHW: normalised pixels of one picture.
         tok_1L: token ids of one text.
         mask_1L: bool, true on its tokens.
-        start_layer: of both towers, the first that counts. All layers of a large vision
+        start_layer: of the image tower, the first that counts. All layers of a large vision
             transformer together show artefacts.
+        text_start_layer: of the text tower.
 
     Raises:
         ConfigError: if the first network is no vision transformer, or a tower has not so many
@@ -99,6 +107,7 @@ def explain(
     with ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_recorded_attention(trunk, seen))
         stack.enter_context(_eager_text(model.text.trunk))
+        stack.enter_context(_graph_through(model))
         image_1E = model.encode_image(img_1CHW)
         output = cast(Any, model.text.trunk)(
             input_ids=tok_1L, attention_mask=mask_1L.long(), output_attentions=True
@@ -107,13 +116,14 @@ def explain(
         similarity = (image_1E * text_1E).sum()
         words = list(output.attentions)
         gradients = torch.autograd.grad(similarity, [*seen, *words])
-    for name, layers in (("image", seen), ("text", words)):
-        if not 0 <= start_layer < len(layers):
+    for name, layers, first in (("image", seen, start_layer), ("text", words, text_start_layer)):
+        if not 0 <= first < len(layers):
             raise ConfigError(
-                f"the {name} tower has {len(layers)} layers; start_layer {start_layer} leaves none"
+                f"the {name} tower has {len(layers)} layers, and none is left from layer {first}; "
+                "start at a lower one"
             )
     patch_TT = _propagate(seen, gradients[: len(seen)], start_layer)
-    word_LL = _propagate(words, gradients[len(seen) :], start_layer)
+    word_LL = _propagate(words, gradients[len(seen) :], text_start_layer)
     valid_L = mask_1L[0]
     token_L = word_LL[valid_L].mean(dim=0) * valid_L
     return Relevance(similarity.item(), _map(model, trunk, patch_TT), token_L)
@@ -174,3 +184,16 @@ def _eager_text(trunk: Any) -> Iterator[None]:
         yield
     finally:
         trunk.set_attn_implementation(before)
+
+
+@contextmanager
+def _graph_through(model: CotsModel) -> Iterator[None]:
+    """While it lasts, frozen weights let gradients pass to the attention behind them."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

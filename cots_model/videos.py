@@ -100,8 +100,17 @@ def pool_frames(frame_FE: Tensor, num_frames_N: Sequence[int]) -> Tensor:
     """
     import torch
 
-    mean_NE = torch.stack([part_FE.mean(0) for part_FE in frame_FE.split(list(num_frames_N))])
-    return torch.nn.functional.normalize(mean_NE, dim=1)
+    return torch.nn.functional.normalize(mean_frames(frame_FE, num_frames_N), dim=1)
+
+
+def mean_frames(frame_FD: Tensor, num_frames_N: Sequence[int]) -> Tensor:
+    """The mean `[N,D]` of each video's frames, which lie beside each other in `[F,D]`."""
+    import torch
+
+    if len(set(num_frames_N)) == 1:
+        videos_NFD = frame_FD.reshape(len(num_frames_N), num_frames_N[0], frame_FD.shape[1])
+        return videos_NFD.mean(dim=1)
+    return torch.stack([part_FD.mean(dim=0) for part_FD in frame_FD.split(list(num_frames_N))])
 
 
 def _load_av() -> Any:

@@ -143,7 +143,10 @@ def _why_no_pointer(root: Path) -> str:
         )
     if (root / VERSIONS).is_dir():
         return f"{root} has no finished version yet; run `cots index build` again"
-    return f"{root} is not a gallery (no file named {POINTER}); name the folder given to --gallery"
+    inside = sorted(path.parent.name for path in root.glob(f"*/{POINTER}"))
+    if inside:
+        return f"{root} is no gallery but holds some; name one: {root / inside[0]}"
+    return f"{root} is not a gallery (it has no file {POINTER}); name a folder that a build made"
 
 
 def _check_is_gallery_or_empty(root: Path) -> None:

@@ -109,8 +109,10 @@ def from_validation(err: ValidationError, prefix: str = "") -> ApiError:
     """The first fault of a pydantic error, as a 422."""
     fault = err.errors(include_url=False, include_input=False)[0]
     param = ".".join([*([prefix] if prefix else []), *(str(p) for p in fault["loc"])])
-    code = "unknown_field" if fault["type"] == "extra_forbidden" else "invalid_value"
-    return invalid(code, f"{param or 'body'}: {fault['msg']}", param=param or None)
+    if fault["type"] == "extra_forbidden":
+        message = f"{param} is not a field of this request; see /docs for those that are"
+        return invalid("unknown_field", message, param=param)
+    return invalid("invalid_value", f"{param or 'body'}: {fault['msg']}", param=param or None)
 
 
 def prepare(

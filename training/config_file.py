@@ -46,6 +46,8 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 def _read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError as err:
+        raise ConfigError(f"there is no file {path}; training/configs holds examples") from err
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise ConfigError(f"{path} cannot be read as YAML ({err}); see training/configs") from err
     if not isinstance(values, dict):

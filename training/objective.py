@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
-from cots_model.videos import pool_frames
+from cots_model.videos import mean_frames, pool_frames
 from training.batches import Batch
 from training.config import ObjectiveConfig
 from training.heads import LanguageTokenHead, VisionTokenHead
@@ -214,11 +214,8 @@ class Objective(nn.Module):
         keep_B: Tensor,
     ) -> TokenLoss:
         h_BLD = self.model.text(cast(Tensor, hidden.tok_BL), batch.mask_BL)
-        image_BD = image_FD
-        if batch.num_frames_B is not None:
-            image_BD = torch.stack(
-                [f_FD.mean(dim=0) for f_FD in image_FD.split(batch.num_frames_B)]
-            )
+        frames = batch.num_frames_B
+        image_BD = image_FD if frames is None else mean_frames(image_FD, frames)
         word_VW, label_BL = self.model.text.word_embedding_VW, cast(Tensor, hidden.label_BL)
         return language_token_loss(head, h_BLD, image_BD, label_BL, word_VW, keep_B=keep_B)
 

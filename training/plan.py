@@ -1,15 +1,16 @@
 """What a run will need, found before it is started: memory per process, operations, time.
 
     plan = make_plan(load_train_config(Path("training/configs/pretrain_cc4m.yaml")))
-    plan.memory_bytes(batch_size=64), plan.seconds(4_000_000, peak=peak_of("H100"), devices=8)
+    plan.memory_bytes(64), plan.seconds(4_000_000, peak=peak_of("H100"), devices=8)
 
 Memory is counted, not modelled: optimiser steps of the run's own networks, with random weights and
-pictures, are done on the CPU while the bytes of all living tensors are added up, for two batch
-sizes; what grows with the batch and what does not follows from both. Gradients count all the time,
-as with accumulated batches. Workspaces of a GPU's libraries and what its allocator leaves unused
-come on top; GPUs also keep layer norms in float32 where a CPU has bf16.
+pictures, are done on the CPU while the bytes of all living tensors are added up after every
+operation. Two batch sizes tell how each of these sums grows; the largest at a third is its peak,
+whichever operation that falls on. Gradients count all the time, as with accumulated batches.
+Workspaces of a GPU's libraries and what its allocator leaves unused come on top; GPUs also keep
+layer norms in float32 where a CPU has bf16.
 
-Shape letters: B batch, L text tokens, P patches.
+Shape letters: B pairs, F pictures or frames, L text tokens, P patches.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cots_model.config import load_config
+from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from training.batches import Batch
 from training.config import EngineConfig, TrainConfig
@@ -38,10 +40,12 @@ from training.engine.wrap import wrap
 from training.image_tokenizer import DalleEncoder, ImageTokenizer
 from training.masking import NOT_A_TARGET, patch_mask
 from training.momentum import MomentumCopy
-from training.objective import Hidden, Keys, Objective, Shares
+from training.objective import Hidden, Keys, Objective, Shares, project_images
 from training.optim import make_optimiser
 from training.queues import PairQueues
 from training.tokenizer_source import load_tokenizer_model
+
+DALLE_SOURCE = "facebook/flava-image-codebook"
 
 _SMALL, _LARGE = 2, 4  # pairs of the steps that are counted
 
@@ -51,20 +55,18 @@ class Plan:
     """What a run needs on every process.
 
     Attributes:
-        fixed_bytes: weights, gradients, optimiser, momentum copy, queues, image tokenizer.
-        pair_bytes: on top for each pair of a batch: what the backward pass needs.
+        lines: bytes without a pair, and bytes of each pair, after every operation of a step.
         pair_flops: operations per pair, as `training.engine.flops` counts them.
         precision: of the run.
     """
 
-    fixed_bytes: float
-    pair_bytes: float
+    lines: frozenset[tuple[float, float]]
     pair_flops: float
     precision: str
 
     def memory_bytes(self, batch_size: int) -> float:
-        """Of a process that takes so many pairs at once."""
-        return self.fixed_bytes + batch_size * self.pair_bytes
+        """Most of a process that takes so many pairs at once."""
+        return max(fixed + batch_size * pair for fixed, pair in self.lines)
 
     def seconds(self, pairs: int, *, peak: Peak, devices: int, mfu: float) -> float:
         """Of so many pairs on devices that reach the share `mfu` of their peak."""
@@ -72,40 +74,46 @@ class Plan:
         return pairs * self.pair_flops / (tflops_per_s * 1e12)
 
 
-def make_plan(config: TrainConfig, *, num_tokens: int = 16) -> Plan:
+def make_plan(config: TrainConfig, *, num_tokens: int = 16, num_frames: int = 1) -> Plan:
     """Count what a run needs, without its data and without its first weights.
 
     Args:
         config: of a run whose image tower is trained.
         num_tokens: L of a typical batch, special tokens and padding included.
+        num_frames: of each pair; 1 for pictures.
 
     Raises:
-        ConfigError: if the model cannot be built.
+        ConfigError: if the image tower is frozen, the model cannot be built, or the image
+            tokenizer is not there or does not fit.
     """
+    if config.freeze_image or not config.epochs:
+        raise ConfigError(
+            "a run with a frozen image tower or without epochs cannot be planned: what it needs "
+            "depends on its feature cache; choose one with freeze_image=false"
+        )
     with torch.random.fork_rng(devices=[]):
-        steps = _CountedSteps(config, num_tokens)
-        small, large = steps.peak_bytes(_SMALL), steps.peak_bytes(_LARGE)
+        steps = _CountedSteps(config, num_tokens, num_frames)
+        small, large = steps.trace(_SMALL), steps.trace(_LARGE)
         flops = StepFlops(config, steps.objective, steps.tokenizer)
         pair_flops = flops([steps.batch(_SMALL)]) / _SMALL
-    pair_bytes = (large - small) / (_LARGE - _SMALL)
-    return Plan(
-        fixed_bytes=small - _SMALL * pair_bytes,
-        pair_bytes=pair_bytes,
-        pair_flops=pair_flops,
-        precision=config.precision,
-    )
+    lines = set()
+    for at_small, at_large in zip(small, large, strict=True):
+        pair = (at_large - at_small) / (_LARGE - _SMALL)
+        lines.add((at_small - _SMALL * pair, pair))
+    return Plan(frozenset(lines), pair_flops, config.precision)
 
 
 class _LiveBytes(TorchDispatchMode):
     """Adds up the bytes of the tensors that are alive while it is on.
 
     Attributes:
-        peak: the most so far.
+        trace: the sum after every operation.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
-        self.peak = self._now = 0
+        self.trace: list[int] = []
+        self._now = 0
         self._seen: Any = WeakIdKeyDictionary()
 
     def watch(self, tensors: object) -> None:
@@ -119,7 +127,6 @@ class _LiveBytes(TorchDispatchMode):
                 self._seen[storage] = size
                 weakref.finalize(storage, self._gone, size)
                 self._now += size
-                self.peak = max(self.peak, self._now)
 
     def _gone(self, size: int) -> None:
         self._now -= size
@@ -127,15 +134,17 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.watch(result)
+        self.trace.append(self._now)
         return result
 
 
 class _CountedSteps:
     """The networks of a run on the CPU, and steps of random pairs."""
 
-    def __init__(self, config: TrainConfig, num_tokens: int) -> None:
-        self._config, self._num_tokens = config, num_tokens
-        model = CotsModel(load_config(config.model).model)
+    def __init__(self, config: TrainConfig, num_tokens: int, num_frames: int) -> None:
+        self._config, self._num_tokens, self._num_frames = config, num_tokens, num_frames
+        shipped = load_config(config.model)
+        model, self._preprocess = CotsModel(shipped.model), shipped.preprocess
         vision = config.objective.vision
         self.tokenizer = _tokenizer(vision.tokenizer) if vision.weight else None
         self.objective = Objective(
@@ -156,15 +165,17 @@ class _CountedSteps:
     def batch(self, size: int) -> Batch:
         """Random pairs."""
         side, length = self.objective.model.config.image.image_size, self._num_tokens
+        frames = (self._num_frames,) * size
         return Batch(
-            torch.randn(size, 3, side, side),
+            torch.randn(sum(frames), 3, side, side),
             torch.randint(1, self.objective.model.text.vocab_size, (size, length)),
             torch.ones(size, length, dtype=torch.bool),
             torch.arange(size),
+            frames if self._num_frames > 1 else None,
         )
 
-    def peak_bytes(self, size: int) -> int:
-        """Most bytes of tensors that lived at once in a step."""
+    def trace(self, size: int) -> list[int]:
+        """Bytes of the tensors that are alive after every operation of a step."""
         live = _LiveBytes()
         parts = (self.objective, self._momentum.module, self._queues, self.tokenizer)
         for part in parts:
@@ -174,18 +185,18 @@ class _CountedSteps:
         live.watch([list(state.values()) for state in self._optimiser.state.values()])
         with live:
             self._step(size)
-        return live.peak
+        return live.trace
 
     def _step(self, size: int) -> None:
         batch, bf16 = self.batch(size), self._config.precision == "bf16"
+        hidden = self._hide(batch)
         autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
         slow = self._momentum.module
         with autocast:
             with torch.no_grad():
-                image_BE = slow.encode_image(batch.image)
+                image_BE = project_images(slow, slow.image.feature(batch.image), batch)
                 keys = Keys(image_BE, slow.encode_text(batch.tok_BL, batch.mask_BL))
             keep_B = torch.ones(size, dtype=torch.bool)
-            hidden = self._hide(batch)
             found = self._wrapped(batch, hidden, keys, self._queues, keep_B, Shares())
         found["loss"]["total"].backward()
         self._optimiser.step()
@@ -207,5 +218,12 @@ class _CountedSteps:
 
 
 def _tokenizer(source: str) -> ImageTokenizer:
-    """The one named if it lies here; else DALL-E's network, with random weights."""
-    return load_tokenizer_model(source) if Path(source).exists() else DalleEncoder()
+    """DALL-E's with random weights, so that nothing is fetched; any other must lie here."""
+    if source == DALLE_SOURCE:
+        return DalleEncoder()
+    if not Path(source).exists():
+        raise ConfigError(
+            f"there is no image tokenizer at {source}; make it with `cots train tokenizer`, or set "
+            f"objective.vision.tokenizer={DALLE_SOURCE}"
+        )
+    return load_tokenizer_model(source)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 
@@ -21,71 +22,76 @@ _WARM_UP = 2
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Of one step, in seconds.
+    """Seconds of steps.
 
     Attributes:
-        loading: making the batch.
-        whole: the step itself.
-        parts: of the step, by name.
-        encoders: forward and backward pass of the two encoders alone, with the same batch.
+        block: per step of a stretch of steps without a pause, loading included.
+        loading: per step, of that, waiting for the batch.
+        parts: of single steps, by name.
+        encoders: forward and backward pass of the two encoders alone, with the same batches as
+            those, measured between them.
     """
 
+    block: float
     loading: float
-    whole: float
-    parts: dict[str, float]
-    encoders: float
-
-    @property
-    def ratio(self) -> float:
-        """Pairs per second of the training, over those of the encoders alone."""
-        return self.encoders / (self.loading + self.whole)
+    parts: list[dict[str, float]]
+    encoders: list[float]
 
 
-def measure_steps(config: TrainConfig, *, runs: int) -> list[StepTimes]:
-    """Train a few steps as configured, without keeping anything, and time their parts.
+def measure_steps(config: TrainConfig, *, runs: int) -> StepTimes:
+    """Train some steps as configured, without keeping anything, and time them.
 
-    The encoders alone are measured between the steps, so that a ratio does not depend on what else
-    the machine does.
+    First `runs` steps as a run does them, with nothing in between; then as many whose parts are
+    timed, and after each the encoders alone with the same batch.
 
     Args:
         config: of a run with `accumulate` 1 and an image tower that is trained.
-        runs: steps that count.
+        runs: steps of each kind.
 
     Raises:
-        ConfigError: for other configurations, or if an epoch is shorter.
+        ConfigError: for other configurations, or several processes.
         CotsError: as `training.trainer.train`.
     """
     if config.freeze_image or config.accumulate > 1:
         raise ConfigError("only runs with freeze_image=false and accumulate=1 can be measured")
     with join_world(config.device) as world:
+        if world.size > 1:
+            raise ConfigError(
+                f"{world.size} processes cannot be measured; start one, without torchrun"
+            )
         torch.manual_seed(config.seed)
         model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
         batches = make_batches(config, examples, None, preprocess, world)
-        if len(batches) < _WARM_UP + runs:
-            raise ConfigError(
-                f"an epoch has {len(batches)} steps, and {_WARM_UP + runs} are needed; ask for "
-                "fewer runs, or lower batch_size"
-            )
         stepper = make_stepper(config, model, preprocess, world, len(batches))
-        stepper.times.enabled = True
-        return _measure(stepper, batches, runs)
+        return _measure(stepper, _endless(batches), runs)
 
 
-def _measure(stepper: Stepper, batches: PairBatches, runs: int) -> list[StepTimes]:
-    measured = []
-    stream = batches.epoch(0)
-    for _ in range(_WARM_UP + runs):
-        started = time.perf_counter()
+def _endless(batches: PairBatches) -> Iterator[Batch]:
+    for epoch in count():
+        yield from batches.epoch(epoch)
+
+
+def _measure(stepper: Stepper, stream: Iterator[Batch], runs: int) -> StepTimes:
+    for _ in range(_WARM_UP):
+        stepper.run([next(stream)])
+    loading = 0.0
+    started = time.perf_counter()
+    for _ in range(runs):
+        asked = time.perf_counter()
         batch = next(stream)
-        loaded = time.perf_counter()
+        loading += time.perf_counter() - asked
         stepper.run([batch])  # its losses are read back, so a GPU is done, too
-        ended = time.perf_counter()
-        parts = stepper.times.take()
+    block = time.perf_counter() - started
+    stepper.times.enabled = True
+    parts, encoders = [], []
+    for _ in range(runs):
+        batch = next(stream)
+        stepper.run([batch])
+        parts.append(stepper.times.take())
         _encode_alone(stepper, batch)
-        encoders = stepper.times.take()["encoders"]
-        measured.append(StepTimes(loaded - started, ended - loaded, parts, encoders))
-    return measured[_WARM_UP:]
+        encoders.append(stepper.times.take()["encoders"])
+    return StepTimes(block / runs, loading / runs, parts, encoders)
 
 
 def _encode_alone(stepper: Stepper, batch: Batch) -> None:

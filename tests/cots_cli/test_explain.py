@@ -33,7 +33,7 @@ def test_maps_beside_the_picture(args, tmp_path, capsys):
     with Image.open(tmp_path / "m.png") as sheet, Image.open(tmp_path / "photo.jpg") as photo:
         assert sheet.width >= 3 * photo.width * 320 // photo.height
         assert len(sheet.getcolors(10**6)) > 1000
-    assert run([*args, "red dog"]) == 0
+    assert run([*args, "red dog", "caf\udce9"]) == 0
     assert "maps in" in capsys.readouterr().out
 
 
@@ -42,7 +42,9 @@ def test_maps_beside_the_picture(args, tmp_path, capsys):
     [
         (["--output", "maps.jpg", "a"], "ends in .png"),
         (["  "], "1 of the texts are empty"),
-        (["a", "--start-layer", "9"], "2 layers"),
+        (["a", "--start-layer", "9"], "image tower has 2 layers"),
+        (["a", "--text-start-layer", "9"], "text tower has 2 layers"),
+        (["--output", "no/such/folder/maps.png", "a"], "there is no folder no/such/folder"),
     ],
 )
 def test_what_cannot_be_mapped_is_said(args, capsys, change, message):

@@ -70,7 +70,8 @@ def test_a_map_over_patches_and_words_without_a_trace_in_the_model(model, pair):
     assert found.patch_hw.shape == model.image.patch_grid
     assert (found.patch_hw >= 0).all()
     assert found.patch_hw.sum() > 0
-    assert (found.token_L[:4] > 0).all()
+    assert (found.token_L[:4] >= 0.25).all()
+    assert found.token_L[:4].std() > 0
     assert found.token_L[4] == 0
     expected = (before * model.encode_text(*pair[1:])).sum().item()
     assert found.similarity == pytest.approx(expected, abs=1e-5)
@@ -112,11 +113,65 @@ def test_the_gradients_are_those_of_the_similarity(model, pair):
     torch.testing.assert_close(found.patch_hw.flatten(), cls_T[prefix:], rtol=0.1, atol=2e-4)
 
 
+def test_the_words_gradients_are_those_of_the_similarity(model, pair):
+    """By differences, in the last layer of the text tower."""
+    found = explain(model, *pair, text_start_layer=1)
+    image_1E = model.encode_image(pair[0]).detach()
+    attention: list[torch.Tensor] = []
+    model.text.trunk.set_attn_implementation("eager")
+    change = torch.zeros(())
+
+    def add(_module, args):
+        attention.append(args[0].detach())
+        return (args[0] + change,)
+
+    last = model.text.trunk.encoder.layer[-1].attention.self
+    weighed = torch.matmul
+
+    def matmul(A, B):
+        is_last = A.shape[-1] == A.shape[-2] and A.shape[-1] == pair[1].shape[1]
+        return weighed(add(None, (A,))[0] if is_last and watching else A, B)
+
+    watching = False
+    last.register_forward_pre_hook(lambda *_: watch(True))
+    last.register_forward_hook(lambda *_: watch(False))
+
+    def watch(on):
+        nonlocal watching
+        watching = on
+
+    def similarity() -> float:
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "matmul", matmul)
+            return (image_1E * model.encode_text(*pair[1:])).sum().item()
+
+    plain = similarity()
+    A_HLL = attention[0][0]
+    gradient_HLL = torch.zeros_like(A_HLL)
+    for place in torch.cartesian_prod(*(torch.arange(n) for n in A_HLL.shape)).tolist():
+        change = torch.zeros_like(attention[0])
+        change[(0, *place)] = 0.05
+        gradient_HLL[tuple(place)] = (similarity() - plain) / 0.05
+    expected_LL = (gradient_HLL * A_HLL).clamp(min=0).mean(dim=0) + torch.eye(5)
+    expected_L = expected_LL[:4].mean(dim=0) * pair[2][0]
+    torch.testing.assert_close(found.token_L, expected_L, rtol=1e-3, atol=2e-4)
+
+
+def test_frozen_weights_are_no_hindrance(model, pair):
+    expected = explain(model, *pair)
+    model.requires_grad_(False)
+    found = explain(model, *pair)
+    assert torch.equal(found.patch_hw, expected.patch_hw)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_batches_other_networks_and_missing_layers_are_refused(model, pair):
     with pytest.raises(ValueError, match="2 pictures and 1 texts"):
         explain(model, pair[0].repeat(2, 1, 1, 1), *pair[1:])
-    with pytest.raises(ConfigError, match="has 2 layers; start_layer 2 leaves none"):
+    with pytest.raises(ConfigError, match="image tower has 2 layers, and none is left"):
         explain(model, *pair, start_layer=2)
+    with pytest.raises(ConfigError, match="text tower has 2 layers, and none is left"):
+        explain(model, *pair, text_start_layer=2)
     config = tiny_model_config(make_tokenizer().get_vocab_size())
     image = ImageTowerConfig(arch="efficientnet_lite0", image_size=64)
     other = CotsModel(config.model_copy(update={"image": image})).eval()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cots_cli.main import run
+from cots_model.errors import ConfigError
 from training.engine.speed import peak_of
-from training.plan import make_plan
+from training.plan import _CountedSteps, make_plan
 
 FULL = ("objective.task.weight=1", "objective.language.weight=1", "precision=fp32")
 
@@ -19,22 +20,45 @@ def weights_bytes(config) -> int:
     return sum(p.numel() * 4 for p in CotsModel(load_config(config.model).model).parameters())
 
 
-def test_memory_has_the_five_copies_of_the_weights_and_grows_with_the_batch(configure):
+def test_memory_has_the_copies_of_the_weights_and_grows_with_the_batch(configure):
     config = configure(*FULL)
     plan = make_plan(config)
-    copies = plan.fixed_bytes / weights_bytes(config)
-    assert 5 <= copies < 7  # weights, gradient, two averages, momentum copy; a head, queues
-    assert plan.memory_bytes(8) - plan.memory_bytes(4) == pytest.approx(4 * plan.pair_bytes)
-    assert plan.pair_bytes > 0
+    assert plan.memory_bytes(0) >= 5 * weights_bytes(config)  # gradient, averages, momentum copy
+    assert plan.memory_bytes(64) > plan.memory_bytes(8) > plan.memory_bytes(0)
 
 
-def test_longer_captions_and_recomputed_blocks_change_what_a_pair_takes(configure):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_memory_of_a_large_batch_is_what_is_counted_with_it(configure, recompute):
+    config = configure(*FULL, f"engine.activation_checkpointing={str(recompute).lower()}")
+    counted = max(_CountedSteps(config, num_tokens=16, num_frames=1).trace(64))
+    assert make_plan(config).memory_bytes(64) == pytest.approx(counted, rel=0.01)
+
+
+def test_captions_frames_and_recomputed_blocks_change_what_a_pair_takes(configure):
     short, long = (make_plan(configure(*FULL), num_tokens=n) for n in (6, 30))
-    assert long.pair_bytes > short.pair_bytes
+    assert long.memory_bytes(64) > short.memory_bytes(64)
     assert long.pair_flops > short.pair_flops
     saved = make_plan(configure(*FULL, "engine.activation_checkpointing=true"), num_tokens=30)
-    assert saved.pair_bytes < long.pair_bytes
+    assert saved.memory_bytes(64) < long.memory_bytes(64)
     assert saved.pair_flops == long.pair_flops
+    videos = make_plan(configure(*FULL), num_tokens=30, num_frames=4)
+    assert videos.memory_bytes(64) > 1.5 * long.memory_bytes(64)
+    assert videos.pair_flops > 1.5 * long.pair_flops
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["freeze_image=true"], "freeze_image=false"),
+        (
+            ["objective.vision.weight=1", "objective.vision.tokenizer=runs/none"],
+            "make it with `cots train tokenizer`",
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_said(configure, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(configure(*overrides))
 
 
 def test_time_follows_from_the_operations(configure):
@@ -49,9 +73,13 @@ def test_the_command_prints_figures(configure, tmp_path, capsys):
     assert run([*args, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert min(figures.values()) >= 0
-    assert figures["gib"] >= figures["gib_fixed"] > 0
+    assert figures["gib_twice_the_batch"] >= figures["gib"] > 0
     assert run(args) == 0
-    assert "memory of each process" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "memory of each process" in printed.out
+    assert "counting two small steps" in printed.err
+    assert run([*args[:-1], "-3"]) == 2
+    assert "range" in capsys.readouterr().err
     assert run([*args, "--gpu", "GTX 970"]) == 2
     assert "use A100, H100, H200 or L40S" in capsys.readouterr().err
 

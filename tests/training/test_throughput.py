@@ -13,10 +13,12 @@ def test_train_reports_where_a_step_goes(configure, tmp_path, capsys):
     assert run([*args, "objective.task.weight=1", "objective.language.weight=1"]) == 0
     printed = json.loads(capsys.readouterr().out)
     ms = {stage["name"]: stage["median_ms"] for stage in printed["stages"]}
-    parts = sum(ms.values()) - ms["step"] - ms["encoders alone"]
-    assert parts == pytest.approx(ms["step"], rel=0.2)
+    parts = sum(ms.values()) - ms["encoders alone"]
+    figures = printed["figures"]
+    assert 0.2 < (parts + figures["loading_ms"]) / figures["step_ms"] < 5  # a busy machine
+    assert figures["pairs_per_s"] == pytest.approx(8000 / figures["step_ms"], rel=0.01)
     assert min(ms["encoders alone"], ms["keys"], ms["forward"], ms["backward"]) > 0
-    assert printed["figures"]["of_encoders_alone"] > 0
+    assert 0 < figures["of_encoders_alone"] < 3
     assert not config.output.exists()
 
 

@@ -96,7 +96,7 @@ class Run:
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
         self.finish = finish
         self.world = stepper.world
-        self._sums = sums_of(self.world)
+        self._sums = sums_of(self.world, config.engine)
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
         self.metrics: RetrievalMetrics | None = None
@@ -107,7 +107,8 @@ class Run:
         if saved is not None:
             step, state = saved
             check_same_data(state["data"], self._data())
-            warn_of_other_sums(state.get("sums", {}), self._sums)
+            if self.world.is_main:
+                warn_of_other_sums(state.get("sums", {}), self._sums)
             restore(stepper, state["stepper"])
             self.progress = Progress(**state["progress"])
             log.info("going on at step %d of %s", step, config.output)
@@ -244,6 +245,8 @@ class Run:
                     self._keep_if_best()
         self._save()
         self.dropped.end_epoch()
+        if self.speed is not None:
+            self.speed.forget_peak()
 
     def _write_again(self) -> None:
         weights = full_weights(self.stepper.objective.model)

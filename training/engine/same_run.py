@@ -11,7 +11,7 @@ import yaml
 
 from cots_model.errors import ConfigError
 from cots_model.hardware import describe_hardware
-from training.config import TrainConfig
+from training.config import EngineConfig, TrainConfig
 from training.engine.world import World
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,15 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def sums_of(world: World) -> dict[str, Any]:
-    """What decides the order in which a sum's terms are added, and so its last digits."""
+def sums_of(world: World, engine: EngineConfig) -> dict[str, Any]:
+    """What may change and decides how sums are ordered and rounded, and so their last digits."""
     hardware = describe_hardware(world.device)
     return {
         "device": hardware.gpu or hardware.cpu,
-        "threads": hardware.threads,
-        "processes": world.size,
+        "threads": hardware.threads if hardware.gpu is None else 0,
         "torch": str(torch.__version__),
+        "engine.compile": engine.compile,
+        "engine.parallel": engine.parallel if world.size > 1 else "",
     }
 
 
@@ -72,4 +73,6 @@ def warn_of_other_sums(before: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [key for key in before if before[key] != now.get(key)]
     if changed:
         shown = ", ".join(f"{key} {before[key]} -> {now.get(key)}" for key in changed)
-        log.warning("not bit for bit the run that was stopped: sums are ordered by %s", shown)
+        log.warning(
+            "not bit for bit the run that was stopped, sums are rounded otherwise: %s", shown
+        )

@@ -57,7 +57,13 @@ class Speed:
         device = stepper.world.device
         peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self._device = device
+        self.forget_peak()
         self._peak = peak and (peak.bf16 if config.precision == "bf16" else peak.fp32)
+
+    def forget_peak(self) -> None:
+        """Start anew with the most memory: scoring a checkpoint is no part of training."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
     def figures(self, batches: Sequence[Batch], step_s: float) -> dict[str, float]:
         """Of a step that took `step_s` seconds, waiting for data not included.

@@ -36,4 +36,5 @@ def wrap(
         split(objective, momentum)
         return objective
     local = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(objective, device_ids=local)
+    # Gradients are views of what travels, not a second copy.
+    return DistributedDataParallel(objective, device_ids=local, gradient_as_bucket_view=True)

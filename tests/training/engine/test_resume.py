@@ -145,7 +145,7 @@ def test_another_number_of_threads_is_said(configure, monkeypatch, caplog):
         train(config)
     finally:
         torch.set_num_threads(threads)
-    assert f"sums are ordered by threads {threads} -> {threads + 1}" in caplog.text
+    assert f"sums are rounded otherwise: threads {threads} -> {threads + 1}" in caplog.text
 
 
 def test_other_values_are_refused(configure, whole):
