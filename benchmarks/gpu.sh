@@ -46,9 +46,16 @@ bench_size=(batch_size=256 data.num_workers=12 --runs 40)
 evaluate=$DATA/flickr8k/val-00000.tar
 train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
 if [[ $DRY_RUN == 1 ]]; then
-  size=(epochs=1 batch_size=64)
+  size=(epochs=1 batch_size=16)
   tokenizer_size=(epochs=1)
   bench_size=(batch_size=16 --runs 1)
+  "$PYTHON" - "$evaluate" "$OUT/tiny.tar" <<'PYTHON_END'
+import itertools, sys, tarfile
+with tarfile.open(sys.argv[1]) as whole, tarfile.open(sys.argv[2], "w") as tiny:
+    for member in itertools.islice(whole, 2 * 48):  # a picture and its captions each
+        tiny.addfile(member, whole.extractfile(member))
+PYTHON_END
+  evaluate=$OUT/tiny.tar
   train="[$evaluate]"
 fi
 step train_mini cots train pretrain --config training/configs/cots-mini-contrast.yaml \
