@@ -71,7 +71,6 @@ def test_build_prints_its_report_as_json(photos, tiny_checkpoint, tmp_path):
         (["--modality", "video"], "image"),
         (["--index", "hnsw"], "flat"),
         (["--engine", "ray"], "local"),
-        (["--device", "tpu"], "cpu"),
         (["--batch-size", "0"], "1<=x"),
     ],
 )
@@ -79,6 +78,12 @@ def test_build_refuses_what_is_not_there_yet(photos, tmp_path, options, accepted
     result = run("build", photos, "--gallery", tmp_path / "g", *options)
     assert result.exit_code == 2
     assert accepted in result.stderr
+    assert not (tmp_path / "g").exists()
+
+
+def test_build_refuses_an_unknown_device(photos, tmp_path):
+    result = run("build", photos, "--gallery", tmp_path / "g", "--device", "tpu")
+    assert "accepted: auto, cpu, cuda, cuda:N" in str(refusal(result))
     assert not (tmp_path / "g").exists()
 
 

@@ -87,7 +87,7 @@ def test_pretrain_refuses_bad_input_in_one_line(cots, config, override, says):
 def test_pretrain_refuses_a_missing_config(cots, tmp_path):
     status, _, err = cots("train", "pretrain", "--config", tmp_path / "no.yaml")
     assert status == 2
-    assert "no.yaml cannot be read as YAML" in err
+    assert "no.yaml; training/configs holds examples" in err
     status, _, err = cots("train", "pretrain")
     assert status == 2
     assert "--config" in err
