@@ -17,6 +17,7 @@ from torch import Tensor
 from cots_model.errors import InputError
 from cots_model.preprocess import Preprocess
 from training.broken import BrokenCount
+from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig
 from training.example import BrokenExampleError, Example
 from training.feature_cache import FeatureCache, random_view
@@ -35,6 +36,7 @@ class Batch:
         tok_BL: int64 token ids.
         mask_BL: bool, true on tokens.
         image_id_B: int64, the picture's number.
+        text_BD: features of a frozen text tower; `None` if it is trained.
         num_frames_B: frames of each pair, for `cots_model.videos.pool_frames`; `None` if all are
             pictures.
         draws: the pairs as they were drawn, where they are known.
@@ -44,6 +46,7 @@ class Batch:
     tok_BL: Tensor
     mask_BL: Tensor
     image_id_B: Tensor
+    text_BD: Tensor | None = None
     num_frames_B: tuple[int, ...] | None = None
     draws: tuple[Draw, ...] = ()
 
@@ -54,6 +57,7 @@ class Batch:
             self.tok_BL.to(device),
             self.mask_BL.to(device),
             self.image_id_B.to(device),
+            None if self.text_BD is None else self.text_BD.to(device),
             self.num_frames_B,
             self.draws,
         )
@@ -86,12 +90,14 @@ class BatchMaker:
         *,
         num_frames: int,
         feature_cache: FeatureCache | None = None,
+        captions: CaptionFeatures | None = None,
     ) -> None:
         """Take what all batches share."""
         self._preprocess = preprocess
         self._augment = augment
         self._num_frames = num_frames
         self._feature_cache = feature_cache
+        self._captions = captions
 
     def __call__(self, step: Step) -> Prepared:
         """Read the pictures; the place of a broken one is taken by the next good pair."""
@@ -108,13 +114,15 @@ class BatchMaker:
 
     def _batch(self, chosen: Sequence[tuple[Draw, Tensor]]) -> Batch:
         draws, images = zip(*chosen, strict=True)
-        tok_BL, mask_BL = self._preprocess.text([draw.caption for draw in draws])
+        texts = [draw.caption for draw in draws]
+        tok_BL, mask_BL = self._preprocess.text(texts)
         has_videos = any(draw.example.kind == "video" for draw in draws)
         return Batch(
             torch.cat(images),
             tok_BL,
             mask_BL,
             torch.tensor([draw.number for draw in draws]),
+            self._captions.get(texts) if self._captions is not None else None,
             tuple(len(image) for image in images) if has_videos else None,
             draws,
         )
@@ -149,6 +157,7 @@ class PairBatches:
         batch_size: int,
         seed: int,
         feature_cache: FeatureCache | None = None,
+        captions: CaptionFeatures | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -164,6 +173,7 @@ class PairBatches:
             batch_size: pairs per step and rank.
             seed: of everything random.
             feature_cache: of a frozen image tower, instead of pixels.
+            captions: features of a frozen text tower, beside the tokens.
             rank: of this process.
             world_size: number of processes.
             num_workers: processes that load; 0 loads in this one. The batches are the same.
@@ -178,7 +188,11 @@ class PairBatches:
             order, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size
         )
         self._make = BatchMaker(
-            preprocess, augment, num_frames=num_frames, feature_cache=feature_cache
+            preprocess,
+            augment,
+            num_frames=num_frames,
+            feature_cache=feature_cache,
+            captions=captions,
         )
         self.num_pairs = order.count()
         self._num_steps = _whole_steps(self.num_pairs, batch_size * world_size)

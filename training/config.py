@@ -207,12 +207,16 @@ class RegressionConfig(Frozen):
         when: `never`; `first`, instead of random first weights; `last`, after the last epoch
             instead of what the projections learned; or `both`.
         ridge: weight of the L2 penalty on the image projection, per row of the regression.
+        share: of the closed form in the last projections; the rest is what they learned from its
+            start. Below 1 only with `when: both` and `freeze_text`, or the two would not be of one
+            space.
         whitening: 0 keeps the directions of the text feature as strong as they are, 1 makes them
             equally strong; more tells pictures of one kind apart better, less tells kinds apart.
     """
 
     when: Literal["never", "first", "last", "both"] = "never"
     ridge: float = Field(default=0.25, gt=0)
+    share: float = Field(default=1.0, gt=0, le=1)
     whitening: float = Field(default=0.25, ge=0, le=1)
 
     @property
@@ -258,6 +262,8 @@ class TrainConfig(Frozen):
         regression: closed-form projections, with a frozen image tower only.
         freeze_image: keep the image tower as it is, and cache its features of every view; only
             its projection is trained.
+        freeze_text: keep the text tower as it is, and hold the captions' features in memory; only
+            its projection is trained.
         epochs: passes over the pictures, one random caption each time; 0 for `regression` alone.
         batch_size: pairs per process that go through the towers at once.
         accumulate: such batches per optimiser step.
@@ -277,6 +283,7 @@ class TrainConfig(Frozen):
     engine: EngineConfig = EngineConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     freeze_image: bool = False
+    freeze_text: bool = False
     regression: RegressionConfig = RegressionConfig()
     epochs: int = Field(ge=0)
     batch_size: int = Field(ge=1)
@@ -290,11 +297,27 @@ class TrainConfig(Frozen):
     output: Path
 
     @model_validator(mode="after")
+    def _words_can_be_hidden(self) -> Self:
+        if self.freeze_text and self.objective.language.weight:
+            raise ValueError(
+                "objective.language trains the text tower, and freeze_text keeps it as it is; set "
+                "objective.language.weight=0 or freeze_text=false"
+            )
+        if self.freeze_text and self.data.stream:
+            raise ValueError("a stream's captions are not known before; set freeze_text=false")
+        return self
+
+    @model_validator(mode="after")
     def _regression_has_features(self) -> Self:
         if self.regression.when != "never" and not self.freeze_image:
             raise ValueError(
                 "regression needs the features of a frozen image tower; set freeze_image=true or "
                 "regression.when=never"
+            )
+        if self.regression.share < 1 and not (self.regression.when == "both" and self.freeze_text):
+            raise ValueError(
+                "regression.share mixes what was learned with the closed form it started from; set "
+                "regression.when=both and freeze_text=true, or share=1"
             )
         if not self.epochs and not self.regression.is_last:
             raise ValueError("epochs=0 trains nothing; set epochs or regression.when=last")

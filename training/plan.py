@@ -86,10 +86,10 @@ def make_plan(config: TrainConfig, *, num_tokens: int = 16, num_frames: int = 1)
         ConfigError: if the image tower is frozen, the model cannot be built, or the image
             tokenizer is not there or does not fit.
     """
-    if config.freeze_image or not config.epochs:
+    if config.freeze_image or config.freeze_text or not config.epochs:
         raise ConfigError(
-            "a run with a frozen image tower or without epochs cannot be planned: what it needs "
-            "depends on its feature cache; choose one with freeze_image=false"
+            "a run with a frozen tower or without epochs cannot be planned: what it needs depends "
+            "on its features in memory; choose one with freeze_image=false and freeze_text=false"
         )
     with torch.random.fork_rng(devices=[]):
         steps = _CountedSteps(config, num_tokens, num_frames)
@@ -171,7 +171,7 @@ class _CountedSteps:
             torch.randint(1, self.objective.model.text.vocab_size, (size, length)),
             torch.ones(size, length, dtype=torch.bool),
             torch.arange(size),
-            frames if self._num_frames > 1 else None,
+            num_frames_B=frames if self._num_frames > 1 else None,
         )
 
     def trace(self, size: int) -> list[int]:

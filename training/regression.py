@@ -15,15 +15,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
+from training.caption_features import CaptionFeatures
 from training.config import RegressionConfig
 from training.example import Example
 from training.feature_cache import FeatureCache
-
-_BATCH = 128  # captions
 
 
 def fit_projections(
@@ -34,6 +32,8 @@ def fit_projections(
     config: RegressionConfig,
     *,
     bf16: bool,
+    captions: CaptionFeatures | None = None,
+    share: float = 1.0,
 ) -> None:
     """Replace the weights of both projections; a picture counts its weight times its repeats.
 
@@ -44,11 +44,14 @@ def fit_projections(
         cache: their image features; those of broken pictures are left out.
         config: ridge and whitening.
         bf16: run the text tower in autocast.
+        captions: features of all captions, if the text tower has already made them.
+        share: of the closed form in the new weights; the rest is what they were.
     """
     rows = [row for row in range(len(examples)) if not cache.is_broken(row)]
-    caption_KD, owner_K = _caption_features(
-        model, preprocess, [examples[row].captions for row in rows], bf16=bf16
-    )
+    said = [(place, text) for place, row in enumerate(rows) for text in examples[row].captions]
+    texts = [text for _, text in said]
+    captions = captions or CaptionFeatures.embed(model, preprocess, texts, bf16=bf16)
+    caption_KD, owner_K = captions.get(texts), torch.tensor([place for place, _ in said])
     counted = [examples[row].weight * examples[row].repeat for row in rows]
     weight_M = torch.tensor(counted, dtype=torch.float64)
     count_M = torch.bincount(owner_K, minlength=len(rows))
@@ -56,7 +59,7 @@ def fit_projections(
     matrix_DE, mean_D = principal_directions(
         caption_KD, weight_K, model.config.embed_dim, whitening=config.whitening
     )
-    _assign(model.text_projection, matrix_DE, -mean_D @ matrix_DE)
+    _assign(model.text_projection, matrix_DE, -mean_D @ matrix_DE, share)
     said_KE = F.normalize((caption_KD.double() - mean_D) @ matrix_DE, dim=1)
     target_ME = torch.zeros(len(rows), said_KE.shape[1], dtype=torch.float64)
     target_ME.index_add_(0, owner_K, said_KE / count_M[owner_K, None])
@@ -68,7 +71,7 @@ def fit_projections(
         weight_M.repeat_interleave(num_views),
         ridge=config.ridge,
     )
-    _assign(model.image_projection, matrix_DE, bias_E)
+    _assign(model.image_projection, matrix_DE, bias_E, share)
 
 
 def principal_directions(
@@ -130,26 +133,7 @@ def ridge_regression(
     return matrix_DE, mean_E - mean_D @ matrix_DE
 
 
-def _caption_features(
-    model: CotsModel, preprocess: Preprocess, captions: Sequence[Sequence[str]], *, bf16: bool
-) -> tuple[Tensor, Tensor]:
-    """Features `[K,D]` float32 of all captions before projection, and whose they are `[K]`."""
-    pairs = [(owner, text) for owner, texts in enumerate(captions) for text in texts]
-    pairs.sort(key=lambda pair: len(pair[1]))  # batches of captions of like length
-    device = next(model.text.parameters()).device
-    was_training = model.text.training
-    model.text.eval()
-    features = []
-    for at in tqdm(range(0, len(pairs), _BATCH), desc="captions", unit="batch", disable=None):
-        tok_BL, mask_BL = preprocess.text([text for _, text in pairs[at : at + _BATCH]])
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            feature_BD = model.text.feature(tok_BL.to(device), mask_BL.to(device))
-        features.append(feature_BD.float().cpu())
-    model.text.train(was_training)
-    return torch.cat(features), torch.tensor([owner for owner, _ in pairs])
-
-
 @torch.no_grad()
-def _assign(layer: nn.Linear, matrix_DE: Tensor, bias_E: Tensor) -> None:
-    layer.weight.copy_(matrix_DE.T)
-    layer.bias.copy_(bias_E)
+def _assign(layer: nn.Linear, matrix_DE: Tensor, bias_E: Tensor, share: float) -> None:
+    layer.weight.lerp_(matrix_DE.T.to(layer.weight), share)
+    layer.bias.lerp_(bias_E.to(layer.bias), share)

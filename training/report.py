@@ -48,7 +48,8 @@ def _training(
     config: TrainConfig, num_pairs: int, step_pairs: int, step: int, wall_s: float
 ) -> str:
     pairs_per_s = step * step_pairs / max(wall_s, 1e-9)
-    frozen = ", after embedding with the frozen image tower" if config.freeze_image else ""
+    towers = [n for n, f in (("image", config.freeze_image), ("text", config.freeze_text)) if f]
+    frozen = f", after embedding with the frozen {' and '.join(towers)} tower" if towers else ""
     steps = f"""\
 - Steps: {step:,} of {step_pairs} pairs
 - Data: {num_pairs:,} pairs an epoch

@@ -52,8 +52,10 @@ def measure_steps(config: TrainConfig, *, runs: int) -> StepTimes:
         ConfigError: for other configurations, or several processes.
         CotsError: as `training.trainer.train`.
     """
-    if config.freeze_image or config.accumulate > 1:
-        raise ConfigError("only runs with freeze_image=false and accumulate=1 can be measured")
+    if config.freeze_image or config.freeze_text or config.accumulate > 1:
+        raise ConfigError(
+            "only runs with freeze_image=false, freeze_text=false and accumulate=1 can be measured"
+        )
     with join_world(config.device) as world:
         if world.size > 1:
             raise ConfigError(
@@ -62,7 +64,7 @@ def measure_steps(config: TrainConfig, *, runs: int) -> StepTimes:
         torch.manual_seed(config.seed)
         model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
-        batches = make_batches(config, examples, None, preprocess, world)
+        batches = make_batches(config, examples, None, None, preprocess, world)
         stepper = make_stepper(config, model, preprocess, world, len(batches))
         return _measure(stepper, _endless(batches), runs)
 

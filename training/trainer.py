@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import PairBatches
+from training.caption_features import CaptionFeatures
 from training.config import TrainConfig
 from training.data import read_examples
 from training.engine.dropped import FilterReport
@@ -72,15 +74,17 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
         cache = _feature_cache(config, model, preprocess, examples)
-        batches = make_batches(config, examples, cache, preprocess, world)
+        captions = _caption_features(config, model, preprocess, examples)
+        batches = make_batches(config, examples, cache, captions, preprocess, world)
         evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-        fit = _projection_fit(config, preprocess, examples, cache)
+        fit = _projection_fit(config, preprocess, examples, cache, captions)
         states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         if config.regression.is_first and not states.steps():
-            fit(model.to(world.device))
+            fit(model.to(world.device), share=1.0)
         world.barrier()  # one may have read the data faster
         stepper = make_stepper(config, model, preprocess, world, len(batches))
-        finish = fit if config.regression.is_last else None
+        share = config.regression.share
+        finish = partial(fit, share=share) if config.regression.is_last else None
         with listen_for_stop() as stop:
             run = Run(
                 config, stepper, batches, preprocess, evaluated, stop, report=report, finish=finish
@@ -143,10 +147,11 @@ def make_batches(
     config: TrainConfig,
     examples: list[Example],
     cache: FeatureCache | None,
+    captions: CaptionFeatures | None,
     preprocess: Preprocess,
     world: World,
 ) -> PairBatches:
-    """Of a run's training data; `cache` instead of pixels if there is one."""
+    """Of a run's training data; features of frozen towers where there are some."""
     data = config.data
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
@@ -155,6 +160,7 @@ def make_batches(
         batch_size=config.batch_size,
         seed=config.seed,
         feature_cache=cache,
+        captions=captions,
         rank=world.rank,
         world_size=world.size,
         num_workers=data.num_workers,
@@ -183,14 +189,36 @@ def _feature_cache(
     )
 
 
+def _caption_features(
+    config: TrainConfig, model: CotsModel, preprocess: Preprocess, examples: list[Example]
+) -> CaptionFeatures | None:
+    if not config.freeze_text:
+        return None
+    model.text.requires_grad_(False).to(resolve_device(config.device))
+    texts = (text for example in examples for text in example.captions)
+    return CaptionFeatures.embed(model, preprocess, texts, bf16=config.precision == "bf16")
+
+
 def _projection_fit(
-    config: TrainConfig, preprocess: Preprocess, examples: list[Example], cache: FeatureCache | None
-) -> Callable[[CotsModel], None]:
+    config: TrainConfig,
+    preprocess: Preprocess,
+    examples: list[Example],
+    cache: FeatureCache | None,
+    captions: CaptionFeatures | None,
+) -> Callable[..., None]:
     """What puts closed-form projections into a model."""
 
-    def fit(model: CotsModel) -> None:
+    def fit(model: CotsModel, *, share: float) -> None:
         assert cache is not None, "TrainConfig refuses regression without freeze_image"
-        bf16 = config.precision == "bf16"
-        fit_projections(model, preprocess, examples, cache, config.regression, bf16=bf16)
+        fit_projections(
+            model,
+            preprocess,
+            examples,
+            cache,
+            config.regression,
+            bf16=config.precision == "bf16",
+            captions=captions,
+            share=share,
+        )
 
     return fit

@@ -1,5 +1,6 @@
 """Closed-form projections: the closed form is right, weights count, and it finds pictures."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -12,6 +13,7 @@ from cots_model.encoder import Encoder
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from tests.training.conftest import assert_equal_states
+from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig, RegressionConfig
 from training.data import read_examples
 from training.evaluate import evaluate
@@ -42,6 +44,54 @@ def cache(model, preprocess, examples, tmp_path) -> FeatureCache:
 def fit(model, preprocess, examples, cache, **keys) -> CotsModel:
     fit_projections(model, preprocess, examples, cache, RegressionConfig(**keys), bf16=False)
     return model
+
+
+def test_a_share_of_the_closed_form_is_mixed_in(model, preprocess, examples, cache):
+    learned = weights_of(model)
+    fitted = weights_of(fit(copy.deepcopy(model), preprocess, examples, cache))
+    fit_projections(model, preprocess, examples, cache, RegressionConfig(), bf16=False, share=0.25)
+    for mixed, ours, theirs in zip(weights_of(model), learned, fitted, strict=True):
+        torch.testing.assert_close(mixed, 0.75 * ours + 0.25 * theirs)
+
+
+def test_frozen_towers_train_the_projections_alone(configure, tmp_path):
+    overrides = (*FROZEN, "freeze_text=true", "regression={when: both, share: 0.5}", "epochs=3")
+    started = configure(*FROZEN, "regression.when=last", "epochs=0", f"output={tmp_path / 'start'}")
+    train(started)
+    config = configure(*overrides)
+    result = train(config)
+    before, after = (
+        CotsModel.from_pretrained(folder).state_dict() for folder in (started.output, config.output)
+    )
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {
+        f"{side}_projection.{part}" for side in ("image", "text") for part in ("weight", "bias")
+    }
+    assert result.wall_s > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["freeze_text=true", "objective.language.weight=1"], "freeze_text keeps it as it is"),
+        (["freeze_text=true", "data.stream=true"], "not known before"),
+        (["freeze_image=true", "regression={when: both, share: 0.5}"], "freeze_text=true"),
+    ],
+)
+def test_runs_with_a_frozen_text_tower_that_make_no_sense_are_refused(
+    configure, overrides, message
+):
+    with pytest.raises(ConfigError, match=message):
+        configure(*overrides)
+
+
+def test_a_caption_is_embedded_as_the_text_tower_does(model, preprocess):
+    texts = ["red on blue", "a green and white man", "red on blue"]
+    features = CaptionFeatures.embed(model.train(), preprocess, texts, bf16=False)
+    assert model.text.training
+    with torch.no_grad():
+        expected_BD = model.eval().text.feature(*preprocess.text(texts))
+    torch.testing.assert_close(features.get(texts), expected_BD, rtol=1e-5, atol=1e-5)
 
 
 def weights_of(model) -> list[torch.Tensor]:

@@ -98,7 +98,7 @@ class StepFlops:
 
     def _per_caption(self, num_tokens: int) -> float:
         one, language = self.forward, self._config.objective.language
-        flops = (_TRAINED + _SLOW) * one.text(num_tokens)
+        flops = 0.0 if self._config.freeze_text else (_TRAINED + _SLOW) * one.text(num_tokens)
         if language.weight:
             hidden = language.share * num_tokens
             flops += _TRAINED * (one.text(num_tokens) + hidden * one.language_head)
