@@ -5,12 +5,14 @@ Shape letters: M pictures, V views, D width.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cots_model.errors import InputError
+from cots_model.errors import CotsError, InputError
 from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from training.broken import BrokenCount
@@ -30,6 +32,7 @@ from training.example import BrokenExampleError, Example
 log = logging.getLogger(__name__)
 
 _VERSION = 1  # of views and of what is stored
+_KEPT_EVERY = 64  # batches between notes of how far a cache is
 _BATCH = 8  # larger ones fall out of the CPU caches: 38 ms a picture at 32, 18 ms at 8
 
 
@@ -105,26 +108,50 @@ def cached_features(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _Recipe(examples, tower, preprocess, augment, seed, bf16)
     path = folder / f"features-{_key(recipe)}.npy"
-    if not path.exists():
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        try:
+    with _alone(folder):
+        if not path.exists():
             broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
-            _compute(partial, recipe, broken)
+            partial = path.with_suffix(".partial")
+            done = _Done(path.with_suffix(".done"))
+            try:
+                _compute(partial, done, recipe, broken)
+            except CotsError:  # these data will not do; what an ended process made is kept
+                done.path.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
+                raise
             partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            done.path.unlink(missing_ok=True)
     return FeatureCache(path)
 
 
-def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Other processes that want a cache in this folder wait here, and find theirs finished."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _compute(path: Path, done: _Done, recipe: _Recipe, broken: BrokenCount) -> None:
+    """Write the file, or the rest of it: what an ended process has done is kept beside it."""
     examples, tower = recipe.examples, recipe.tower
     tower = tower.to(memory_format=torch.channels_last).eval()
     num_views = recipe.augment.num_views
     log.info("embedding %d views of %d pictures", num_views, len(examples))
     shape = (len(examples), num_views, tower.width)
-    feature_MVD = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    begun = path.exists() and done.read() > 0
+    feature_MVD = np.lib.format.open_memmap(path, "r+" if begun else "w+", np.float16, shape)
     todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
-    for start in tqdm(range(0, len(todo), _BATCH), desc="features", unit="batch", disable=None):
+    first = done.read() if begun else 0
+    _count_again(feature_MVD, todo[:first], broken)
+    starts = range(first, len(todo), _BATCH)
+    for start in tqdm(starts, desc="features", unit="batch", disable=None):
+        if (start - first) % (_BATCH * _KEPT_EVERY) == 0:
+            feature_MVD.flush()
+            done.write(start)
         batch = todo[start : start + _BATCH]
         views = _views(recipe, batch, broken)
         for row in {row for row, _ in batch} - {row for row, _ in views}:
@@ -140,6 +167,36 @@ def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
             feature_MVD[list(rows), list(numbers)] = feature_BD
     feature_MVD.flush()
     broken.finish("features")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """How many views of an unfinished cache are in it."""
+
+    path: Path
+
+    def read(self) -> int:
+        try:
+            return int(self.path.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def write(self, count: int) -> None:
+        partial = self.path.with_suffix(".count")
+        partial.write_text(str(count))
+        partial.replace(self.path)
+
+
+def _count_again(
+    feature_MVD: np.ndarray, done: Sequence[tuple[int, int]], broken: BrokenCount
+) -> None:
+    """Count the pictures of an ended process; of broken ones only that they were is known."""
+    rows = [row for row, view in done if view == 0]
+    gone = [row for row in rows if np.isnan(feature_MVD[row, 0, 0])]
+    message = "was broken when this cache was begun"
+    broken.add(
+        len(rows), [BrokenExampleError("broken_before", f"{row}: {message}") for row in gone]
+    )
 
 
 def _features(tower: ImageTower, img_BCHW: Tensor, bf16: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer
 from tests.training.conftest import write_folder
+from training import feature_cache
 from training.batches import PairBatches
 from training.config import AugmentConfig
 from training.data import read_examples
@@ -123,7 +125,31 @@ def test_cache_is_another_for_other_contents(cache, photos, tmp_path, tower):
     assert len(files(tmp_path)) == len(changes) + 2
 
 
-def test_cache_leaves_nothing_behind_when_interrupted(cache, photos, tmp_path):
+def test_an_interrupted_cache_is_finished_by_the_next_run(cache, tmp_path, monkeypatch):
+    expected = np.array(cache().feature_MVD)
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    monkeypatch.setattr(feature_cache, "_BATCH", 2)
+    monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 2)
+    features, calls = feature_cache._features, []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return features(*args)
+
+    monkeypatch.setattr(feature_cache, "_features", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cache()
+    assert {Path(name).suffix for name in files(tmp_path)} == {".partial", ".done"}
+    finished = cache()
+    assert len(calls) == 7 + 3  # of nine batches, six were kept
+    np.testing.assert_allclose(finished.feature_MVD, expected, rtol=1e-2, atol=1e-3)
+    assert {Path(name).suffix for name in files(tmp_path)} == {".npy"}
+
+
+def test_a_cache_that_cannot_be_made_leaves_nothing_behind(cache, photos, tmp_path):
     (photos / "08.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"picture 08\.png"):
         cache()
