@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from cots_model.errors import ConfigError
 from cots_model.hardware import describe_hardware
@@ -32,8 +33,8 @@ def check_same_run(file: Path, states: Path, config: TrainConfig) -> None:
     """
     if not file.is_file() or not states.is_dir():
         return
-    before = yaml.safe_load(file.read_text("utf-8")) or {}
     now = config.model_dump(mode="json")
+    before = _with_defaults(yaml.safe_load(file.read_text("utf-8")) or {})
     changed = [key for key in now if key not in _MAY_CHANGE and before.get(key) != now[key]]
     if changed:
         shown = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:3])
@@ -41,6 +42,14 @@ def check_same_run(file: Path, states: Path, config: TrainConfig) -> None:
             f"{config.output} holds a run with other values ({shown}); give another output, or "
             f"remove the folder {states} to start again"
         )
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote, with the keys that it did not know yet at their defaults."""
+    try:
+        return TrainConfig.model_validate(values).model_dump(mode="json")
+    except ValidationError:  # a key is gone: it shows as changed
+        return values
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:

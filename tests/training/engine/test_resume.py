@@ -154,6 +154,15 @@ def test_other_values_are_refused(configure, whole):
         train(configure(*FULL, output, "batch_size=4"))
 
 
+def test_a_run_of_an_earlier_version_goes_on(whole):
+    """Keys that came later have defaults that keep what was."""
+    path = whole.output / "run.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["freeze_text"], values["regression"]["share"]
+    path.write_text(yaml.safe_dump(values))
+    train(whole)
+
+
 def test_a_finished_run_is_left_as_it_is(configure, whole):
     before = (whole.output / "model.safetensors").read_bytes()
     result = train(whole)
