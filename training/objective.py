@@ -142,7 +142,9 @@ class Objective(nn.Module):
             shares: of this batch in the step.
         """
         image_FD = batch.image if self.freeze_image else self.model.image.feature(batch.image)
-        text_BD = text_features(self.model, batch)
+        text_BD = batch.text_BD  # of a frozen tower
+        if text_BD is None:
+            text_BD = self.model.text.feature(batch.tok_BL, batch.mask_BL)
         terms = self._contrast(batch, image_FD, text_BD, keys, queues, keep_B)
         terms = {name: term * shares.pairs for name, term in terms.items()}
         accuracies: dict[str, Tensor] = {}
@@ -218,13 +220,6 @@ class Objective(nn.Module):
         image_BD = image_FD if frames is None else mean_frames(image_FD, frames)
         word_VW, label_BL = self.model.text.word_embedding_VW, cast(Tensor, hidden.label_BL)
         return language_token_loss(head, h_BLD, image_BD, label_BL, word_VW, keep_B=keep_B)
-
-
-def text_features(model: CotsModel, batch: Batch) -> Tensor:
-    """Features `[B,D]` of the captions before projection; of a frozen tower they are there."""
-    if batch.text_BD is not None:
-        return batch.text_BD
-    return model.text.feature(batch.tok_BL, batch.mask_BL)
 
 
 def project_images(model: CotsModel, image_FD: Tensor, batch: Batch) -> Tensor:

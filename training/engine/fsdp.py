@@ -20,5 +20,6 @@ def split(objective: Objective, momentum: CotsModel) -> None:
             fully_shard(block)
     fully_shard(objective)
     fully_shard(momentum, reshard_after_forward=True)  # no backward pass will do it
-    for name in ("encode_image", "encode_text", "project_image"):  # as `forward` does
+    # These are called from outside, as `forward` is.
+    for name in ("encode_image", "encode_text", "project_image", "project_text"):
         register_fsdp_forward_method(momentum, name)

@@ -28,7 +28,7 @@ from training.errors import TrainingError
 from training.filter import AdaptiveMomentumFilter, FilterResult
 from training.masking import NOT_A_TARGET
 from training.momentum import MomentumCopy
-from training.objective import Hidden, Keys, Objective, Shares, text_features
+from training.objective import Hidden, Keys, Objective, Shares
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 
@@ -197,7 +197,9 @@ class Stepper:
         image_FE = encode(batch.image)
         if batch.num_frames_B is not None:
             image_FE = pool_frames(image_FE, batch.num_frames_B)
-        return Keys(image_FE, model.project_text(text_features(model, batch)))
+        if batch.text_BD is not None:
+            return Keys(image_FE, model.project_text(batch.text_BD))
+        return Keys(image_FE, model.encode_text(batch.tok_BL, batch.mask_BL))
 
     def _keep(self, one: _Prepared) -> Tensor:
         enabled = self.config.objective.filter.enabled

@@ -126,6 +126,27 @@ def test_recomputed_and_compiled_blocks_are_split_and_copied(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_projections_of_frozen_towers_are_trained_alike(configure, exact_yaml, tmp_path, parallel):
+    shared = (
+        f"model={exact_yaml}",
+        "freeze_image=true",
+        "freeze_text=true",
+        "regression={when: both, share: 0.5}",
+        "epochs=2",
+        "optimiser.lr=1e-4",
+    )
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(
+        *shared, "batch_size=4", f"engine.parallel={parallel}", f"output={tmp_path / 'two'}"
+    )
+    expected = weights_after(tmp_path / "one.yaml", one, 1)
+    ours = weights_after(tmp_path / "two.yaml", two, 2)
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_accumulated_batches_equal_a_larger_one(configure, exact_yaml, tmp_path):
     shared = (
         f"model={exact_yaml}",
