@@ -21,7 +21,7 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess, squared
 from cots_model.relevance import explain
 
-_HEIGHT, _MARGIN, _FONT_SIZE = 320, 12, 15
+_HEIGHT, _MAX_WIDTH, _MARGIN, _FONT_SIZE = 320, 960, 12, 15  # a panorama is squashed
 _LINE = 22
 _HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
 
@@ -88,7 +88,7 @@ class Explainer:
             start_layer=start_layer,
             text_start_layer=text_start_layer,
         )
-        from_attention_L = found.token_L.cpu() - 1 / int(mask_1L.sum())
+        from_attention_L = (found.token_L.cpu() - 1 / int(mask_1L.sum())).clamp(min=0)
         words = self._words(text, from_attention_L)
         return Explained(text, found.similarity, words, found.patch_hw.cpu())
 
@@ -112,8 +112,8 @@ class Explainer:
 
 def draw(base: Image.Image, found: Sequence[Explained]) -> Image.Image:
     """The picture, and beside it once more for each text, under a map from dark to bright."""
-    scale = _HEIGHT / base.height
-    photo = base.convert("RGB").resize((max(1, round(base.width * scale)), _HEIGHT))
+    width = min(round(base.width * _HEIGHT / base.height), _MAX_WIDTH)
+    photo = base.convert("RGB").resize((max(1, width), _HEIGHT))
     step = max(photo.width, 220) + _MARGIN
     size = (step * (len(found) + 1) + _MARGIN, _HEIGHT + 2 * _MARGIN + 2 * _LINE)
     sheet = Image.new("RGB", size, "white")

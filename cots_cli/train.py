@@ -216,7 +216,7 @@ def plan(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Count what a run needs, on this machine's CPU; neither data nor weights are read.
+    """Count what a run needs, on this machine's CPU; neither data nor first weights are read.
 
     Memory is what the tensors of two small steps take, for `batch_size` pairs; what a GPU's
     libraries take on top is not in it. Time is the operations of all epochs at the given share of

@@ -37,6 +37,13 @@ def test_maps_beside_the_picture(args, tmp_path, capsys):
     assert "maps in" in capsys.readouterr().out
 
 
+def test_a_panorama_makes_no_endless_sheet(args, tmp_path):
+    Image.new("RGB", (4000, 2), "red").save(tmp_path / "photo.jpg")
+    assert run([*args, "red dog"]) == 0
+    with Image.open(tmp_path / "m.png") as sheet:
+        assert sheet.width < 2100
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
