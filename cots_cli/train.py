@@ -145,8 +145,8 @@ def tokenizer(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Train a small discrete VAE, whose codes masked patches must name in pre-training (eq. 1).
 
     KEY=VALUE changes single keys of the file. The tokenizer, a log and a picture of
-    reconstructions go to the folder that `output` names, anew after every epoch. A codebook that
-    collapses ends the run with status 1.
+    reconstructions go to the folder that `output` names, anew after every epoch. A run that was
+    stopped goes on where it was. A codebook that collapses ends the run with status 1.
     """
     from training.tokenizer_config import load_tokenizer_config
     from training.train_tokenizer import train_tokenizer

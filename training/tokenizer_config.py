@@ -95,6 +95,8 @@ class TokenizerTrainConfig(Frozen):
         epochs: passes over the pictures.
         batch_size: pictures per step.
         num_shown: pictures in `reconstructions.png`.
+        save_every: steps between two saved states; one more is saved after every epoch.
+        keep_states: how many of them stay.
         output: folder for the tokenizer, the log and the picture.
     """
 
@@ -107,6 +109,8 @@ class TokenizerTrainConfig(Frozen):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     num_shown: int = Field(default=8, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    keep_states: int = Field(default=2, ge=1)
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
     output: Path

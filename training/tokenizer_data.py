@@ -22,6 +22,7 @@ from training.broken import BrokenCount
 from training.example import BrokenExampleError, Example
 from training.feature_cache import random_crop
 from training.loader import prepare_all
+from training.orders import MemoryOrder
 from training.tokenizer_config import PictureConfig
 
 T = TypeVar("T")
@@ -98,8 +99,19 @@ class PictureBatches:
         """Steps per epoch."""
         return len(self._examples) // self._batch_size
 
-    def epoch(self, number: int) -> Iterator[Tensor]:
+    def fingerprint(self) -> str:
+        """Changes when the pictures or their places change."""
+        return MemoryOrder(self._examples).fingerprint()
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Tensor | None]:
         """Pictures `[B,3,H,H]` float32 in [0, 1]; equal numbers give equal batches.
+
+        Args:
+            number: of the epoch, from 0.
+            start: the step to begin at.
+
+        Yields:
+            One item a step; `None` where no picture of the step can be read.
 
         Raises:
             InputError: if more than the allowed share of the pictures is broken.
@@ -107,13 +119,14 @@ class PictureBatches:
         """
         rng = np.random.default_rng([self._seed, number])
         order = rng.permutation(len(self._examples))[: len(self) * self._batch_size].tolist()
+        order = order[start * self._batch_size :]
         drawn = [(self._examples[row], (self._seed, number, row)) for row in order]
         steps = batched(drawn, self._batch_size)
-        broken = BrokenCount(max_share=self._max_broken_share, num_expected=len(drawn))
+        in_all = len(self) * self._batch_size
+        broken = BrokenCount(max_share=self._max_broken_share, num_expected=in_all)
         for loaded in prepare_all(self._load, steps, num_workers=self._num_workers):
             broken.add(self._batch_size, loaded.errors)
-            if loaded.pixels_BCHW is not None:
-                yield loaded.pixels_BCHW
+            yield loaded.pixels_BCHW
         broken.finish(f"epoch {number}")
 
 

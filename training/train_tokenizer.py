@@ -3,92 +3,53 @@
     result = train_tokenizer(load_tokenizer_config(Path("training/configs/tokenizer_mini.yaml")))
 
 After every epoch the output folder holds the tokenizer, a line more in `log.jsonl`, and
-`reconstructions.png`. Shape letters: B batch, C channels, H and W pixels, h and w tokens, K codes.
+`reconstructions.png`. A run that was stopped goes on where it was. Shape letters: B batch,
+C channels, H and W pixels.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from cots_model.encoder import resolve_device
 from training.data import Example, read_examples
-from training.dvae import (
-    Dvae,
-    batch_kl_to_uniform,
-    code_statistics,
-    gumbel_noise,
-    gumbel_softmax,
-    kl_to_uniform,
-    spread_codes,
+from training.dvae import Dvae, spread_codes
+from training.engine.same_run import (
+    check_same_data,
+    check_same_run,
+    sums_of,
+    warn_of_other_sums,
+    write_run,
 )
-from training.errors import TrainingError
-from training.optim import lr_factor, make_optimiser, set_lr
-from training.tokenizer_config import CollapseConfig, RelaxationConfig, TokenizerTrainConfig
+from training.engine.states import StateFolder
+from training.engine.stopping import StoppedError, StopRequest, listen_for_stop
+from training.tokenizer_config import TokenizerTrainConfig
 from training.tokenizer_data import PictureBatches, whole_pictures, write_comparison
+from training.tokenizer_report import (
+    EpochReport,
+    EpochSoFar,
+    check_collapse,
+    cut_log,
+    write_report,
+)
 from training.tokenizer_source import save_dvae
+from training.tokenizer_trainer import TokenizerTrainer
 
 log = logging.getLogger(__name__)
 
-LOG_FILE = "log.jsonl"
 PICTURE_FILE = "reconstructions.png"
+STATES = "states"
 
-
-class CodebookCollapseError(TrainingError):
-    """So few codes are in use that the tokenizer is worth nothing as a target."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step came to.
-
-    Attributes:
-        reconstruction: mean squared error in [0, 1] through relaxed codes.
-        kl: KL(codes || uniform) in nats per token.
-        temperature: of the relaxation.
-        count_K: how often each code was the most likely, int64.
-    """
-
-    reconstruction: float
-    kl: float
-    temperature: float
-    count_K: Tensor
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What one epoch came to; one line of `log.jsonl`.
-
-    Attributes:
-        epoch: from 0.
-        reconstruction: mean squared error in [0, 1] through relaxed codes, mean of the steps.
-        kl: KL(codes || uniform) in nats per token, mean of the steps.
-        temperature: of the last step.
-        usage: share of the codes that were the most likely one somewhere in the epoch.
-        perplexity: of those codes' frequencies.
-        held_out: mean squared error through the most likely codes, on the evaluation pictures.
-        wall_s: seconds of training.
-    """
-
-    epoch: int
-    reconstruction: float
-    kl: float
-    temperature: float
-    usage: float
-    perplexity: float
-    held_out: float | None
-    wall_s: float
+_MAY_CHANGE = ("output", "device", "data", "num_shown", "save_every", "keep_states")
 
 
 @dataclass(frozen=True)
@@ -100,87 +61,140 @@ class TokenizerResult:
     last: EpochReport
 
 
-class TokenizerTrainer:
-    """Network and optimiser of one run."""
-
-    def __init__(self, config: TokenizerTrainConfig, dvae: Dvae, steps_per_epoch: int) -> None:
-        """Take over `dvae`."""
-        self.config = config
-        self.device = resolve_device(config.device)
-        self.dvae = dvae.to(self.device)
-        self.optimiser = make_optimiser(self.dvae, config.optimiser)
-        self.steps_per_epoch = steps_per_epoch
-        self.step = 0
-
-    @property
-    def share_annealed(self) -> float:
-        """How far temperature and KL weight have gone, from 0 to 1."""
-        return min(1.0, self.step / (self.config.relaxation.anneal_epochs * self.steps_per_epoch))
-
-    def train_step(self, pixels_BCHW: Tensor) -> StepReport:
-        """One optimiser step on pictures in [0, 1] of any size that `Dvae.fit` takes.
-
-        Raises:
-            TrainingError: if the loss is not finite, naming the step.
-        """
-        config = self.config
-        factor = lr_factor(self.step, self.steps_per_epoch, config.epochs, config.optimiser)
-        set_lr(self.optimiser, factor)
-        temperature, kl_weight = annealed(config.relaxation, self.share_annealed)
-        pixels_BCHW = self.dvae.fit(pixels_BCHW.to(self.device))
-        logits_BKhw = self.dvae.encode(pixels_BCHW)
-        code_BKhw = gumbel_softmax(logits_BKhw, gumbel_noise(logits_BKhw), temperature)
-        reconstruction = F.mse_loss(self.dvae.decode(code_BKhw), pixels_BCHW)
-        kl = kl_to_uniform(logits_BKhw)
-        balance = config.relaxation.balance_weight * batch_kl_to_uniform(logits_BKhw)
-        self._update(reconstruction + kl_weight * kl + balance)
-        most_likely = logits_BKhw.argmax(dim=1).flatten()
-        count_K = torch.bincount(most_likely, minlength=self.dvae.vocab_size).cpu()
-        return StepReport(reconstruction.item(), kl.item(), temperature, count_K)
-
-    def _update(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step}; lower the lr")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.dvae.parameters(), self.config.optimiser.clip_norm)
-        self.optimiser.step()
-        self.step += 1
-
-
-def annealed(config: RelaxationConfig, share: float) -> tuple[float, float]:
-    """Temperature and KL weight at `share` in [0, 1] of the annealing: half a cosine."""
-    rest = (1 + math.cos(math.pi * share)) / 2
-    temperature = config.temperature_end + rest * (
-        config.temperature_start - config.temperature_end
-    )
-    return temperature, config.kl_weight_end + rest * (config.kl_weight - config.kl_weight_end)
-
-
 def train_tokenizer(config: TokenizerTrainConfig) -> TokenizerResult:
-    """Run a whole training as configured and write the tokenizer.
+    """Run a whole training as configured, or what is left of it, and write the tokenizer.
 
     Raises:
+        ConfigError: if the output folder holds a run with other values or other data.
         InputError: if data are missing or broken.
         CodebookCollapseError: if after an epoch too few codes are in use; see `CollapseConfig`.
-        TrainingError: if the loss stops being finite.
+        StoppedError: if the process was asked to end; the state is saved.
+        TrainingError: if the loss stops being finite, or all saved states are damaged.
     """
     torch.manual_seed(config.seed)
     examples = read_examples(config.data.train)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-    batches = _batches(examples, config)
-    trainer = TokenizerTrainer(config, Dvae(config.model), len(batches))
-    shown_BCHW = next(_whole(evaluated or examples, config, config.num_shown)).to(trainer.device)
-    spread_codes(trainer.dvae, trainer.dvae.fit(next(batches.epoch(0)).to(trainer.device)))
-    config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / LOG_FILE).unlink(missing_ok=True)
-    for epoch in range(config.epochs):
-        report = _run_epoch(trainer, batches, evaluated, epoch)
-        _write_report(config.output, report)
-        _write_pictures(trainer.dvae, shown_BCHW, config.output)
-        check_collapse(config.collapse, report, config.model.vocab_size)
-        fingerprint = save_dvae(trainer.dvae, config.output)
-    return TokenizerResult(config.output, fingerprint, report)
+    with listen_for_stop() as stop:
+        return _TokenizerRun(config, examples, evaluated, stop).train()
+
+
+class _TokenizerRun:
+    """Trains, and keeps what is needed to go on."""
+
+    def __init__(
+        self,
+        config: TokenizerTrainConfig,
+        examples: Sequence[Example],
+        evaluated: Sequence[Example],
+        stop: StopRequest,
+    ) -> None:
+        self.config, self.evaluated, self.stop = config, evaluated, stop
+        self.batches = _batches(examples, config)
+        self.trainer = TokenizerTrainer(config, Dvae(config.model), len(self.batches))
+        self.states = StateFolder(config.output / STATES, keep=config.keep_states)
+        self.last: EpochReport | None = None
+        self.epoch = self._first(0)
+        self._data = {"pictures": self.batches.fingerprint()}
+        self._sums = sums_of(self.trainer.device)
+        self._shown_BCHW = next(_whole(evaluated or examples, config, config.num_shown))
+        check_same_run(config.output, self.states.folder, config, may_change=_MAY_CHANGE)
+        saved = self.states.load_latest()
+        if saved is not None:
+            self._restore(*saved)
+        else:
+            self._spread_codes()
+
+    def train(self) -> TokenizerResult:
+        config = self.config
+        write_run(config.output, config)
+        cut_log(config.output, self.epoch.number)
+        while self.epoch.number < config.epochs:
+            self._steps()
+            self._finish_epoch()
+        assert self.last is not None
+        return TokenizerResult(
+            config.output, save_dvae(self.trainer.dvae, config.output), self.last
+        )
+
+    def _first(self, number: int) -> EpochSoFar:
+        return EpochSoFar(number, torch.zeros(self.config.model.vocab_size, dtype=torch.int64))
+
+    def _spread_codes(self) -> None:
+        dvae = self.trainer.dvae
+        for pixels_BCHW in self.batches.epoch(0):
+            if pixels_BCHW is not None:
+                spread_codes(dvae, dvae.fit(pixels_BCHW.to(self.trainer.device)))
+                return
+
+    def _restore(self, step: int, state: dict[str, Any]) -> None:
+        check_same_data(state["data"], self._data)
+        warn_of_other_sums(state["sums"], self._sums)
+        self.trainer.load_state_dict(state["trainer"])
+        self.epoch = EpochSoFar(**state["epoch"])
+        self.last = EpochReport(**state["last"]) if state["last"] else None
+        log.info("going on at step %d of %s", step, self.config.output)
+
+    def _save(self) -> None:
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "epoch": dict(vars(self.epoch)),
+            "last": asdict(self.last) if self.last else None,
+            "data": self._data,
+            "sums": self._sums,
+        }
+        self.states.save(self.trainer.step, state)
+
+    def _steps(self) -> None:
+        """Train the rest of the epoch."""
+        epoch = self.epoch
+        self.trainer.dvae.train()
+        bar = tqdm(
+            total=len(self.batches),
+            initial=epoch.place,
+            desc=f"epoch {epoch.number}",
+            unit="step",
+            disable=None,
+        )
+        with bar:
+            for pixels_BCHW in self.batches.epoch(epoch.number, epoch.place):
+                started = time.perf_counter()
+                epoch.place += 1
+                bar.update()
+                if pixels_BCHW is not None:
+                    report = self.trainer.train_step(pixels_BCHW)
+                    epoch.add(report, time.perf_counter() - started)
+                    bar.set_postfix(reconstruction=f"{report.reconstruction:.4f}")
+                self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        stop = self.stop.signal is not None
+        if stop or self.trainer.step % self.config.save_every == 0:
+            self._save()
+        if stop:
+            raise StoppedError(
+                f"stopped after step {self.trainer.step - 1}; run the same command to go on"
+            )
+
+    def _finish_epoch(self) -> None:
+        config, dvae = self.config, self.trainer.dvae
+        self.last = self.epoch.report(self._held_out() if self.evaluated else None)
+        write_report(config.output, self.last)
+        _write_pictures(dvae, self._shown_BCHW.to(self.trainer.device), config.output)
+        check_collapse(config.collapse, self.last, config.model.vocab_size)
+        save_dvae(dvae, config.output)
+        self.epoch = self._first(self.epoch.number + 1)
+        self._save()
+
+    @torch.no_grad()
+    def _held_out(self) -> float:
+        dvae = self.trainer.dvae.eval()
+        total, num_pictures = 0.0, 0
+        for pixels_BCHW in _whole(self.evaluated, self.config, self.config.batch_size):
+            original_BCHW = dvae.fit(pixels_BCHW.to(self.trainer.device))
+            error = F.mse_loss(dvae.paint(original_BCHW), original_BCHW)
+            total += error.item() * len(pixels_BCHW)
+            num_pictures += len(pixels_BCHW)
+        return total / num_pictures
 
 
 def _batches(examples: Sequence[Example], config: TokenizerTrainConfig) -> PictureBatches:
@@ -192,67 +206,6 @@ def _batches(examples: Sequence[Example], config: TokenizerTrainConfig) -> Pictu
         num_workers=config.data.num_workers,
         max_broken_share=config.data.max_broken_share,
     )
-
-
-def check_collapse(config: CollapseConfig, report: EpochReport, vocab_size: int) -> None:
-    """Stop a run whose codebook has collapsed.
-
-    Raises:
-        CodebookCollapseError: with the figures, the floors, and what to change.
-    """
-    if report.epoch < config.warmup_epochs:
-        return
-    if report.kl < config.min_kl:
-        remedy = "the codes say nothing: lower relaxation.kl_weight and kl_weight_end"
-    elif report.perplexity < config.min_perplexity or report.usage < config.min_usage:
-        remedy = (
-            "few codes say all: lower optimiser.lr, raise relaxation.kl_weight or anneal_epochs, "
-            "or take a smaller model.vocab_size or more pictures"
-        )
-    else:
-        return
-    raise CodebookCollapseError(
-        f"the codebook collapsed: after epoch {report.epoch} the perplexity is "
-        f"{report.perplexity:.1f} of {vocab_size} codes (collapse.min_perplexity "
-        f"{config.min_perplexity:g}), {report.usage:.1%} of them are used (min_usage "
-        f"{config.min_usage:.1%}), the KL is {report.kl:.3f} (min_kl {config.min_kl:g}); {remedy}"
-    )
-
-
-def _run_epoch(
-    trainer: TokenizerTrainer, batches: PictureBatches, evaluated: Sequence[Example], epoch: int
-) -> EpochReport:
-    started = time.perf_counter()
-    trainer.dvae.train()
-    steps = []
-    name = f"epoch {epoch}"
-    bar = tqdm(batches.epoch(epoch), total=len(batches), desc=name, unit="step", disable=None)
-    for pixels_BCHW in bar:
-        steps.append(trainer.train_step(pixels_BCHW))
-        bar.set_postfix(reconstruction=f"{steps[-1].reconstruction:.4f}")
-    wall_s = time.perf_counter() - started
-    usage, perplexity = code_statistics(torch.stack([step.count_K for step in steps]).sum(dim=0))
-    return EpochReport(
-        epoch=epoch,
-        reconstruction=fmean(step.reconstruction for step in steps),
-        kl=fmean(step.kl for step in steps),
-        temperature=steps[-1].temperature,
-        usage=usage,
-        perplexity=perplexity,
-        held_out=_held_out(trainer, evaluated) if evaluated else None,
-        wall_s=wall_s,
-    )
-
-
-@torch.no_grad()
-def _held_out(trainer: TokenizerTrainer, evaluated: Sequence[Example]) -> float:
-    dvae = trainer.dvae.eval()
-    total, num_pictures = 0.0, 0
-    for pixels_BCHW in _whole(evaluated, trainer.config, trainer.config.batch_size):
-        original_BCHW = dvae.fit(pixels_BCHW.to(trainer.device))
-        total += F.mse_loss(dvae.paint(original_BCHW), original_BCHW).item() * len(pixels_BCHW)
-        num_pictures += len(pixels_BCHW)
-    return total / num_pictures
 
 
 def _whole(
@@ -270,17 +223,3 @@ def _whole(
 def _write_pictures(dvae: Dvae, pixels_BCHW: Tensor, folder: Path) -> None:
     original_BCHW = dvae.eval().fit(pixels_BCHW)
     write_comparison(folder / PICTURE_FILE, original_BCHW, dvae.paint(original_BCHW))
-
-
-def _write_report(folder: Path, report: EpochReport) -> None:
-    log.info(
-        "epoch %d: reconstruction %.5f, kl %.2f, perplexity %.1f, usage %.1f %%, %.0f s",
-        report.epoch,
-        report.reconstruction,
-        report.kl,
-        report.perplexity,
-        100 * report.usage,
-        report.wall_s,
-    )
-    with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(report)) + "\n")

@@ -146,3 +146,18 @@ def assert_equal_states(ours, theirs) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def assert_equal_nested(ours, theirs, place="") -> None:
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key, value in ours.items():
+            assert_equal_nested(value, theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), place
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal_nested(*pair, f"{place}[{number}]")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    elif not place.endswith("wall_s"):
+        assert ours == theirs, place

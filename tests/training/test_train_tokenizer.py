@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,10 @@ from cots_model.errors import ConfigError, InputError
 from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer
 from tests.conftest import REPOSITORY
-from tests.training.conftest import PAIRS, write_folder
+from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
 from training.data import read_examples
+from training.engine.states import StateFolder
+from training.engine.stopping import StoppedError
 from training.errors import TrainingError
 from training.tokenizer_config import (
     CollapseConfig,
@@ -29,14 +33,10 @@ from training.tokenizer_config import (
     load_tokenizer_config,
 )
 from training.tokenizer_data import PictureBatches, to_pixels, whole_pictures, write_comparison
+from training.tokenizer_report import CodebookCollapseError, EpochReport, check_collapse
 from training.tokenizer_source import load_dvae
-from training.train_tokenizer import (
-    CodebookCollapseError,
-    EpochReport,
-    annealed,
-    check_collapse,
-    train_tokenizer,
-)
+from training.tokenizer_trainer import TokenizerTrainer, annealed
+from training.train_tokenizer import STATES, train_tokenizer
 
 Configure = Callable[..., TokenizerTrainConfig]
 REPORT = EpochReport(
@@ -81,6 +81,10 @@ def configure_tokenizer(tmp_path: Path, shard: Path) -> Configure:
     return make
 
 
+def interrupt(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -102,7 +106,14 @@ def test_it_learns_pictures_of_six_colours(configure_tokenizer, tmp_path):
 def test_what_is_written_is_what_was_trained(configure_tokenizer, shard, tmp_path):
     result = train_tokenizer(configure_tokenizer(f"data.evaluate=['{shard}']", "num_shown=3"))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["config.json", "log.jsonl", "model.safetensors", "reconstructions.png"]
+    assert names == [
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+        "reconstructions.png",
+        "run.yaml",
+        "states",
+    ]
     dvae = load_dvae(result.folder)
     [original_BCHW] = whole_pictures(
         read_examples([str(shard)]), PictureConfig(image_size=32), batch_size=32
@@ -123,10 +134,63 @@ def test_equal_seeds_give_equal_tokenizers(configure_tokenizer, tmp_path):
     assert len(lines(tmp_path / "run")) == 2
 
 
-def test_a_new_run_starts_the_log_anew(configure_tokenizer, tmp_path):
+def tokenizer_state(folder: Path) -> dict[str, Any]:
+    step, state = StateFolder(folder / STATES).load_latest()
+    return {"at": step, **{key: state[key] for key in ("trainer", "data")}}
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_stopped_at_any_step_it_ends_with_the_same_tokenizer(
+    configure_tokenizer, tmp_path, monkeypatch, step
+):
+    """Four steps an epoch: inside the first, at its end, and inside the second."""
+    whole = train_tokenizer(configure_tokenizer(f"output={tmp_path / 'whole'}"))
+    train_step = TokenizerTrainer.train_step
+
+    def stopped(self, pixels_BCHW):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, pixels_BCHW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTrainer, "train_step", stopped)
+        with pytest.raises(StoppedError, match=f"stopped after step {step};"):
+            train_tokenizer(configure_tokenizer())
+    resumed = train_tokenizer(configure_tokenizer())
+    assert resumed.fingerprint == whole.fingerprint
+    assert_equal_nested(tokenizer_state(resumed.folder), tokenizer_state(whole.folder))
+    for ours, theirs in zip(lines(resumed.folder), lines(whole.folder), strict=True):
+        assert ours | {"wall_s": 0} == theirs | {"wall_s": 0}
+
+
+def test_killed_while_an_epoch_ends_its_line_is_there_once(
+    configure_tokenizer, tmp_path, monkeypatch
+):
+    whole = train_tokenizer(configure_tokenizer(f"output={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        patch.setattr("training.train_tokenizer.save_dvae", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(configure_tokenizer("save_every=3"))
+    assert train_tokenizer(configure_tokenizer("save_every=3")).fingerprint == whole.fingerprint
+    assert [line["epoch"] for line in lines(tmp_path / "run")] == [0, 1]
+
+
+def test_a_finished_run_is_not_trained_again(configure_tokenizer, monkeypatch):
+    result = train_tokenizer(configure_tokenizer())
+    (result.folder / "model.safetensors").unlink()
+    monkeypatch.setattr(TokenizerTrainer, "train_step", interrupt)
+    assert train_tokenizer(configure_tokenizer()) == result
+    assert load_dvae(result.folder).vocab_size == 16
+    assert len(lines(result.folder)) == 2
+
+
+def test_other_values_and_other_pictures_are_refused(configure_tokenizer, tmp_path):
     train_tokenizer(configure_tokenizer())
-    train_tokenizer(configure_tokenizer("epochs=1"))
-    assert len(lines(tmp_path / "run")) == 1
+    with pytest.raises(ConfigError, match=r"holds a run with other values \(epochs 2 -> 3\)"):
+        train_tokenizer(configure_tokenizer("epochs=3"))
+    write_folder(tmp_path / "other", PAIRS[:8])
+    with pytest.raises(ConfigError, match="stopped with other data"):
+        train_tokenizer(configure_tokenizer(f"data.train=['{tmp_path / 'other'}']"))
 
 
 def test_a_forced_collapse_stops_the_run(configure_tokenizer, tmp_path):
@@ -147,7 +211,7 @@ def test_a_forced_collapse_stops_the_run(configure_tokenizer, tmp_path):
 
 def test_a_rate_that_is_too_high_is_a_collapse_too(configure_tokenizer):
     with pytest.raises(CodebookCollapseError, match=r"lower optimiser\.lr"):
-        train_tokenizer(configure_tokenizer("optimiser.lr=1", "epochs=10"))
+        train_tokenizer(configure_tokenizer("optimiser.lr=10", "epochs=10"))
 
 
 def test_collapse_is_below_either_floor_after_warm_up():

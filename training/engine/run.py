@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from cots_model.checkpoint import CARD_FILE, CONFIG_FILE, HASHED_FILES
@@ -25,6 +24,7 @@ from training.engine.same_run import (
     check_same_run,
     sums_of,
     warn_of_other_sums,
+    write_run,
 )
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.speed import Speed
@@ -39,8 +39,8 @@ from training.report import model_card
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.yaml"
 STATES, FAILED, BEST = "states", "failed", "best"
+_MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
 _NAMED = 64  # pictures that an error lists; the rest is in the state
 
 
@@ -96,12 +96,15 @@ class Run:
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
         self.finish = finish
         self.world = stepper.world
-        self._sums = sums_of(self.world, config.engine)
+        self._sums = sums_of(self.world.device) | {
+            "engine.compile": config.engine.compile,
+            "engine.parallel": config.engine.parallel if self.world.size > 1 else "",
+        }
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
         self.metrics: RetrievalMetrics | None = None
         self.fingerprint = ""
-        check_same_run(config.output / RUN_FILE, self.states.folder, config)
+        check_same_run(config.output, self.states.folder, config, may_change=_MAY_CHANGE)
         self.speed = Speed(config, stepper) if self.world.is_main else None
         saved = self.states.load_latest()
         if saved is not None:
@@ -122,13 +125,9 @@ class Run:
             TrainingError: if a figure is not finite; the state is saved beside the others.
             CotsError: of the data, the evaluation or another process.
         """
-        if self.world.is_main:
-            self.config.output.mkdir(parents=True, exist_ok=True)
-            values = self.config.model_dump(mode="json")
-            partial = self.config.output / f"{RUN_FILE}.partial"
-            partial.write_text(yaml.safe_dump(values, sort_keys=False))
-            partial.replace(self.config.output / RUN_FILE)
         main = self.world.is_main
+        if main:
+            write_run(self.config.output, self.config)
         with (
             self.dropped,
             RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,

@@ -31,6 +31,7 @@ from training.momentum import MomentumCopy
 from training.objective import Hidden, Keys, Objective, Shares
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
+from training.seeds import mix_seeds
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Stepper:
             TrainingError: if a loss, the gradient or a similarity is not finite, naming the step;
                 on every process, wherever it was found.
         """
-        torch.manual_seed(_mix(self.config.seed, self.step, self.world.rank))
+        torch.manual_seed(mix_seeds(self.config.seed, self.step, self.world.rank))
         self.objective.train()
         factor = lr_factor(
             self.step, self.steps_per_epoch, self.config.epochs, self.config.optimiser
@@ -173,7 +174,7 @@ class Stepper:
 
     def _encode(self, batch: Batch, place: int) -> _Encoded:
         """Keys and hidden tokens of one batch."""
-        seed, device = _mix(self.config.seed, self.step, place), self.world.device
+        seed, device = mix_seeds(self.config.seed, self.step, place), self.world.device
         with self.times("codes and masks"):
             hidden = self.hider(batch, seed=seed, world=self.world)
         batch = batch.to(device)
@@ -298,11 +299,3 @@ class Stepper:
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
-
-
-def _mix(*numbers: int) -> int:
-    """One seed from several numbers: equal numbers, equal seeds, on every machine."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)
-    return seed

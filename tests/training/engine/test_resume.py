@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from cots_model.errors import ConfigError
+from tests.training.conftest import assert_equal_nested
 from training.config import TrainConfig
 from training.engine.run import STATES
 from training.engine.states import StateFolder
@@ -46,21 +47,6 @@ def whole(configure, tmp_path) -> TrainConfig:
 
 def last_state(folder: Path) -> dict:
     return StateFolder(folder / STATES).load_latest()[1]
-
-
-def assert_equal_nested(ours, theirs, place="") -> None:
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), place
-        for key, value in ours.items():
-            assert_equal_nested(value, theirs[key], f"{place}.{key}")
-    elif isinstance(ours, list):
-        assert len(ours) == len(theirs), place
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal_nested(*pair, f"{place}[{number}]")
-    elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), place
-    elif not place.endswith("wall_s"):
-        assert ours == theirs, place
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
