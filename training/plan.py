@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -33,7 +34,8 @@ from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from training.batches import Batch
 from training.config import EngineConfig, TrainConfig
-from training.engine.flops import StepFlops
+from training.engine.flops import Flops, StepFlops
+from training.engine.hiding import check_grid
 from training.engine.speed import Peak
 from training.engine.world import World
 from training.engine.wrap import wrap
@@ -48,6 +50,7 @@ from training.tokenizer_source import load_tokenizer_model
 DALLE_SOURCE = "facebook/flava-image-codebook"
 
 _SMALL, _LARGE = 2, 4  # pairs of the steps that are counted
+_WHOLE_CHUNKS = (128, 192)  # pictures; tokenizers take 16 or 64 at a time
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ class Plan:
 
     Attributes:
         lines: bytes without a pair, and bytes of each pair, after every operation of a step.
-        pair_flops: operations per pair, as `training.engine.flops` counts them.
+        pair_flops: per pair.
         precision: of the run.
     """
 
     lines: frozenset[tuple[float, float]]
-    pair_flops: float
+    pair_flops: Flops
     precision: str
 
     def memory_bytes(self, batch_size: int) -> float:
@@ -70,8 +73,7 @@ class Plan:
 
     def seconds(self, pairs: int, *, peak: Peak, devices: int, mfu: float) -> float:
         """Of so many pairs on devices that reach the share `mfu` of their peak."""
-        tflops_per_s = (peak.bf16 if self.precision == "bf16" else peak.fp32) * mfu * devices
-        return pairs * self.pair_flops / (tflops_per_s * 1e12)
+        return pairs * peak.seconds(self.pair_flops, self.precision) / (mfu * devices)
 
 
 def make_plan(config: TrainConfig, *, num_tokens: int = 16, num_frames: int = 1) -> Plan:
@@ -100,6 +102,10 @@ def make_plan(config: TrainConfig, *, num_tokens: int = 16, num_frames: int = 1)
     for at_small, at_large in zip(small, large, strict=True):
         pair = (at_large - at_small) / (_LARGE - _SMALL)
         lines.add((at_small - _SMALL * pair, pair))
+    if steps.tokenizer is not None:
+        lines.add(steps.codes_line(steps.tokenizer))
+    waiting = (config.accumulate - 1) * steps.pixel_bytes  # all batches of a step are there at once
+    lines = {(fixed, pair + waiting) for fixed, pair in lines}
     return Plan(frozenset(lines), pair_flops, config.precision)
 
 
@@ -147,6 +153,8 @@ class _CountedSteps:
         model, self._preprocess = CotsModel(shipped.model), shipped.preprocess
         vision = config.objective.vision
         self.tokenizer = _tokenizer(vision.tokenizer) if vision.weight else None
+        if self.tokenizer is not None:
+            check_grid(model.image.patch_grid, self.tokenizer, shipped.preprocess.image_size)
         self.objective = Objective(
             model,
             config.objective,
@@ -174,8 +182,38 @@ class _CountedSteps:
             num_frames_B=frames if self._num_frames > 1 else None,
         )
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Of the pictures of one pair."""
+        side = self.objective.model.config.image.image_size
+        return self._num_frames * 3 * side * side * 4
+
     def trace(self, size: int) -> list[int]:
         """Bytes of the tensors that are alive after every operation of a step."""
+        live = self._watched()
+        with live:
+            self._step(size)
+        return live.trace
+
+    def codes_line(self, tokenizer: ImageTokenizer) -> tuple[float, float]:
+        """Bytes without a pair and of each pair at the worst moment of making codes.
+
+        Codes are made of a fixed number of pictures at a time, so of batches that are larger;
+        nothing is computed.
+        """
+        few, many = _WHOLE_CHUNKS
+        peaks = []
+        for size in _WHOLE_CHUNKS:
+            live = self._watched()
+            with FakeTensorMode(allow_non_fake_inputs=True), live:
+                side = self.objective.model.config.image.image_size
+                tokenizer.labels(torch.empty(size, 3, side, side), [0.5] * 3, [0.5] * 3)
+            peaks.append(max(live.trace))
+        pair = (peaks[1] - peaks[0]) / (many - few)
+        return peaks[0] - few * pair, pair * self._num_frames
+
+    def _watched(self) -> _LiveBytes:
+        """With all that is there before a step."""
         live = _LiveBytes()
         parts = (self.objective, self._momentum.module, self._queues, self.tokenizer)
         for part in parts:
@@ -183,9 +221,7 @@ class _CountedSteps:
                 live.watch([*part.parameters(), *part.buffers()])
                 live.watch([parameter.grad for parameter in part.parameters()])
         live.watch([list(state.values()) for state in self._optimiser.state.values()])
-        with live:
-            self._step(size)
-        return live.trace
+        return live
 
     def _step(self, size: int) -> None:
         batch, bf16 = self.batch(size), self._config.precision == "bf16"
@@ -198,7 +234,7 @@ class _CountedSteps:
                 keys = Keys(image_BE, slow.encode_text(batch.tok_BL, batch.mask_BL))
             keep_B = torch.ones(size, dtype=torch.bool)
             found = self._wrapped(batch, hidden, keys, self._queues, keep_B, Shares())
-        found["loss"]["total"].backward()
+        found.losses["total"].backward()
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=False)  # they are counted all the time
 

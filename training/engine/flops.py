@@ -59,6 +59,28 @@ class ForwardFlops:
         return self.token * num_tokens + self.token_pair * num_tokens**2
 
 
+@dataclass(frozen=True)
+class Flops:
+    """Of a step, by how fast a GPU does them.
+
+    Attributes:
+        networks: in the precision of the run.
+        tokenizer: codes of pictures, which are always made by convolutions in float32.
+    """
+
+    networks: float
+    tokenizer: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.networks + self.tokenizer
+
+    def __truediv__(self, number: float) -> Flops:
+        """A part of them."""
+        return Flops(self.networks / number, self.tokenizer / number)
+
+
 class StepFlops:
     """Counts the steps of one process."""
 
@@ -80,20 +102,22 @@ class StepFlops:
             height, width = objective.model.image.patch_grid
             self._hidden_patches = vision.share * height * width
 
-    def __call__(self, batches: Sequence[Batch]) -> float:
+    def __call__(self, batches: Sequence[Batch]) -> Flops:
         """Operations of one optimiser step of this process."""
-        return sum(
+        networks = sum(
             len(batch.image) * self._per_picture()
             + len(batch.tok_BL) * self._per_caption(batch.tok_BL.shape[1])
             for batch in batches
         )
+        hides = bool(self._config.objective.vision.weight)
+        pictures = sum(len(batch.image) for batch in batches) if hides else 0
+        return Flops(networks, pictures * self.forward.tokenizer)
 
     def _per_picture(self) -> float:
         one = self.forward
         flops = 0.0 if self._config.freeze_image else (_TRAINED + _SLOW) * one.image
         if self._config.objective.vision.weight:
             flops += _TRAINED * (one.patches + self._hidden_patches * one.vision_head)
-            flops += one.tokenizer
         return flops
 
     def _per_caption(self, num_tokens: int) -> float:

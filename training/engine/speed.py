@@ -10,7 +10,7 @@ import torch
 
 from training.batches import Batch
 from training.config import TrainConfig
-from training.engine.flops import StepFlops
+from training.engine.flops import Flops, StepFlops
 from training.engine.stepper import Stepper
 
 
@@ -20,23 +20,30 @@ class Peak:
 
     Attributes:
         bf16: of its tensor cores.
-        fp32: outside them, as torch multiplies float32 unless it is told otherwise.
+        tf32: of its tensor cores with float32 numbers, as torch does convolutions of float32.
+        fp32: outside them, as torch multiplies matrices of float32.
     """
 
     bf16: float
+    tf32: float
     fp32: float
+
+    def seconds(self, flops: Flops, precision: str) -> float:
+        """Of so many operations at this speed."""
+        tflops_per_s = self.bf16 if precision == "bf16" else self.fp32
+        return (flops.networks / tflops_per_s + flops.tokenizer / self.tf32) / 1e12
 
 
 # NVIDIA's data sheets of the A100, H100, H200 and L40S; figures with sparsity are halved. The first
 # pattern that is found in the device's name counts.
 _PEAKS = (
-    (r"\bH200 NVL\b", Peak(835.5, 60.0)),
-    (r"\bH200\b", Peak(989.5, 67.0)),
-    (r"\bH100 NVL\b", Peak(835.5, 60.0)),
-    (r"\bH100 PCIe\b", Peak(756.5, 51.0)),
-    (r"\bH100\b", Peak(989.5, 67.0)),
-    (r"\bA100\b", Peak(312.0, 19.5)),
-    (r"\bL40S\b", Peak(362.05, 91.6)),
+    (r"\bH200 NVL\b", Peak(835.5, 417.5, 60.0)),
+    (r"\bH200\b", Peak(989.5, 494.5, 67.0)),
+    (r"\bH100 NVL\b", Peak(835.5, 417.5, 60.0)),
+    (r"\bH100 PCIe\b", Peak(756.5, 378.0, 51.0)),
+    (r"\bH100\b", Peak(989.5, 494.5, 67.0)),
+    (r"\bA100\b", Peak(312.0, 156.0, 19.5)),
+    (r"\bL40S\b", Peak(362.05, 183.0, 91.6)),
 )
 
 
@@ -55,10 +62,9 @@ class Speed:
         self._pairs = config.batch_size * config.accumulate * stepper.world.size
         self._flops = StepFlops(config, stepper.objective, stepper.hider.tokenizer)
         device = stepper.world.device
-        peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._device = device
+        self._peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._precision, self._device = config.precision, device
         self.forget_peak()
-        self._peak = peak and (peak.bf16 if config.precision == "bf16" else peak.fp32)
 
     def forget_peak(self) -> None:
         """Start anew with the most memory: scoring a checkpoint is no part of training."""
@@ -69,13 +75,17 @@ class Speed:
         """Of a step that took `step_s` seconds, waiting for data not included.
 
         `speed/pairs_per_s` is of all processes; `speed/tflops_per_s` and `speed/mfu` are of this
-        one's device, the latter left out where its peak is unknown; `speed/peak_memory_gib` is
-        the most memory that its tensors have taken, on a GPU.
+        one's device, the latter left out where its peak is unknown: what the step would take at
+        it, of what it took. `speed/peak_memory_gib` is the most memory that its tensors have
+        taken, on a GPU.
         """
-        tflops_per_s = self._flops(batches) / step_s / 1e12
-        figures = {"speed/pairs_per_s": self._pairs / step_s, "speed/tflops_per_s": tflops_per_s}
+        flops = self._flops(batches)
+        figures = {
+            "speed/pairs_per_s": self._pairs / step_s,
+            "speed/tflops_per_s": flops.total / step_s / 1e12,
+        }
         if self._device.type == "cuda":
             figures["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         if self._peak:
-            figures["speed/mfu"] = tflops_per_s / self._peak
+            figures["speed/mfu"] = self._peak.seconds(flops, self._precision) / step_s
         return figures

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.batches import PairBatches
 from training.config import AugmentConfig
 from training.dvae import Dvae
-from training.engine.flops import StepFlops, count_forward
+from training.engine.flops import Flops, StepFlops, count_forward
 from training.engine.hiding import Hider
 from training.engine.run_log import LOG_FILE
-from training.engine.speed import peak_of
+from training.engine.speed import Peak, peak_of
 from training.engine.stepper import Stepper
 from training.engine.world import World
 from training.objective import Objective
@@ -51,7 +51,7 @@ def test_a_step_costs_what_a_real_one_does(configure, model, preprocess, example
     stepper.run([first])
     with FlopCounterMode(display=False) as counter:
         stepper.run([second])
-    ours, real = StepFlops(config, objective, None)([second]), counter.get_total_flops()
+    ours, real = StepFlops(config, objective, None)([second]).total, counter.get_total_flops()
     if recompute == "true":  # does not count
         assert real > 1.1 * ours
     else:
@@ -67,8 +67,8 @@ def test_a_frozen_image_tower_costs_nothing(configure, model, preprocess, exampl
         objective = Objective(model, config.objective, freeze_image=config.freeze_image)
         costs.append(StepFlops(config, objective, None))
     frozen, whole = costs
-    assert whole([batch]) - frozen([batch]) == 8 * 4 * whole.forward.image
-    assert whole([batch, batch]) == 2 * whole([batch])
+    assert whole([batch]).total - frozen([batch]).total == 8 * 4 * whole.forward.image
+    assert whole([batch, batch]) == Flops(2 * whole([batch]).networks)
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,12 @@ def test_hidden_patches_cost_a_pass_a_head_and_a_tokenizer(configure, model, pre
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tokenizer.labels(batch.image, [0.5] * 3, [0.5] * 3)
     head = 2 * 32 * 8  # of each of the 8 hidden patches
-    expected = 8 * 3 * (ours.forward.patches + 8 * head) + counter.get_total_flops()
-    assert ours([batch]) - plain([batch]) == pytest.approx(expected)
+    networks = plain([batch]).networks + 8 * 3 * (ours.forward.patches + 8 * head)
+    assert ours([batch]) == Flops(networks, counter.get_total_flops())
+
+
+def test_codes_take_the_time_of_float32_convolutions():
+    peak = Peak(bf16=1000.0, tf32=500.0, fp32=50.0)
+    flops = Flops(networks=2e15, tokenizer=1e15)
+    assert peak.seconds(flops, "bf16") == pytest.approx(2 + 2)
+    assert peak.seconds(flops, "fp32") == pytest.approx(40 + 2)
