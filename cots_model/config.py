@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cots_model.errors import ConfigError
+from cots_model.faults import describe_faults
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -164,8 +165,4 @@ def parse(model: type[T], values: object, *, origin: str) -> T:
     try:
         return model.model_validate(values)
     except ValidationError as err:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or '(root)'}: {fault['msg']}"
-            for fault in err.errors()
-        )
-        raise ConfigError(f"{origin}: {faults}") from err
+        raise ConfigError(f"{origin}: {describe_faults(err, model)}") from err

@@ -5,7 +5,7 @@ config = read_config(TrainConfig, Path("training/configs/ablation/task.yaml"), [
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,17 +19,24 @@ T = TypeVar("T", bound=Frozen)
 _BASE = "base"
 
 
-def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
+def read_config(
+    kind: type[T],
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    other: Callable[[dict[str, Any]], str | None] | None = None,
+) -> T:
     """Read a YAML file as a configuration of `kind` and change single keys.
 
     With `base: FILE`, a path relative to the file itself, it takes over the keys of that file and
-    says only what is different: a mapping key by key, anything else (lists too) as a whole. A base
-    has no base of its own.
+    says only what is different: a mapping key by key, anything else (lists too) as a whole. The
+    base's `notes` are of the base alone. A base has no base of its own.
 
     Args:
         kind: of configuration.
         path: of the file.
         overrides: `key=value`, dots for nesting; later ones win.
+        other: tells from the keys which command a file is for, if not for this one.
 
     Raises:
         ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
@@ -37,7 +44,11 @@ def read_config(kind: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     values, origin = _read_values(path), str(path)
     if _BASE in values:
         base = _base_path(path, values.pop(_BASE))
-        values, origin = _merged(_read_base(base), values), f"{path} with base {base}"
+        values, origin = _merged(_read_base(base, path), values), f"{path} with base {base}"
+    if other is not None and (command := other(values)):
+        raise ConfigError(f"{path} is the file of another command; use `{command}`")
+    if overrides:
+        origin = f"{origin} with {' '.join(overrides)}"
     for override in overrides:
         _override(values, override)
     return parse(kind, values, origin=origin)
@@ -61,8 +72,11 @@ def _base_path(path: Path, base: object) -> Path:
     return path.parent / base
 
 
-def _read_base(path: Path) -> dict[str, Any]:
+def _read_base(path: Path, asked: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{asked} names the base {path}, and there is no such file")
     values = _read_values(path)
+    values.pop("notes", None)
     if _BASE in values:
         raise ConfigError(
             f"{path} is a base and names one itself ({values[_BASE]}); write its keys out"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from cots_model.config import Frozen
 from training.config import OptimiserConfig
 from training.config_file import read_config
 from training.dvae import DvaeConfig
-from training.formats.source import Source
+from training.formats.source import Sources
 
 
 class TokenizerDataConfig(Frozen):
@@ -28,8 +28,8 @@ class TokenizerDataConfig(Frozen):
         max_broken_share: of pictures that may be missing or damaged before a run stops.
     """
 
-    train: list[Source] = Field(min_length=1)
-    evaluate: list[Source] = []
+    train: Annotated[Sources, Field(min_length=1)]
+    evaluate: Sources = []
     num_workers: int = Field(default=0, ge=0)
     max_broken_share: float = Field(default=0.05, ge=0, lt=1)
 
@@ -133,4 +133,9 @@ def load_tokenizer_config(path: Path, overrides: Sequence[str] = ()) -> Tokenize
     Raises:
         ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
     """
-    return read_config(TokenizerTrainConfig, path, overrides)
+    return read_config(TokenizerTrainConfig, path, overrides, other=_command)
+
+
+def _command(values: dict[str, Any]) -> str | None:
+    trains_pairs = isinstance(values.get("model"), str) or "objective" in values
+    return "cots train pretrain" if trains_pairs else None

@@ -126,7 +126,7 @@ def test_loading_refuses_another_format_version(copy, version):
 
 def test_loading_refuses_unknown_keys(copy):
     edit_json(copy / CONFIG_FILE, modle={})
-    with pytest.raises(ConfigError, match=r"config\.json: modle: Extra inputs"):
+    with pytest.raises(ConfigError, match=r"config\.json: unknown key modle"):
         CotsModel.from_pretrained(copy)
 
 

@@ -78,7 +78,7 @@ def test_parse_names_every_fault_with_its_place():
     values = tiny_model_config(100).model_dump(mode="json")
     values["image"]["archh"] = "x"
     values["embed_dim"] = 0
-    with pytest.raises(ConfigError, match=r"my\.yaml: .*image\.archh: Extra inputs") as caught:
+    with pytest.raises(ConfigError, match=r"my\.yaml: .*did you mean image\.arch\?") as caught:
         parse(ModelConfig, values, origin="my.yaml")
     assert "embed_dim: " in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,56 @@
+"""What is wrong with a configuration, in words."""
+
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import BeforeValidator, Field
+
+from cots_model.config import Frozen, parse
+from cots_model.errors import ConfigError
+
+
+class Inner(Frozen):
+    rate: float = Field(default=0.5, gt=0)
+    momentum: float = 0.9
+
+
+class Source(Frozen):
+    path: str
+    repeat: int = 1
+
+
+class Whole(Frozen):
+    inner: Inner = Inner()
+    sources: list[Annotated[Source, BeforeValidator(lambda value: value)]] = []
+    maybe: Inner | None = None
+    kind: Literal["a", "b"] = "a"
+    epochs: int
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"epoch": 1, "epochs": 1}, "unknown key epoch; did you mean epochs?"),
+        ({"epochs": 1, "inner": {"speed": 1}}, "inner.speed; accepted here: rate, momentum"),
+        ({"epochs": 1, "inner": {"momentun": 1}}, "inner.momentun; did you mean inner.momentum?"),
+        ({"epochs": 1, "maybe": {"momentun": 1}}, "maybe.momentun; did you mean maybe.momentum?"),
+        ({"epochs": 1, "sources": [{"path": "x", "repeats": 2}]}, "did you mean sources.0.repeat"),
+        ({}, "mine: epochs is missing"),
+        ({"epochs": 1, "sources": [{}]}, "sources.0.path is missing"),
+        ({"epochs": "x"}, "unable to parse string as an integer, not 'x'"),
+        ({"epochs": None}, "epochs: Input should be a valid integer, not None"),
+        ({"epochs": 1, "inner": {"rate": -1}}, "rate: Input should be greater than 0, not -1"),
+        ({"epochs": 1, "kind": "c" * 99}, "kind: Input should be 'a' or 'b', not 'cccc"),
+        ([], "the whole: Input should be a valid dictionary"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_named(values, says):
+    with pytest.raises(ConfigError) as caught:
+        parse(Whole, values, origin="mine")
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_all_faults_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"kind: .*; epochs is missing; unknown key a; acc"):
+        parse(Whole, {"a": 1, "kind": 3}, origin="mine")
