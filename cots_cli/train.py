@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +15,23 @@ if TYPE_CHECKING:
     from training.trainer import TrainResult
 
 
+_TOLD = (
+    "training.engine",
+    "training.feature_cache",
+    "training.tokenizer_report",
+    "training.train_tokenizer",
+)
+"""Loggers that say how far a run is."""
+
+
 @click.group(name="train", short_help="Train checkpoints.")
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Train checkpoints."""
+    chosen = ctx.find_root().get_parameter_source("log_level")
+    silent = chosen is click.core.ParameterSource.DEFAULT  # for hours, that would look like a hang
+    for name in _TOLD:
+        logging.getLogger(name).setLevel(logging.INFO if silent else logging.NOTSET)
 
 
 def _run_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -113,7 +128,10 @@ def _train(
             "or take `cots train pretrain`"
         )
     report = FilterReport(report_filtered, report_limit) if report_filtered else None
-    _print_result(train(config, report=report))
+    result = train(config, report=report)
+    if not result.is_main:
+        return
+    _print_result(result)
     if report_filtered:
         click.echo(f"{report_filtered}: pairs that the filter dropped")
 
@@ -230,14 +248,14 @@ def plan(
     config, peak = load_train_config(config_path, overrides), peak_of(gpu)
     if peak is None:
         raise InputError(f"the peak of GPU {gpu!r} is not known; use A100, H100, H200 or L40S")
-    click.echo("counting two small steps; a minute or two for the paper's model", err=True)
+    click.echo("counting two small steps; two to four minutes for the paper's model", err=True)
     found = make_plan(config, num_tokens=tokens, num_frames=frames)
     seconds = found.seconds(round(pairs * config.epochs), peak=peak, devices=gpus, mfu=mfu)
     size = config.batch_size
     figures = {
         "gib": round(found.memory_bytes(size) / 2**30, 3),
         "gib_twice_the_batch": round(found.memory_bytes(2 * size) / 2**30, 3),
-        "gflops_per_pair": round(found.pair_flops / 1e9, 2),
+        "gflops_per_pair": round(found.pair_flops.total / 1e9, 2),
         "pairs_per_s": round(pairs * config.epochs / seconds, 1),
         "hours": round(seconds / 3600, 4),
     }
@@ -245,7 +263,8 @@ def plan(
         click.echo(json.dumps(figures))
         return
     click.echo(
-        f"memory of each process: {figures['gib']} GiB with batch_size {size}, "
+        f"memory of each process, {frames} frame{'s' * (frames > 1)} and {tokens} tokens a pair: "
+        f"{figures['gib']} GiB with batch_size {size}, "
         f"{figures['gib_twice_the_batch']} GiB with {2 * size}"
     )
     click.echo(

@@ -17,7 +17,7 @@ _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _MAX_SHARDS = 100_000
-_ACCEPTED = "accepted now: a folder of pictures, or tar shards (a file, *.tar or {000..009}.tar)"
+_ACCEPTED = "accepted: a folder of pictures, or tar shards (a file, *.tar or {000..009}.tar)"
 
 
 def open_source(arguments: Sequence[str], *, exclude: Path | None = None) -> Source:

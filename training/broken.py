@@ -78,7 +78,8 @@ class BrokenCount:
         if self.num_broken > self._max_share * num_pictures:
             raise InputError(
                 f"{self.num_broken:,} of {num_pictures:,} pictures are broken, {self._by_reason()}"
-                f", over the {self._max_share:.1%} allowed; the first: {self._first}"
+                f", over the {self._max_share:.1%} allowed "
+                f"(data.max_broken_share, --max-broken); the first: {self._first}"
             )
 
     def _by_reason(self) -> str:

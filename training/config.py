@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cots_model.config import Frozen
 from training.config_file import read_config
-from training.formats.source import Source
+from training.formats.source import Sources
 
 
 class InitConfig(Frozen):
@@ -50,8 +50,8 @@ class DataConfig(Frozen):
         max_broken_share: of pictures that may be missing or damaged before a run stops.
     """
 
-    train: list[Source] = Field(min_length=1)
-    evaluate: list[Source] = []
+    train: Annotated[Sources, Field(min_length=1)]
+    evaluate: Sources = []
     cache_dir: Path = Path("cache")
     stream: bool = False
     block_size: int = Field(default=10_000, ge=1)
@@ -79,12 +79,14 @@ class InstanceConfig(Frozen):
     """The instance-level objective (eq. 4-10).
 
     Attributes:
+        weight: of both directions in the sum.
         momentum: m (paper: 0.99).
         temperature: τ (paper: 0.05).
         queue_length: N (paper: 12,800 for pre-training, less for small sets).
         mask_same_image: other captions of a picture are no negatives for it (chosen).
     """
 
+    weight: float = Field(default=1.0, ge=0)
     momentum: float = Field(default=0.99, ge=0, le=1)
     temperature: float = Field(default=0.05, gt=0)
     queue_length: int = Field(default=12_800, ge=1)
@@ -148,7 +150,7 @@ class ObjectiveConfig(Frozen):
     """Which losses are summed; the paper's pre-training has all, each with weight 1 (chosen).
 
     Attributes:
-        instance: always on, weight 1.
+        instance: the instance level.
         task: the task level.
         vision: hidden patches.
         language: hidden words.
@@ -172,8 +174,8 @@ class ObjectiveConfig(Frozen):
     def weights(self) -> dict[str, float]:
         """Weight of each loss term, by its name in the log."""
         return {
-            "image_to_text": 1.0,
-            "text_to_image": 1.0,
+            "image_to_text": self.instance.weight,
+            "text_to_image": self.instance.weight,
             "task": self.task.weight,
             "vision": self.vision.weight,
             "language": self.language.weight,
@@ -330,4 +332,8 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: for a missing file, bad YAML, an unknown key or a value that is not accepted.
     """
-    return read_config(TrainConfig, path, overrides)
+    return read_config(TrainConfig, path, overrides, other=_command)
+
+
+def _command(values: dict[str, Any]) -> str | None:
+    return "cots train tokenizer" if isinstance(values.get("model"), dict) else None

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from cots_model.errors import CotsError, InputError
+from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from training.broken import BrokenCount
@@ -108,74 +108,112 @@ def cached_features(
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _Recipe(examples, tower, preprocess, augment, seed, bf16)
     path = folder / f"features-{_key(recipe)}.npy"
-    with _alone(folder):
-        if not path.exists():
-            broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
-            partial = path.with_suffix(".partial")
-            done = _Done(path.with_suffix(".done"))
-            try:
-                _compute(partial, done, recipe, broken)
-            except CotsError:  # these data will not do; what an ended process made is kept
-                done.path.unlink(missing_ok=True)
-                partial.unlink(missing_ok=True)
-                raise
-            partial.replace(path)
-            done.path.unlink(missing_ok=True)
+    if not path.exists():
+        with _alone(path.with_suffix(".lock")):
+            if not path.exists():
+                broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+                _compute(path, recipe, broken)
     return FeatureCache(path)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Other processes that want a cache in this folder wait here, and find theirs finished."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+def _alone(lock: Path) -> Iterator[None]:
+    """Other processes that want the same cache wait here, and find it finished."""
+    with lock.open("w") as file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for another process that embeds into %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            log.warning("waiting for another process that makes %s", lock.with_suffix(".npy"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
+        lock.unlink(missing_ok=True)  # whoever comes later finds the cache
 
 
-def _compute(path: Path, done: _Done, recipe: _Recipe, broken: BrokenCount) -> None:
-    """Write the file, or the rest of it: what an ended process has done is kept beside it."""
-    examples, tower = recipe.examples, recipe.tower
-    tower = tower.to(memory_format=torch.channels_last).eval()
-    num_views = recipe.augment.num_views
-    log.info("embedding %d views of %d pictures", num_views, len(examples))
-    shape = (len(examples), num_views, tower.width)
-    begun = path.exists() and done.read() > 0
-    feature_MVD = np.lib.format.open_memmap(path, "r+" if begun else "w+", np.float16, shape)
-    todo = [(row, view) for row in range(len(examples)) for view in range(num_views)]
-    first = done.read() if begun else 0
-    _count_again(feature_MVD, todo[:first], broken)
-    starts = range(first, len(todo), _BATCH)
+def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
+    """Write the file, or the rest of it: what a process that ended has done is kept beside it."""
+    num_pictures, num_views = len(recipe.examples), recipe.augment.num_views
+    log.info("embedding %d views of %d pictures", num_views, num_pictures)
+    partial, done = path.with_suffix(".partial"), _Done(path.with_suffix(".done"))
+    shape = (num_pictures, num_views, recipe.tower.width)
+    first = done.read() if partial.exists() else 0
+    feature_MVD = np.lib.format.open_memmap(partial, "r+" if first else "w+", np.float16, shape)
+    tower = recipe.tower.to(memory_format=torch.channels_last).eval()
+    filling = _Filling(feature_MVD, recipe, tower, broken, gone=set())
+    filling.try_again(first)
+    starts = range(first, num_pictures, _BATCH)
     for start in tqdm(starts, desc="features", unit="batch", disable=None):
         if (start - first) % (_BATCH * _KEPT_EVERY) == 0:
             feature_MVD.flush()
             done.write(start)
-        batch = todo[start : start + _BATCH]
-        views = _views(recipe, batch, broken)
-        for row in {row for row, _ in batch} - {row for row, _ in views}:
-            feature_MVD[row] = np.nan
-        if views:
-            rows, numbers = zip(*views, strict=True)
-            feature_BD = _features(tower, torch.stack(list(views.values())), recipe.bf16)
-            if not np.isfinite(feature_BD).all():
-                raise InputError(
-                    f"features of {examples[rows[0]].id} or of the {len(rows) - 1} views after it "
-                    "do not fit float16; take other first weights, or freeze_image: false"
-                )
-            feature_MVD[list(rows), list(numbers)] = feature_BD
+        filling.fill(range(start, min(start + _BATCH, num_pictures)))
     feature_MVD.flush()
     broken.finish("features")
+    partial.replace(path)
+    done.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A cache in the making.
+
+    Attributes:
+        feature_MVD: the file.
+        recipe: of it.
+        tower: in the layout that is fastest.
+        broken: counts pictures, each once, however many of its views cannot be read.
+        gone: rows of broken ones.
+    """
+
+    feature_MVD: np.ndarray
+    recipe: _Recipe
+    tower: ImageTower
+    broken: BrokenCount
+    gone: set[int]
+
+    def try_again(self, num_done: int) -> None:
+        """Count what an earlier process did; what it could not read may be readable now."""
+        bad_M = np.isnan(self.feature_MVD[:num_done, 0, 0])
+        self.broken.add(int((~bad_M).sum()), [])
+        self.fill(np.flatnonzero(bad_M).tolist())
+
+    def fill(self, rows: Sequence[int]) -> None:
+        """Embed all views of some pictures."""
+        self.broken.add(len(rows), [])
+        todo = [(row, view) for row in rows for view in range(self.recipe.augment.num_views)]
+        for start in range(0, len(todo), _BATCH):
+            views = self._views(todo[start : start + _BATCH])
+            if views:
+                self._embed(views)
+        self.feature_MVD[sorted(self.gone.intersection(rows))] = np.nan
+
+    def _views(self, todo: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
+        """Pixels `[3,H,W]` by row and view, without those that cannot be read."""
+        found = {}
+        for row, view in todo:
+            if row in self.gone:
+                continue
+            try:
+                found[row, view] = _view(self.recipe, row, view)
+            except BrokenExampleError as err:
+                self.gone.add(row)
+                self.broken.add(0, [err])
+        return found
+
+    def _embed(self, views: dict[tuple[int, int], Tensor]) -> None:
+        rows, numbers = zip(*views, strict=True)
+        feature_BD = _features(self.tower, torch.stack(list(views.values())), self.recipe.bf16)
+        if not np.isfinite(feature_BD).all():
+            first = self.recipe.examples[rows[0]].id
+            raise InputError(
+                f"features of {first} or of the {len(rows) - 1} views after it do not fit float16; "
+                "take other first weights, or freeze_image: false"
+            )
+        self.feature_MVD[list(rows), list(numbers)] = feature_BD
 
 
 @dataclass(frozen=True)
 class _Done:
-    """How many views of an unfinished cache are in it."""
+    """How many pictures of an unfinished cache are in it."""
 
     path: Path
 
@@ -191,39 +229,12 @@ class _Done:
         partial.replace(self.path)
 
 
-def _count_again(
-    feature_MVD: np.ndarray, done: Sequence[tuple[int, int]], broken: BrokenCount
-) -> None:
-    """Count the pictures of an ended process; of broken ones only that they were is known."""
-    rows = [row for row, view in done if view == 0]
-    gone = [row for row in rows if np.isnan(feature_MVD[row, 0, 0])]
-    message = "was broken when this cache was begun"
-    broken.add(
-        len(rows), [BrokenExampleError("broken_before", f"{row}: {message}") for row in gone]
-    )
-
-
 def _features(tower: ImageTower, img_BCHW: Tensor, bf16: bool) -> np.ndarray:
     """Features `[B,D]` float16."""
     device = next(tower.parameters()).device
     img_BCHW = img_BCHW.to(device, memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         return np.asarray(tower.feature(img_BCHW).cpu().to(torch.float16).numpy())
-
-
-def _views(
-    recipe: _Recipe, batch: Sequence[tuple[int, int]], broken: BrokenCount
-) -> dict[tuple[int, int], Tensor]:
-    """Pixels `[3,H,W]` by row and view, without those that cannot be read."""
-    found = {}
-    for row, view in batch:
-        try:
-            found[row, view] = _view(recipe, row, view)
-        except BrokenExampleError as err:
-            broken.add(int(view == 0), [err] if view == 0 else [])
-        else:
-            broken.add(int(view == 0), [])
-    return found
 
 
 def _view(recipe: _Recipe, row: int, view: int) -> Tensor:

@@ -53,7 +53,10 @@ def load_tokenizer(init: InitConfig) -> Tokenizer:
         InputError: if the source has none.
     """
     if init.text == "random":
-        raise InputError("init.text is 'random', which has no tokenizer; name a text model")
+        raise InputError(
+            "init.text is 'random', which has no tokenizer; name a text model that has one, such "
+            "as init.text=sentence-transformers/all-MiniLM-L6-v2 or a folder"
+        )
     if init.text.startswith(_CHECKPOINT):
         return Preprocess.from_pretrained(init.text.removeprefix(_CHECKPOINT)).tokenizer
     try:
@@ -111,8 +114,24 @@ def _masked_language_model(source: str) -> BertForMaskedLM | None:
 def _initialise_side(model: CotsModel, side: str, source: str) -> None:
     """Take one tower and its projection from a COTS checkpoint."""
     pretrained = CotsModel.from_pretrained(source.removeprefix(_CHECKPOINT))
-    for part in (side, f"{side}_projection"):
-        _load(model.get_submodule(part), pretrained.get_submodule(part).state_dict(), source)
+    try:
+        for part in (side, f"{side}_projection"):
+            _load(model.get_submodule(part), pretrained.get_submodule(part).state_dict(), source)
+    except InputError as err:
+        raise InputError(
+            f"init.{side} {source!r} holds another {side} tower than the model of this run "
+            f"({_differences(side, pretrained, model)}); set `model` to what it was trained as, or "
+            "take other first weights"
+        ) from err
+
+
+def _differences(side: str, theirs: CotsModel, ours: CotsModel) -> str:
+    before, now = (
+        getattr(model.config, side).model_dump() | {"embed_dim": model.config.embed_dim}
+        for model in (theirs, ours)
+    )
+    changed = [key for key in now if before[key] != now[key]]
+    return ", ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in changed)[:200]
 
 
 def _initialise_image(tower: ImageTower, init: InitConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -63,6 +64,7 @@ def _started(
             num_workers=num_workers,
             prefetch_factor=ahead,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_main,
             multiprocessing_context=context,
             generator=torch.Generator(),  # or it would draw from the run's own
         )
@@ -80,6 +82,12 @@ class _Made(Dataset[Any]):
             return self._make(step)
         except CotsError as err:  # handed over as it is: the loader would rewrite its message
             return err
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the main process ends its step, then the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(result: Any) -> Any:

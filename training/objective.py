@@ -10,7 +10,7 @@ joint width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,18 @@ class Shares:
     words: float = 1.0
 
 
+class Terms(NamedTuple):
+    """What a batch comes to; scalars by name. A tuple, for DDP and FSDP look for tensors in it.
+
+    Attributes:
+        losses: every term, and their weighted sum `total`; in at least float32.
+        accuracies: share of the hidden tokens that were named rightly; no gradient.
+    """
+
+    losses: dict[str, Tensor]
+    accuracies: dict[str, Tensor]
+
+
 class Objective(nn.Module):
     """The model that is trained, with the heads that only training needs."""
 
@@ -128,10 +140,8 @@ class Objective(nn.Module):
         queues: PairQueues,
         keep_B: Tensor,
         shares: Shares,
-    ) -> dict[str, dict[str, Tensor]]:
-        """`loss`: the terms by name and their weighted sum `total`; `accuracy` of hidden tokens.
-
-        All are scalars, the losses in at least float32; the accuracies have no gradient.
+    ) -> Terms:
+        """All terms of a batch and their weighted sum.
 
         Args:
             batch: pairs, on the model's device.
@@ -158,7 +168,7 @@ class Objective(nn.Module):
             accuracies["language"] = found.accuracy * shares.words
         weights = self.config.weights()
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return {"loss": {**terms, "total": total}, "accuracy": accuracies}
+        return Terms({**terms, "total": total}, accuracies)
 
     def _contrast(
         self,

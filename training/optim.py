@@ -8,6 +8,7 @@ from torch.optim import AdamW
 from cots_model.errors import ConfigError
 from training.config import OptimiserConfig
 
+_MAY_BE_OFF = {"vision_head", "language_head"}  # with their losses
 _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "position_embeddings")
 
 
@@ -20,19 +21,23 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         ConfigError: if a prefix of `lr_scale` matches no trainable parameter.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    used = set()
+    used, trained = set(), list[str]()
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         name = full_name.removeprefix("model.")  # of the encoders inside an `Objective`
         prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
         used.add(prefix)
+        trained.append(name)
         decays = parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
         rate = config.lr * config.lr_scale.get(prefix, 1.0)
         groups.setdefault((config.weight_decay if decays else 0.0, rate), []).append(parameter)
-    unused = sorted(set(config.lr_scale) - used)
+    unused = sorted(set(config.lr_scale) - used - _MAY_BE_OFF)
     if unused:
-        raise ConfigError(f"optimiser.lr_scale: no trainable parameter starts with {unused}")
+        parts = sorted({".".join(name.split(".")[:2]) for name in trained})
+        raise ConfigError(
+            f"optimiser.lr_scale: no trainable parameter starts with {unused}; there are {parts}"
+        )
     return AdamW(
         [
             {"params": params, "weight_decay": decay, "lr": rate, "peak_lr": rate}

@@ -98,10 +98,8 @@ class MemoryOrder:
         return int(self._end_M[-1]) if len(self._end_M) else 0
 
     def fingerprint(self) -> str:
-        """Of ids, places, repeats and weights."""
-        return _digest(
-            [f"{e.id}@{e.location.offset_bytes}x{e.repeat}x{e.weight}" for e in self._examples]
-        )
+        """Of ids, kinds, places, captions, repeats and weights."""
+        return _digest([_said(example) for example in self._examples])
 
 
 class ShardOrder:
@@ -163,9 +161,11 @@ class ShardOrder:
         return self._count
 
     def fingerprint(self) -> str:
-        """Of the shards' names, sizes and visits."""
+        """Of the shards' names and sizes, what is said of other pictures, and the visits."""
         shards = [
-            f"{shard.name}@{shard.stat().st_size}" if isinstance(shard, Path) else f"{len(shard)}"
+            f"{shard.name}@{shard.stat().st_size}"
+            if isinstance(shard, Path)
+            else _digest([_said(example) for example in shard])
             for shard in self._shards
         ]
         return _digest([*shards, f"{self._block_size}", f"{self._visits}"])
@@ -201,6 +201,12 @@ def _shard_paths(pattern: str) -> list[Path]:
     source = open_source([pattern])
     assert isinstance(source, ShardSource)
     return source.shards
+
+
+def _said(example: Example) -> str:
+    """All of an example but the folder that it lies in."""
+    place, captions = example.location.offset_bytes, list(example.captions)
+    return repr((example.id, example.kind, place, captions, example.repeat, example.weight))
 
 
 def _shuffled(block: list[Entry], seed: int, epoch: int, number: int) -> list[Entry]:

@@ -48,30 +48,58 @@ def fit_projections(
         share: of the closed form in the new weights; the rest is what they were.
     """
     rows = [row for row in range(len(examples)) if not cache.is_broken(row)]
-    said = [(place, text) for place, row in enumerate(rows) for text in examples[row].captions]
-    texts = [text for _, text in said]
+    known = [examples[row] for row in rows]
+    texts = [text for example in known for text in example.captions]
     captions = captions or CaptionFeatures.embed(model, preprocess, texts, bf16=bf16)
-    caption_KD, owner_K = captions.get(texts), torch.tensor([place for place, _ in said])
-    counted = [examples[row].weight * examples[row].repeat for row in rows]
-    weight_M = torch.tensor(counted, dtype=torch.float64)
-    count_M = torch.bincount(owner_K, minlength=len(rows))
-    weight_K = (weight_M / count_M)[owner_K]
-    matrix_DE, mean_D = principal_directions(
-        caption_KD, weight_K, model.config.embed_dim, whitening=config.whitening
-    )
-    _assign(model.text_projection, matrix_DE, -mean_D @ matrix_DE, share)
-    said_KE = F.normalize((caption_KD.double() - mean_D) @ matrix_DE, dim=1)
-    target_ME = torch.zeros(len(rows), said_KE.shape[1], dtype=torch.float64)
-    target_ME.index_add_(0, owner_K, said_KE / count_M[owner_K, None])
     feature_MVD = torch.from_numpy(cache.feature_MVD[rows]).float()
-    num_views = feature_MVD.shape[1]
-    matrix_DE, bias_E = ridge_regression(
+    dim = model.config.embed_dim
+    fitted = _closed_form(known, feature_MVD, captions.get(texts), config, dim=dim)
+    projections = (model.text_projection, model.image_projection)
+    if share < 1:  # turning both changes no similarity, but it does change what a mixture is
+        now_RE = torch.cat([p.weight.detach().double().cpu().T for p in projections])
+        turn_EE = nearest_turn(torch.cat([matrix_DE for matrix_DE, _ in fitted]), now_RE)
+        fitted = [(matrix_DE @ turn_EE, bias_E @ turn_EE) for matrix_DE, bias_E in fitted]
+    for projection, (matrix_DE, bias_E) in zip(projections, fitted, strict=True):
+        _assign(projection, matrix_DE, bias_E, share)
+
+
+def _closed_form(
+    examples: Sequence[Example],
+    feature_MVD: Tensor,
+    caption_KD: Tensor,
+    config: RegressionConfig,
+    *,
+    dim: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Matrix `[D,E]` and bias `[E]` of the texts' projection, then of the pictures'."""
+    num_pictures, num_views, _ = feature_MVD.shape
+    count_M = torch.tensor([len(example.captions) for example in examples])
+    owner_K = torch.arange(num_pictures).repeat_interleave(count_M)
+    counted = [example.weight * example.repeat for example in examples]
+    weight_M = torch.tensor(counted, dtype=torch.float64)
+    weight_K = (weight_M / count_M)[owner_K]
+    matrix_DE, mean_D = principal_directions(caption_KD, weight_K, dim, whitening=config.whitening)
+    said_KE = F.normalize((caption_KD.double() - mean_D) @ matrix_DE, dim=1)
+    target_ME = torch.zeros(num_pictures, dim, dtype=torch.float64)
+    target_ME.index_add_(0, owner_K, said_KE / count_M[owner_K, None])
+    image = ridge_regression(
         feature_MVD.flatten(0, 1),
         target_ME.repeat_interleave(num_views, dim=0),
         weight_M.repeat_interleave(num_views),
         ridge=config.ridge,
     )
-    _assign(model.image_projection, matrix_DE, bias_E, share)
+    return [(matrix_DE, -mean_D @ matrix_DE), image]
+
+
+def nearest_turn(matrix_RE: Tensor, target_RE: Tensor) -> Tensor:
+    """The orthogonal `[E,E]` that brings one matrix closest to another (Schönemann 1966).
+
+    Principal directions have no sign, and close ones are any basis of what they span: another
+    device finds others.
+    """
+    left_EE, _, right_EE = torch.linalg.svd(matrix_RE.T @ target_RE)
+    turn_EE: Tensor = left_EE @ right_EE
+    return turn_EE
 
 
 def principal_directions(

@@ -35,7 +35,7 @@ dot product says how well they match.
 {_training(config, num_pairs, step_pairs, step, wall_s)}
 ## Scores
 
-{_scores(metrics) if metrics else "Not scored."}
+{_scores(metrics) if metrics else "Not scored." + chr(10)}
 ## Configuration
 
 ```yaml
@@ -51,8 +51,8 @@ def _training(
     towers = [n for n, f in (("image", config.freeze_image), ("text", config.freeze_text)) if f]
     frozen = f", after embedding with the frozen {' and '.join(towers)} tower" if towers else ""
     steps = f"""\
-- Steps: {step:,} of {step_pairs} pairs
-- Data: {num_pairs:,} pairs an epoch
+- Steps: {step:,}, each of {step_pairs} pairs
+- Data: {num_pairs:,} pictures, of which an epoch takes {num_pairs // step_pairs * step_pairs:,}
 - Time: {wall_s / 60:.0f} minutes ({pairs_per_s:.0f} pairs/s){frozen}
 """
     first = ", ".join(f"`{source}`" for source in (config.init.image, *config.init.beside))

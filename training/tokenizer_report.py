@@ -61,14 +61,13 @@ class EpochSoFar:
     temperature: float = 0.0
     wall_s: float = 0.0
 
-    def add(self, report: TokenizerStepReport, step_s: float) -> None:
+    def add(self, report: TokenizerStepReport) -> None:
         """Count one step more."""
         self.num_steps += 1
         self.reconstruction += report.reconstruction
         self.kl += report.kl
         self.temperature = report.temperature
         self.count_K = self.count_K + report.count_K
-        self.wall_s += step_s
 
     def report(self, held_out: float | None) -> EpochReport:
         """Means and shares of all steps; at least one must have been added."""
@@ -85,8 +84,16 @@ class EpochSoFar:
         )
 
 
-def check_collapse(config: CollapseConfig, report: EpochReport, vocab_size: int) -> None:
+def check_collapse(
+    config: CollapseConfig, report: EpochReport, vocab_size: int, folder: Path
+) -> None:
     """Stop a run whose codebook has collapsed.
+
+    Args:
+        config: the floors.
+        report: of the epoch.
+        vocab_size: how many codes there are.
+        folder: of the run.
 
     Raises:
         CodebookCollapseError: with the figures, the floors, and what to change.
@@ -106,7 +113,8 @@ def check_collapse(config: CollapseConfig, report: EpochReport, vocab_size: int)
         f"the codebook collapsed: after epoch {report.epoch} the perplexity is "
         f"{report.perplexity:.1f} of {vocab_size} codes (collapse.min_perplexity "
         f"{config.min_perplexity:g}), {report.usage:.1%} of them are used (min_usage "
-        f"{config.min_usage:.1%}), the KL is {report.kl:.3f} (min_kl {config.min_kl:g}); {remedy}"
+        f"{config.min_usage:.1%}), the KL is {report.kl:.3f} (min_kl {config.min_kl:g}); {remedy}, "
+        f"and give another output or remove {folder}"
     )
 
 

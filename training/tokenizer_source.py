@@ -182,6 +182,7 @@ def _download(hub_id: str) -> Path:
     except Exception as err:  # the hub client raises its own, httpx's and OS errors
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CheckpointError(
-            f"no file or folder {hub_id!r} here, and the hub did not give it ({reason}); check the "
-            "name and the connection, or give a file or folder"
+            f"no image tokenizer {hub_id!r} here (objective.vision.tokenizer), and the hub did not "
+            f"give it ({reason}); make one with `cots train tokenizer`, such as "
+            "training/configs/tokenizer_mini_112.yaml for pretrain_mini.yaml, or check the name"
         ) from err

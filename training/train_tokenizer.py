@@ -19,13 +19,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from cots_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from cots_model.errors import CotsError
 from training.data import Example, read_examples
 from training.dvae import Dvae, spread_codes
+from training.engine.progress import StepsShown
 from training.engine.same_run import (
+    check_output,
     check_same_data,
-    check_same_run,
     sums_of,
     warn_of_other_sums,
     write_run,
@@ -35,6 +37,7 @@ from training.engine.stopping import StoppedError, StopRequest, listen_for_stop
 from training.tokenizer_config import TokenizerTrainConfig
 from training.tokenizer_data import PictureBatches, whole_pictures, write_comparison
 from training.tokenizer_report import (
+    LOG_FILE,
     EpochReport,
     EpochSoFar,
     check_collapse,
@@ -49,7 +52,8 @@ log = logging.getLogger(__name__)
 PICTURE_FILE = "reconstructions.png"
 STATES = "states"
 
-_MAY_CHANGE = ("output", "device", "data", "num_shown", "save_every", "keep_states")
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, PICTURE_FILE, STATES)
+_MAY_CHANGE = ("output", "device", "data", "collapse", "num_shown", "save_every", "keep_states")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def train_tokenizer(config: TokenizerTrainConfig) -> TokenizerResult:
         StoppedError: if the process was asked to end; the state is saved.
         TrainingError: if the loss stops being finite, or all saved states are damaged.
     """
+    check_output(config.output, config, may_change=_MAY_CHANGE, files=_FILES)
     torch.manual_seed(config.seed)
     examples = read_examples(config.data.train)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
@@ -94,10 +99,9 @@ class _TokenizerRun:
         self.states = StateFolder(config.output / STATES, keep=config.keep_states)
         self.last: EpochReport | None = None
         self.epoch = self._first(0)
-        self._data = {"pictures": self.batches.fingerprint()}
+        self._data = {"data": self.batches.fingerprint()}
         self._sums = sums_of(self.trainer.device)
         self._shown_BCHW = next(_whole(evaluated or examples, config, config.num_shown))
-        check_same_run(config.output, self.states.folder, config, may_change=_MAY_CHANGE)
         saved = self.states.load_latest()
         if saved is not None:
             self._restore(*saved)
@@ -148,29 +152,37 @@ class _TokenizerRun:
         """Train the rest of the epoch."""
         epoch = self.epoch
         self.trainer.dvae.train()
-        bar = tqdm(
-            total=len(self.batches),
-            initial=epoch.place,
-            desc=f"epoch {epoch.number}",
-            unit="step",
-            disable=None,
+        shown = StepsShown(
+            log, f"epoch {epoch.number}", total=len(self.batches), initial=epoch.place
         )
-        with bar:
-            for pixels_BCHW in self.batches.epoch(epoch.number, epoch.place):
-                started = time.perf_counter()
+        started = time.perf_counter()
+        with shown:
+            for pixels_BCHW in self._pictures():
                 epoch.place += 1
-                bar.update()
                 if pixels_BCHW is not None:
                     report = self.trainer.train_step(pixels_BCHW)
-                    epoch.add(report, time.perf_counter() - started)
-                    bar.set_postfix(reconstruction=f"{report.reconstruction:.4f}")
+                    epoch.add(report)
+                    shown.step(f"reconstruction {report.reconstruction:.4f}")
+                epoch.wall_s += time.perf_counter() - started
+                started = time.perf_counter()
                 self._save_if_due()
 
+    def _pictures(self) -> Iterator[Tensor | None]:
+        """The rest of the epoch's pictures, step by step."""
+        try:
+            yield from self.batches.epoch(self.epoch.number, self.epoch.place)
+        except CotsError:
+            self._stop_if_asked()  # what ended a loading process may be what asks for it
+            raise
+
     def _save_if_due(self) -> None:
-        stop = self.stop.signal is not None
-        if stop or self.trainer.step % self.config.save_every == 0:
+        self._stop_if_asked()
+        if self.trainer.step % self.config.save_every == 0:
             self._save()
-        if stop:
+
+    def _stop_if_asked(self) -> None:
+        if self.stop.signal is not None:
+            self._save()
             raise StoppedError(
                 f"stopped after step {self.trainer.step - 1}; run the same command to go on"
             )
@@ -180,7 +192,7 @@ class _TokenizerRun:
         self.last = self.epoch.report(self._held_out() if self.evaluated else None)
         write_report(config.output, self.last)
         _write_pictures(dvae, self._shown_BCHW.to(self.trainer.device), config.output)
-        check_collapse(config.collapse, self.last, config.model.vocab_size)
+        check_collapse(config.collapse, self.last, config.model.vocab_size, config.output)
         save_dvae(dvae, config.output)
         self.epoch = self._first(self.epoch.number + 1)
         self._save()

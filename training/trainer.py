@@ -5,12 +5,15 @@ result = train(load_train_config(Path("training/configs/cots-mini.yaml")))
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from cots_model.config import load_config
 from cots_model.encoder import resolve_device
@@ -23,14 +26,15 @@ from training.config import TrainConfig
 from training.data import read_examples
 from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
-from training.engine.run import STATES, Run
+from training.engine.run import FILES, MAY_CHANGE, STATES, Run
+from training.engine.same_run import check_output
 from training.engine.states import StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import listen_for_stop
 from training.engine.world import World, join_world
 from training.example import Example
 from training.feature_cache import FeatureCache, cached_features
-from training.initialise import initialise, load_tokenizer
+from training.initialise import initialise, initialise_language_head, load_tokenizer
 from training.metrics import RetrievalMetrics
 from training.objective import Objective
 from training.orders import ShardOrder
@@ -46,13 +50,15 @@ class TrainResult:
         checkpoint: its folder.
         fingerprint: of the checkpoint.
         metrics: on the evaluation data, if there is any.
-        wall_s: seconds of training, without caching features and the evaluations.
+        wall_s: seconds of training with loading the data, without caching features and scoring.
+        is_main: whether this process is the one that prints.
     """
 
     checkpoint: Path
     fingerprint: str
     metrics: RetrievalMetrics | None
     wall_s: float
+    is_main: bool = True
 
 
 def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainResult:
@@ -70,6 +76,8 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     if report is not None:
         report.check(config)
     with join_world(config.device) as world:
+        with world.together():
+            check_output(config.output, config, may_change=MAY_CHANGE, files=FILES)
         torch.manual_seed(config.seed)
         model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)
@@ -82,15 +90,26 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         if config.regression.is_first and not states.steps():
             fit(model.to(world.device), share=1.0)
         world.barrier()  # one may have read the data faster
+        frozen = _fingerprint(model.image if config.freeze_image else None)
+        frozen += _fingerprint(model.text if config.freeze_text else None)
         stepper = make_stepper(config, model, preprocess, world, len(batches))
         share = config.regression.share
         finish = partial(fit, share=share) if config.regression.is_last else None
         with listen_for_stop() as stop:
             run = Run(
-                config, stepper, batches, preprocess, evaluated, stop, report=report, finish=finish
+                config,
+                stepper,
+                batches,
+                preprocess,
+                evaluated,
+                stop,
+                frozen=frozen + _fingerprint(stepper.hider.tokenizer),
+                report=report,
+                finish=finish,
             )
             run.train()
-        return TrainResult(config.output, run.fingerprint, run.metrics, run.progress.wall_s)
+        wall_s = run.progress.wall_s
+        return TrainResult(config.output, run.fingerprint, run.metrics, wall_s, world.is_main)
 
 
 def make_stepper(
@@ -116,6 +135,8 @@ def make_stepper(
         num_codes=tokenizer.vocab_size if tokenizer is not None else 0,
         freeze_image=config.freeze_image,
     )
+    if objective.language_head is not None:
+        initialise_language_head(objective.language_head, config.init.text)
     if batches_per_epoch < config.accumulate:
         raise ConfigError(
             f"an epoch has {batches_per_epoch} batches, fewer than accumulate {config.accumulate}; "
@@ -187,6 +208,16 @@ def _feature_cache(
         bf16=config.precision == "bf16",
         max_broken_share=config.data.max_broken_share,
     )
+
+
+def _fingerprint(part: object) -> str:
+    """Of the weights of a network that a run takes as it is."""
+    if part is None:
+        return "-"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(cast(nn.Module, part).state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _caption_features(

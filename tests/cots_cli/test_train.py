@@ -8,6 +8,7 @@ from PIL import Image
 
 from cots_model.encoder import Encoder
 from cots_model.testing import make_tokenizer, tiny_model_config
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -35,11 +36,13 @@ def config(tiny_checkpoint, tmp_path):
     return path
 
 
-def test_pretrain_writes_a_checkpoint_and_says_where(cots, config, tmp_path):
+def test_pretrain_writes_a_checkpoint_and_says_where(cots, config, tmp_path, monkeypatch):
+    monkeypatch.delenv("COTS_LOG_LEVEL")
     status, out, err = cots(
         "train", "pretrain", "--config", config, "epochs=1", f"output={tmp_path / 'other'}"
     )
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert re.fullmatch(r"time=\S+ level=INFO .* message=epoch 0: loss \d.*\n", err)
     encoder = Encoder.load(tmp_path / "other", device="cpu")
     assert encoder.name == "from-the-shell"
     assert out.startswith(f"{tmp_path / 'other'}: {encoder.fingerprint[:16]}, ")
@@ -56,18 +59,55 @@ def test_pretrain_prints_scores_of_the_evaluation_data(cots, config, tmp_path):
     assert re.search(r"text -> image +\d+\.\d\d +100\.00 +100\.00 +\d\.\d +4\n", out)
 
 
-def test_pretrain_logs_when_asked(cots, config):
-    status, _, err = cots(
-        "--log-level", "info", "train", "pretrain", "--config", config, "epochs=1"
-    )
+def test_pretrain_is_as_quiet_as_asked(cots, config, tmp_path):
+    run = ("train", "pretrain", "--config", config, "epochs=1")
+    status, _, err = cots("--log-level", "info", *run)
     assert status == 0
     assert re.search(r"level=INFO logger=training\.engine\.run message=epoch 0: loss \d", err)
+    assert "logger=training.initialise" in err
+    assert cots("--log-level", "warning", *run, f"output={tmp_path / 'b'}")[::2] == (0, "")
+
+
+def test_pretrain_says_that_it_was_finished(cots, config, monkeypatch):
+    monkeypatch.delenv("COTS_LOG_LEVEL")
+    run = ("train", "pretrain", "--config", config)
+    _, first, _ = cots(*run)
+    status, again, err = cots(*run)
+    assert status == 0
+    assert "was finished before" in err
+    assert again == first
+
+
+def test_a_folder_with_something_else_is_left_alone(cots, config, tiny_checkpoint, tmp_path):
+    run = ("train", "pretrain", "--config", config)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/README.md").write_text("mine")
+    status, _, err = cots(*run, f"output={tmp_path / 'mine'}")
+    assert status == 2
+    assert "holds README.md, which this run would write over; give another output" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["README.md"]
+    assert cots(*run, f"output={config}")[0] == 2
+    assert cots(*run, "epochs=1")[0] == 0
+    status, _, err = cots(*run, "epochs=2")
+    assert status == 2
+    assert "(epochs 1 -> 2); give another output and start from it: init.image=checkpoint:" in err
+
+
+def test_a_tokenizers_file_is_for_another_command(cots, config, tmp_path):
+    status, _, err = cots(
+        "train", "pretrain", "--config", REPOSITORY / "training/configs/tokenizer_mini.yaml"
+    )
+    assert status == 2
+    assert "use `cots train tokenizer`" in err
+    status, _, err = cots("train", "tokenizer", "--config", config)
+    assert status == 2
+    assert "use `cots train pretrain`" in err
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("epoch=1", "epoch: Extra inputs are not permitted"),
+        ("epoch=1", "unknown key epoch; did you mean epochs"),
         ("optimiser.lr=fast", "optimiser.lr: "),
         ("nonsense", "write key=value"),
         ("data.train=[nowhere.tar]", "nowhere.tar is not there"),
@@ -96,7 +136,7 @@ def test_pretrain_refuses_a_missing_config(cots, tmp_path):
 def test_pretrain_fails_with_1_when_the_loss_explodes(cots, config):
     status, out, err = cots("train", "pretrain", "--config", config, "optimiser.lr=1e30")
     assert (status, out) == (1, "")
-    assert re.fullmatch(r"Error: .*not finite.*\n", err)
+    assert re.search(r"^Error: .*not finite.*\n\Z", err, re.M)
     assert (config.parent / "run/failed").is_dir()
 
 

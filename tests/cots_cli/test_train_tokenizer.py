@@ -65,7 +65,7 @@ def test_a_collapse_is_status_1_in_one_line(cots, config):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("epoch=1", "epoch: Extra inputs are not permitted"),
+        ("epoch=1", "unknown key epoch; did you mean epochs"),
         ("nonsense", "write key=value"),
         ("data.train=[nowhere.tar]", "nowhere.tar"),
         ("batch_size=5", "4 pictures do not fill one batch of 5"),

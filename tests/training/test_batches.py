@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 import torch
@@ -195,6 +196,19 @@ class Dies:
 def test_a_dead_worker_is_an_error_that_says_so():
     with pytest.raises(CotsError, match=r"a loading process ended .*lower data\.num_workers"):
         list(prepare_all(Dies(), iter([1, 2]), num_workers=1))
+
+
+class Handler:
+    """How a loading process takes a signal."""
+
+    def __call__(self, number):
+        return signal.getsignal(number)
+
+
+def test_workers_leave_it_to_the_main_process_to_end():
+    """Ctrl-C reaches the whole group; the step that goes on still needs them."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    assert list(prepare_all(Handler(), iter(numbers), num_workers=1)) == [signal.SIG_IGN] * 2
 
 
 class Refuses:

@@ -70,15 +70,21 @@ def test_a_base_alone_is_enough(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("base: ../base.yaml\nepoch: 3", r"mine\.yaml with base .*base\.yaml: epoch: Extra inputs"),
-        ("base: ../base.yaml\noptimiser: {rate: 1}", r"optimiser\.rate: Extra inputs"),
+        (
+            "base: ../base.yaml\nepoch: 3",
+            r"mine\.yaml with base .*base\.yaml: unknown key epoch",
+        ),
+        (
+            "base: ../base.yaml\noptimiser: {rate: 1}",
+            r"optimiser\.rate; accepted here: lr, ",
+        ),
         ("base: ../base.yaml\noptimiser: 3", "optimiser: Input should be"),
-        ("base: no.yaml", r"there is no file .*no\.yaml"),
+        ("base: no.yaml", r"mine\.yaml names the base .*no\.yaml, and"),
         ("base: [a]", r"mine\.yaml: base is \['a'\]; name a YAML file"),
         ("base:", "base is None; name a YAML file"),
         ("base: ''", "base is ''; name a YAML file"),
         ("base: mine.yaml", r"mine\.yaml is a base and names one itself \(mine\.yaml\)"),
-        ("base: ..", "cannot be read"),
+        ("base: ..", "there is no such file"),
     ],
 )
 def test_bad_bases_are_refused(write, text, says):
@@ -89,12 +95,12 @@ def test_bad_bases_are_refused(write, text, says):
 def test_unknown_keys_of_a_base_are_refused(write, tmp_path):
     path = write("base: ../base.yaml")
     (tmp_path / "base.yaml").write_text(BASE + "epoch: 3\n")
-    with pytest.raises(ConfigError, match="epoch: Extra inputs"):
+    with pytest.raises(ConfigError, match="unknown key epoch; did you mean epochs"):
         load_train_config(path)
 
 
 def test_no_override_names_a_base(write):
-    with pytest.raises(ConfigError, match="base: Extra inputs"):
+    with pytest.raises(ConfigError, match="unknown key base"):
         load_train_config(write("base: ../base.yaml"), ["base=../base.yaml"])
 
 

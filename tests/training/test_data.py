@@ -121,7 +121,7 @@ def test_karpathy_names_its_splits_when_asked_for_another(karpathy):
 
 
 def test_karpathy_needs_an_image_root(karpathy):
-    with pytest.raises(InputError, match="give the image root"):
+    with pytest.raises(InputError, match="image_root: "):
         read_examples([str(karpathy)])
 
 

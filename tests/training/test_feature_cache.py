@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import fcntl
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from training import feature_cache
 from training.batches import PairBatches
 from training.config import AugmentConfig
 from training.data import read_examples
+from training.example import BrokenExampleError
 from training.feature_cache import cached_features, random_crop, random_view
 
 TWO_VIEWS = AugmentConfig(num_views=2)
@@ -50,11 +54,24 @@ def photos(tmp_path):
 
 @pytest.fixture
 def cache(photos, tower, preprocess, tmp_path):
-    def make(augment=TWO_VIEWS, seed=0, tower=tower, preprocess=preprocess, count=9, bf16=False):
-        examples = read_examples([str(photos)])[:count]
-        folder = tmp_path / "cache"
+    def make(
+        augment=TWO_VIEWS,
+        seed=0,
+        tower=tower,
+        preprocess=preprocess,
+        count=9,
+        bf16=False,
+        max_share=0.05,
+    ):
         return cached_features(
-            examples, tower, preprocess, augment, folder=folder, seed=seed, bf16=bf16
+            read_examples([str(photos)])[:count],
+            tower,
+            preprocess,
+            augment,
+            folder=tmp_path / "cache",
+            seed=seed,
+            bf16=bf16,
+            max_broken_share=max_share,
         )
 
     return make
@@ -129,31 +146,117 @@ def test_an_interrupted_cache_is_finished_by_the_next_run(cache, tmp_path, monke
     expected = np.array(cache().feature_MVD)
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
-    monkeypatch.setattr(feature_cache, "_BATCH", 2)
+    monkeypatch.setattr(feature_cache, "_BATCH", 1)  # pictures between notes, views at a time
     monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 2)
     features, calls = feature_cache._features, []
 
     def counted(*args):
         calls.append(args)
-        if len(calls) == 7:
+        if len(calls) == 14:
             raise KeyboardInterrupt
         return features(*args)
 
     monkeypatch.setattr(feature_cache, "_features", counted)
     with pytest.raises(KeyboardInterrupt):
         cache()
-    assert {Path(name).suffix for name in files(tmp_path)} == {".partial", ".done"}
+    assert {Path(name).suffix for name in files(tmp_path)} == {".partial", ".done", ".lock"}
     finished = cache()
-    assert len(calls) == 7 + 3  # of nine batches, six were kept
+    assert len(calls) == 14 + 2 * 3  # of nine pictures, six were kept
     np.testing.assert_allclose(finished.feature_MVD, expected, rtol=1e-2, atol=1e-3)
     assert {Path(name).suffix for name in files(tmp_path)} == {".npy"}
 
 
-def test_a_cache_that_cannot_be_made_leaves_nothing_behind(cache, photos, tmp_path):
-    (photos / "08.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"picture 08\.png"):
-        cache()
-    assert files(tmp_path) == set()
+def unreadable(monkeypatch, rows, views=(0, 1)) -> None:
+    """As if a disk did not give some views."""
+    read = feature_cache._view
+
+    def view(recipe, row, number):
+        if row in rows and number in views:
+            raise BrokenExampleError("missing", f"picture {row} is gone")
+        return read(recipe, row, number)
+
+    monkeypatch.setattr(feature_cache, "_view", view)
+
+
+def test_what_was_made_survives_a_lost_disk(cache, tmp_path, monkeypatch):
+    expected = np.array(cache().feature_MVD)
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    monkeypatch.setattr(feature_cache, "_BATCH", 2)
+    monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
+    with monkeypatch.context() as patch:
+        unreadable(patch, {7, 8})
+        with pytest.raises(InputError, match="picture 7 is gone"):
+            cache()
+    read, seen = feature_cache._view, []
+
+    def counted(recipe, row, view):
+        seen.append(row)
+        return read(recipe, row, view)
+
+    monkeypatch.setattr(feature_cache, "_view", counted)
+    np.testing.assert_allclose(cache().feature_MVD, expected, rtol=1e-2, atol=1e-3)
+    assert set(seen) == {6, 7, 8}
+
+
+def test_what_could_not_be_read_is_tried_again(cache, tmp_path, monkeypatch):
+    expected = np.array(cache().feature_MVD)
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    monkeypatch.setattr(feature_cache, "_BATCH", 2)
+    monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
+    with monkeypatch.context() as patch:
+        unreadable(patch, {3})
+        features = feature_cache._features
+
+        def stopped(*args):
+            if len(seen) == 6:
+                raise KeyboardInterrupt
+            seen.append(args)
+            return features(*args)
+
+        seen = []
+        patch.setattr(feature_cache, "_features", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            cache(max_share=0.2)
+    np.testing.assert_allclose(cache().feature_MVD, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_picture_that_lacks_one_view_is_broken_as_a_whole(cache, monkeypatch):
+    unreadable(monkeypatch, {3}, views={1})
+    made = cache(max_share=0.2)
+    assert [row for row in range(9) if made.is_broken(row)] == [3]
+    assert np.isnan(made.feature_MVD[3]).all()
+    assert np.isfinite(np.delete(made.feature_MVD, 3, axis=0)).all()
+
+
+def test_a_finished_cache_waits_for_nobody(cache, tmp_path):
+    """Another process may be making another one, or be stuck."""
+    made = cache()
+    (name,) = files(tmp_path)
+    lock = (tmp_path / "cache" / name).with_suffix(".lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(cache().feature_MVD, made.feature_MVD)
+
+
+def test_whoever_wants_the_same_cache_waits_and_says_so(cache, tmp_path, caplog):
+    cache()
+    (name,) = files(tmp_path)
+    path = tmp_path / "cache" / name
+    whole = path.read_bytes()
+    path.unlink()
+    with ThreadPoolExecutor() as pool, path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = pool.submit(cache)
+        while "waiting for another process" not in caplog.text:
+            assert not waiting.done()
+            time.sleep(0.01)
+        path.write_bytes(whole)
+        path.with_suffix(".lock").unlink()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert len(waiting.result(timeout=60)) == 9
+    assert path.read_bytes() == whole
 
 
 def test_cache_tells_what_could_not_be_embedded(photos, tower, preprocess, tmp_path, caplog):
@@ -278,4 +381,4 @@ def test_features_that_overflow_are_refused(cache, tower, tmp_path):
         loud.trunk.bn2.act = torch.nn.Identity()
     with pytest.raises(InputError, match="do not fit float16"):
         cache(tower=loud)
-    assert files(tmp_path) == set()
+    assert not any(name.endswith(".npy") for name in files(tmp_path))

@@ -13,12 +13,18 @@ from cots_model.encoder import Encoder
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from tests.training.conftest import assert_equal_states
+from training import regression
 from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig, RegressionConfig
 from training.data import read_examples
 from training.evaluate import evaluate
 from training.feature_cache import FeatureCache, cached_features
-from training.regression import fit_projections, principal_directions, ridge_regression
+from training.regression import (
+    fit_projections,
+    nearest_turn,
+    principal_directions,
+    ridge_regression,
+)
 from training.trainer import train
 
 FROZEN = ("freeze_image=true", "batch_size=8", "epochs=1")
@@ -47,11 +53,54 @@ def fit(model, preprocess, examples, cache, **keys) -> CotsModel:
 
 
 def test_a_share_of_the_closed_form_is_mixed_in(model, preprocess, examples, cache):
-    learned = weights_of(model)
-    fitted = weights_of(fit(copy.deepcopy(model), preprocess, examples, cache))
+    """Turned as a whole, both projections alike: its similarities stay."""
+    learned, fitted = copy.deepcopy(model), fit(copy.deepcopy(model), preprocess, examples, cache)
     fit_projections(model, preprocess, examples, cache, RegressionConfig(), bf16=False, share=0.25)
-    for mixed, ours, theirs in zip(weights_of(model), learned, fitted, strict=True):
-        torch.testing.assert_close(mixed, 0.75 * ours + 0.25 * theirs)
+    parts = ("text_projection", "image_projection")
+    matrix_RE, target_RE = (
+        torch.cat([m.get_submodule(part).weight.detach().T for part in parts])
+        for m in (fitted, learned)
+    )
+    turn_EE = nearest_turn(matrix_RE, target_RE)
+    for part in parts:
+        mixed, ours, theirs = (m.get_submodule(part) for m in (model, learned, fitted))
+        weight, bias = turn_EE.T @ theirs.weight, turn_EE.T @ theirs.bias
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(mixed.weight, 0.75 * ours.weight + 0.25 * weight, **close)
+        torch.testing.assert_close(mixed.bias, 0.75 * ours.bias + 0.25 * bias, **close)
+
+
+def test_the_nearest_turn_undoes_one():
+    rng = torch.Generator().manual_seed(0)
+    matrix_RE = torch.randn(30, 5, generator=rng, dtype=torch.float64)
+    turn_EE = torch.linalg.qr(torch.randn(5, 5, generator=rng, dtype=torch.float64))[0]
+    torch.testing.assert_close(nearest_turn(matrix_RE, matrix_RE @ turn_EE), turn_EE)
+    other_RE = torch.randn(30, 5, generator=rng, dtype=torch.float64)
+    found_EE = nearest_turn(matrix_RE, other_RE)
+    torch.testing.assert_close(found_EE @ found_EE.T, torch.eye(5, dtype=torch.float64))
+    gap = (matrix_RE @ found_EE - other_RE).norm()
+    for _ in range(50):
+        turn_EE = torch.linalg.qr(torch.randn(5, 5, generator=rng, dtype=torch.float64))[0]
+        assert gap <= (matrix_RE @ turn_EE - other_RE).norm()
+
+
+def test_a_mixture_does_not_depend_on_the_signs_of_the_directions(
+    model, preprocess, examples, cache, monkeypatch
+):
+    """Another device may find them the other way round."""
+    other = copy.deepcopy(model)
+    config = RegressionConfig()
+    fit_projections(model, preprocess, examples, cache, config, bf16=False, share=0.5)
+    found = regression.principal_directions
+
+    def flipped(*args, **kwargs):
+        matrix_DE, mean_D = found(*args, **kwargs)
+        return matrix_DE * (1 - 2 * (torch.arange(matrix_DE.shape[1]) % 2)), mean_D
+
+    monkeypatch.setattr(regression, "principal_directions", flipped)
+    fit_projections(other, preprocess, examples, cache, config, bf16=False, share=0.5)
+    for ours, theirs in zip(weights_of(other), weights_of(model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_towers_train_the_projections_alone(configure, tmp_path):

@@ -124,7 +124,11 @@ def test_weights_without_our_hash_are_refused(folder):
         ("[1]", InputError, "not those of DALL-E|is it DALL-E"),
         ('{"format": "cots-checkpoint"}', InputError, "is no image tokenizer"),
         ('{"format": "cots-image-tokenizer", "format_version": 2}', CheckpointError, "reads 1"),
-        ('{"format": "cots-image-tokenizer", "format_version": 1}', ConfigError, "model: Field"),
+        (
+            '{"format": "cots-image-tokenizer", "format_version": 1}',
+            ConfigError,
+            "model is missing",
+        ),
     ],
 )
 def test_foreign_configurations_are_refused(folder, text, error, says):
@@ -135,7 +139,7 @@ def test_foreign_configurations_are_refused(folder, text, error, says):
 
 def test_unknown_keys_are_refused(folder):
     edit(folder / "config.json", colour="red")
-    with pytest.raises(ConfigError, match="colour: Extra inputs"):
+    with pytest.raises(ConfigError, match="unknown key colour"):
         load_tokenizer_model(folder)
 
 

@@ -1,17 +1,50 @@
 """The training loop: each step as the paper says, and a tiny run that learns."""
 
 import json
+import shutil
 import time
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 from cots_model.checkpoint import CONFIG_FILE
 from cots_model.encoder import Encoder
 from cots_model.errors import InputError
 from tests.training.conftest import write_folder
+from training.batches import PairBatches
+from training.engine.world import World
 from training.evaluate import evaluate, format_metrics
-from training.trainer import train
+from training.trainer import make_model, make_stepper, train
+
+
+def test_hidden_words_start_from_berts_own_head(configure, bert, tmp_path):
+    folder = tmp_path / "masked"
+    shutil.copytree(bert, folder)
+    masked = BertForMaskedLM(BertConfig.from_pretrained(bert))
+    torch.nn.init.constant_(masked.cls.predictions.bias, 7.0)
+    masked.save_pretrained(folder)
+    config = configure("objective.language.weight=1", f"init.text={folder}")
+    model, preprocess = make_model(config)
+    stepper = make_stepper(config, model, preprocess, World(0, 1, torch.device("cpu")), 4)
+    head, predictions = stepper.objective.language_head, masked.cls.predictions
+    assert torch.equal(head.bias, predictions.bias)
+    assert torch.equal(head.dense.weight, predictions.transform.dense.weight)
+
+
+def test_the_time_of_a_run_has_the_waiting_for_data(configure, monkeypatch):
+    epoch = PairBatches.epoch
+
+    def slow(self, number, state=None):
+        for batch in epoch(self, number, state):
+            time.sleep(0.1)
+            yield batch
+
+    monkeypatch.setattr(PairBatches, "epoch", slow)
+    config = configure("epochs=1")
+    assert train(config).wall_s > 4 * 0.1
+    lines = [json.loads(line) for line in (config.output / "log.jsonl").read_text().splitlines()]
+    assert [line["speed/wait_s"] >= 0.1 for line in lines] == [True] * 4
 
 
 @pytest.mark.slow

@@ -72,6 +72,8 @@ class DroppedLog:
         self._config, self._report, self._world = config, report, world
         self._folder = config.output / FOLDER
         self._file: TextIO | None = None
+        self._step_pairs = config.batch_size * config.accumulate * world.size
+        self._num_seen = step * self._step_pairs
         if report is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,7 @@ class DroppedLog:
         """Write this process's dropped pairs of a step, each with the caption that was drawn."""
         if self._file is None:
             return
+        self._num_seen = (step + 1) * self._step_pairs
         for place, row, similarity in report.dropped:
             draw = batches[place].draws[row]
             pair = DroppedPair.of(
@@ -120,6 +123,8 @@ class DroppedLog:
                 lambda: _read_all(self._files()),
                 name=config.name,
                 num_sigmas=config.objective.filter.num_sigmas,
+                num_seen=self._num_seen,
+                queue_length=config.objective.instance.queue_length,
                 limit=report.limit,
             )
         except OSError as err:

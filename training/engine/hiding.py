@@ -19,6 +19,7 @@ from training.engine.world import World
 from training.image_tokenizer import ImageTokenizer
 from training.masking import TextMasker, patch_mask
 from training.objective import Hidden
+from training.seeds import mix_seeds
 
 
 class Hider:
@@ -54,13 +55,7 @@ class Hider:
         if config.vision.weight:
             assert tokenizer is not None
             self._grid = model.image.patch_grid
-            side = tokenizer.grid(preprocess.config.image_size)
-            if self._grid != (side, side):
-                raise ConfigError(
-                    f"the image tokenizer gives {side} x {side} codes for a picture of "
-                    f"{preprocess.config.image_size} pixels, the image tower has "
-                    f"{self._grid[0]} x {self._grid[1]} patches; they must be equal"
-                )
+            check_grid(self._grid, tokenizer, preprocess.config.image_size)
         if config.language.weight:
             self._mask_words = TextMasker.from_tokenizer(
                 preprocess.tokenizer, share=config.language.share
@@ -74,10 +69,11 @@ class Hider:
         """
         hidden_BP = code_BP = tok_BL = label_BL = None
         if self._grid is not None and self.tokenizer is not None:
-            hidden_BP = self._patches(len(batch.tok_BL), self._grid, seed, world)
+            patch_seed = mix_seeds(seed, 0)
+            hidden_BP = self._patches(len(batch.tok_BL), self._grid, patch_seed, world)
             code_BP = self._codes(batch.image, self._preprocess.mean, self._preprocess.std, world)
         if self._mask_words is not None:
-            rng = torch.Generator().manual_seed(seed + 1 + world.rank)
+            rng = torch.Generator().manual_seed(mix_seeds(seed, 1, world.rank))
             masked = self._mask_words(batch.tok_BL, batch.mask_BL, rng)
             tok_BL, label_BL = masked.tok_BL, masked.label_BL
         return Hidden(hidden_BP, code_BP, tok_BL, label_BL)
@@ -101,3 +97,17 @@ class Hider:
         assert self.tokenizer is not None
         labels_Bhw = self.tokenizer.labels(img_BCHW.to(world.device), mean, std)
         return labels_Bhw.flatten(1)
+
+
+def check_grid(grid: tuple[int, int], tokenizer: ImageTokenizer, image_size: int) -> None:
+    """Every patch of the image tower must have one code.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    side = tokenizer.grid(image_size)
+    if grid != (side, side):
+        raise ConfigError(
+            f"the image tokenizer gives {side} x {side} codes for a picture of {image_size} "
+            f"pixels, the image tower has {grid[0]} x {grid[1]} patches; they must be equal"
+        )

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from cots_model.checkpoint import CARD_FILE, CONFIG_FILE, HASHED_FILES
-from cots_model.encoder import Encoder
+from cots_model.errors import CotsError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
+from training.engine.checkpoints import Done, figures_of, keep_if_best, write_checkpoint
 from training.engine.dropped import DroppedLog, FilterReport
-from training.engine.run_log import RunLog
+from training.engine.progress import StepsShown
+from training.engine.run_log import LOG_FILE, RunLog
 from training.engine.same_run import (
     check_same_data,
-    check_same_run,
     sums_of,
     warn_of_other_sums,
     write_run,
@@ -32,15 +30,25 @@ from training.engine.states import StateFolder
 from training.engine.stepper import Stepper, StepReport
 from training.engine.stopping import StoppedError, StopRequest
 from training.errors import TrainingError
-from training.evaluate import evaluate, format_metrics
 from training.example import Example
 from training.metrics import RetrievalMetrics
-from training.report import model_card
 
 log = logging.getLogger(__name__)
 
-STATES, FAILED, BEST = "states", "failed", "best"
-_MAY_CHANGE = ("output", "device", "engine", "data", "notes", "evaluate_every")
+STATES, FAILED = "states", "failed"
+MAY_CHANGE = (
+    "output",
+    "device",
+    "engine",
+    "data.train",  # its contents are compared
+    "data.evaluate",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.max_broken_share",
+    "notes",
+    "evaluate_every",
+)
+FILES = (*HASHED_FILES, CONFIG_FILE, CARD_FILE, LOG_FILE, STATES)
 _NAMED = 64  # pictures that an error lists; the rest is in the state
 
 
@@ -51,7 +59,7 @@ class Progress:
     Attributes:
         epoch: that is being trained, from 0.
         place: in the epoch's stream; `None` at its start.
-        wall_s: seconds of training so far.
+        wall_s: seconds of training so far, with what loading the data took.
         best_r1: best mean of the two R@1 so far; below 0 before the first scoring.
     """
 
@@ -73,6 +81,7 @@ class Run:
         evaluated: list[Example],
         stop: StopRequest,
         *,
+        frozen: str = "",
         report: FilterReport | None = None,
         finish: Callable[[CotsModel], None] | None = None,
     ) -> None:
@@ -85,16 +94,17 @@ class Run:
             preprocess: written into the checkpoints.
             evaluated: scored between epochs.
             stop: asked after every step.
+            frozen: fingerprint of the networks that are not trained; no state goes on with others.
             report: keeps and shows the pairs that the filter drops.
             finish: changes the model of the last checkpoint before it is written.
 
         Raises:
-            ConfigError: if the output folder holds a run with other values.
+            ConfigError: if the last state is of other data.
             TrainingError: if all its states are damaged.
         """
         self.config, self.stepper, self.batches = config, stepper, batches
         self.preprocess, self.evaluated, self.stop = preprocess, evaluated, stop
-        self.finish = finish
+        self.finish, self.frozen = finish, frozen
         self.world = stepper.world
         self._sums = sums_of(self.world.device) | {
             "engine.compile": config.engine.compile,
@@ -104,18 +114,30 @@ class Run:
         self.progress = Progress()
         self.metrics: RetrievalMetrics | None = None
         self.fingerprint = ""
-        check_same_run(config.output, self.states.folder, config, may_change=_MAY_CHANGE)
         self.speed = Speed(config, stepper) if self.world.is_main else None
-        saved = self.states.load_latest()
-        if saved is not None:
-            step, state = saved
-            check_same_data(state["data"], self._data())
-            if self.world.is_main:
-                warn_of_other_sums(state.get("sums", {}), self._sums)
-            restore(stepper, state["stepper"])
-            self.progress = Progress(**state["progress"])
-            log.info("going on at step %d of %s", step, config.output)
+        self._go_on()
         self.dropped = DroppedLog(config, report, self.world, step=stepper.step)
+
+    def _go_on(self) -> None:
+        """Take the last saved state, if there is one."""
+        with self.world.together():
+            saved = self.states.load_latest()
+            if saved is not None:
+                check_same_data(saved[1]["data"], self._data())
+        steps = self.world.gather_objects(None if saved is None else saved[0])
+        if any(step != steps[0] for step in steps):
+            raise TrainingError(
+                f"the processes find different saved states in {self.states.folder} (at steps "
+                f"{', '.join(map(str, steps))}); output must be one folder that all of them see"
+            )
+        if saved is None:
+            return
+        step, state = saved
+        if self.world.is_main:
+            warn_of_other_sums(state.get("sums", {}), self._sums)
+        restore(self.stepper, state["stepper"])
+        self.progress = Progress(**state["progress"])
+        log.info("going on at step %d of %s", step, self.config.output)
 
     def train(self) -> None:
         """Run the epochs that are left.
@@ -132,7 +154,8 @@ class Run:
             self.dropped,
             RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,
         ):
-            if self.progress.epoch >= self.config.epochs:  # it was finished before
+            if self.progress.epoch >= self.config.epochs:
+                log.info("%s was finished before; its checkpoint is made anew", self.config.output)
                 self._write_again()
             while self.progress.epoch < self.config.epochs:
                 self._epoch(file)
@@ -142,25 +165,26 @@ class Run:
 
     def _epoch(self, file: RunLog) -> None:
         """Train the rest of one epoch."""
-        bar = tqdm(
+        shown = StepsShown(
+            log,
+            f"epoch {self.progress.epoch}",
             total=self.stepper.steps_per_epoch,
             initial=self.stepper.step - self.progress.epoch * self.stepper.steps_per_epoch,
-            desc=f"epoch {self.progress.epoch}",
-            unit="step",
-            disable=None if self.world.is_main else True,
+            enabled=self.world.is_main,
         )
         losses, epoch_s = list[float](), -self.progress.wall_s
-        with bar:
+        counted = time.perf_counter()
+        with shown:
             for group in self._groups():
                 started = time.perf_counter()
                 report = self._step(group)
-                step_s = time.perf_counter() - started
-                self.progress.wall_s += step_s
-                self._record(file, report, group, step_s)
+                ended = time.perf_counter()
+                self.progress.wall_s += ended - counted  # with what the data and saving took
+                self._record(file, report, group, started - counted, ended - started)
+                counted = ended
                 self.dropped.record(self.stepper.step - 1, group, report)
-                bar.update()
                 losses.append(report.losses["total"])
-                bar.set_postfix(loss=f"{losses[-1]:.3f}")
+                shown.step(f"loss {losses[-1]:.3f}")
                 self._save_if_due()
         if losses:
             epoch_s += self.progress.wall_s
@@ -172,8 +196,12 @@ class Run:
         group: list[Batch] = []
         batches = self.batches.epoch(self.progress.epoch, self.progress.place)
         while True:
-            with self.world.together():
-                batch = next(batches, None)
+            try:
+                with self.world.together():
+                    batch = next(batches, None)
+            except CotsError:
+                self._stop_if_asked()  # what ended a loading process may be what asks for it
+                raise
             if batch is None:
                 return
             group.append(batch)
@@ -201,16 +229,22 @@ class Run:
             f"{err}; pictures {', '.join(names[:_NAMED])}{more}; state in {folder.folder}"
         )
 
-    def _record(self, file: RunLog, report: StepReport, group: list[Batch], step_s: float) -> None:
+    def _record(
+        self, file: RunLog, report: StepReport, group: list[Batch], wait_s: float, step_s: float
+    ) -> None:
         step = self.stepper.step - 1
         if self.speed is not None and step % self.config.engine.log_every == 0:
-            file.record(step, {**report.figures(), **self.speed.figures(group, step_s)})
+            speed = self.speed.figures(group, step_s) | {"speed/wait_s": wait_s}
+            file.record(step, {**report.figures(), **speed})
 
     def _save_if_due(self) -> None:
-        stop = self.world.any(self.stop.signal is not None)
-        if stop or self.stepper.step % self.config.engine.save_every == 0:
+        self._stop_if_asked()
+        if self.stepper.step % self.config.engine.save_every == 0:
             self._save()
-        if stop:
+
+    def _stop_if_asked(self) -> None:
+        if self.world.any(self.stop.signal is not None):
+            self._save()
             raise StoppedError(
                 f"stopped after step {self.stepper.step - 1}; run the same command to go on"
             )
@@ -230,7 +264,8 @@ class Run:
         }
 
     def _data(self) -> dict[str, Any]:
-        return {key: self.batches.state[key] for key in ("data", "batch")}
+        data = {key: self.batches.state[key] for key in ("data", "batch")}
+        return data | {"frozen": self.frozen}
 
     def _finish_epoch(self, file: RunLog) -> None:
         epoch = self.progress.epoch
@@ -239,9 +274,11 @@ class Run:
         with self.world.together(patient=True):
             if self.world.is_main:
                 self._write_checkpoint(weights, self.evaluated if due else [])
-                if self.metrics is not None and due:
-                    file.record(self.stepper.step - 1, _figures(self.metrics))
-                    self._keep_if_best()
+                if self.metrics is not None:
+                    file.record(self.stepper.step - 1, figures_of(self.metrics))
+                    self.progress.best_r1 = keep_if_best(
+                        self.config.output, self.metrics, self.progress.best_r1
+                    )
         self._save()
         self.dropped.end_epoch()
         if self.speed is not None:
@@ -254,49 +291,15 @@ class Run:
                 self._write_checkpoint(weights, self.evaluated)
 
     def _write_checkpoint(self, weights: dict[str, Any], evaluated: list[Example]) -> None:
-        """Write the online model, score what was written, and put the figures on its card."""
-        config, folder = self.config, self.config.output
-        model = CotsModel(self.stepper.objective.model.config)
-        model.load_state_dict(weights)
-        if self.finish is not None and self.progress.epoch == config.epochs:
-            self.finish(model.to(self.world.device))
-        self.fingerprint = model.save_pretrained(
-            folder, self.preprocess, card="", storage=config.storage
+        progress, num_pairs = self.progress, self.batches.num_pairs
+        finished = progress.epoch == self.config.epochs
+        done = Done(num_pairs, self.world.size, self.stepper.step, progress.wall_s)
+        self.fingerprint, self.metrics = write_checkpoint(
+            self.config,
+            self.stepper.objective.model.config,
+            weights,
+            self.preprocess,
+            finish=self.finish if finished else None,
+            evaluated=evaluated,
+            done=done,
         )
-        self.metrics = None
-        if evaluated:
-            self.metrics = evaluate(
-                Encoder.load(folder, device=config.device),
-                evaluated,
-                num_frames=config.data.num_frames,
-                max_broken_share=config.data.max_broken_share,
-            )
-            log.info("scores\n%s", format_metrics(self.metrics))
-        card = model_card(
-            config,
-            self.metrics,
-            num_pairs=self.batches.num_pairs,
-            step_pairs=config.batch_size * config.accumulate * self.world.size,
-            step=self.stepper.step,
-            wall_s=self.progress.wall_s,
-        )
-        (folder / CARD_FILE).write_text(card, "utf-8")
-
-    def _keep_if_best(self) -> None:
-        assert self.metrics is not None
-        r1 = (self.metrics.text_to_image.r1 + self.metrics.image_to_text.r1) / 2
-        if r1 > self.progress.best_r1:
-            self.progress.best_r1 = r1
-            best = self.config.output / BEST
-            best.mkdir(exist_ok=True)
-            for name in (*HASHED_FILES, CONFIG_FILE, CARD_FILE):
-                shutil.copy2(self.config.output / name, best / name)
-
-
-def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
-    sides = {"text_to_image": metrics.text_to_image, "image_to_text": metrics.image_to_text}
-    return {
-        f"{name}/r{k}": value
-        for name, side in sides.items()
-        for k, value in ((1, side.r1), (5, side.r5), (10, side.r10))
-    }

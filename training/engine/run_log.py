@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -38,9 +39,13 @@ class RunLog:
         self._events = _open_events(folder / EVENTS, step)
 
     def record(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write the figures of one step; slashes in names group curves."""
+        """Write the figures of one step; slashes in names group curves.
+
+        What is not a number is left out, such as the mean of a queue that is still empty.
+        """
         if self._file is None:
             return
+        figures = {name: value for name, value in figures.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         if self._events is not None:
             for name, value in figures.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 
+_LONGER = " and start from it: init.image=checkpoint:{folder} init.text=checkpoint:{folder}"
+_WHAT = {
+    "data": "other data",
+    "batch": "another number of pairs per step",
+    "frozen": "other weights of a frozen tower or of the image tokenizer",
+}
+
 
 def write_run(folder: Path, config: Frozen) -> None:
     """Keep the resolved configuration of a run in its folder, which is made."""
@@ -28,32 +35,64 @@ def write_run(folder: Path, config: Frozen) -> None:
     partial.replace(folder / RUN_FILE)
 
 
-def check_same_run(
-    folder: Path, states: Path, config: Frozen, *, may_change: Collection[str]
+def check_output(
+    folder: Path, config: Frozen, *, may_change: Collection[str], files: Sequence[str]
 ) -> None:
-    """A state must not go on under values that would have given another run.
+    """Make a run's folder, unless something else is in it; before anything is loaded.
 
     Args:
-        folder: with the resolved configuration that the run before wrote, if there was one.
-        states: folder of its states.
+        folder: empty, not there, or with the resolved configuration of this same run.
         config: of this run.
-        may_change: its keys that make no difference, or are checked elsewhere.
+        may_change: its keys that make no difference, or are checked elsewhere; dots for nesting.
+        files: names that the run will write.
 
     Raises:
-        ConfigError: if a value that makes a difference has changed.
+        ConfigError: if it holds another run, files of another kind, or cannot be written.
     """
-    file = folder / RUN_FILE
-    if not file.is_file() or not states.is_dir():
-        return
-    now = config.model_dump(mode="json")
-    before = _with_defaults(yaml.safe_load(file.read_text("utf-8")) or {}, type(config))
-    changed = [key for key in now if key not in may_change and before.get(key) != now[key]]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(name for name in files if (folder / name).exists())
+        if (folder / RUN_FILE).is_file():
+            _check_same_run(folder, config, may_change)
+        elif there:
+            raise ConfigError(
+                f"{folder} holds {', '.join(there[:3])}, which this run would write over; give "
+                "another output, or remove the folder"
+            )
+    except OSError as err:
+        raise ConfigError(f"output {folder} cannot be used ({err}); give another folder") from err
+
+
+def _check_same_run(folder: Path, config: Frozen, may_change: Collection[str]) -> None:
+    """What is there must not go on, or be replaced, under other values."""
+    now = _flat(config.model_dump(mode="json"))
+    values = yaml.safe_load((folder / RUN_FILE).read_text("utf-8"))
+    before = _flat(_with_defaults(values or {}, type(config)))
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not _is_in(key, may_change)
+    ]
     if changed:
-        shown = ", ".join(f"{key} {before.get(key)!r} -> {now[key]!r}" for key in changed[:3])
+        shown = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:3])
+        longer = _LONGER.format(folder=folder) if changed == ["epochs"] else ""
         raise ConfigError(
-            f"{folder} holds a run with other values ({shown}); give another output, or "
-            f"remove the folder {states} to start again"
+            f"{folder} holds a run with other values ({shown}); give another output{longer}, or "
+            "remove the folder"
         )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """One level, with dots in the keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_in(key: str, names: Collection[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _with_defaults(values: dict[str, Any], kind: type[Frozen]) -> dict[str, Any]:
@@ -65,15 +104,19 @@ def _with_defaults(values: dict[str, Any], kind: type[Frozen]) -> dict[str, Any]
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Between epochs no place in a stream tells that the data have changed.
+    """What a run reads must be what the run before read: pictures, captions, frozen networks.
+
+    Args:
+        before: fingerprints and numbers, as the state has them.
+        now: the same of this run.
 
     Raises:
         ConfigError: if they have.
     """
-    if before != now:
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
         raise ConfigError(
-            f"the run was stopped with other data or another number of pairs per step ({before} -> "
-            f"{now}); give another output, or the same data and as many pairs per step"
+            f"the run was stopped with {_WHAT[changed[0]]}; give another output, or what it had"
         )
 
 

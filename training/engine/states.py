@@ -94,6 +94,10 @@ class StateFolder:
             weights, note = self._paths(step)
             note.unlink()  # first, so that what is left is never taken for complete
             weights.unlink(missing_ok=True)
+        complete = {path.stem for path in self.folder.glob("state-*.json")}
+        for path in self.folder.glob("state-*"):  # what processes that were killed began
+            if path.stem not in complete:
+                path.unlink(missing_ok=True)
 
     def _paths(self, step: int) -> tuple[Path, Path]:
         stem = f"state-{step:09d}"

@@ -28,7 +28,7 @@ from training.errors import TrainingError
 from training.filter import AdaptiveMomentumFilter, FilterResult
 from training.masking import NOT_A_TARGET
 from training.momentum import MomentumCopy
-from training.objective import Hidden, Keys, Objective, Shares
+from training.objective import Hidden, Keys, Objective, Shares, Terms
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 from training.seeds import mix_seeds
@@ -220,7 +220,7 @@ class Stepper:
         self, prepared: Sequence[_Prepared], totals: Tensor
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Losses and accuracies of the whole step; the gradients are where they belong."""
-        sums: dict[str, dict[str, Tensor]] = {"loss": {}, "accuracy": {}}
+        sums = Terms({}, {})
         for place, one in enumerate(prepared):
             share = (self._counts(one) / totals.clamp(min=1)).tolist()
             with self._sync(last=place + 1 == len(prepared)):
@@ -233,16 +233,14 @@ class Stepper:
                         self._keep(one),
                         Shares(*share),
                     )
-                total = found["loss"]["total"]
+                total = found.losses["total"]
                 with self.times("backward"):
                     (total * self.world.size).backward()  # gradients are averaged over ranks
-            for kind, terms in found.items():
+            for summed, terms in zip(sums, found, strict=True):
                 for name, term in terms.items():
-                    before = sums[kind].get(name, torch.zeros_like(term))
-                    sums[kind][name] = before + term.detach()
+                    summed[name] = summed.get(name, torch.zeros_like(term)) + term.detach()
         losses, accuracies = (
-            {name: self.world.sum(term).item() for name, term in terms.items()}
-            for terms in sums.values()
+            {name: self.world.sum(term).item() for name, term in terms.items()} for terms in sums
         )
         return losses, accuracies
 

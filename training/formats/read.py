@@ -72,7 +72,8 @@ def _guess_by_name(source: SourceConfig) -> Format | None:
     if suffix == ".parquet":
         return "table"
     if suffix in _TEXT_SUFFIXES and path.is_file():
-        return "flickr" if looks_like_flickr(head(path, 3)) else "table"
+        named = source.image_column or source.caption_column  # only tables have columns
+        return "flickr" if not named and looks_like_flickr(head(path, 3)) else "table"
     if suffix in _TEXT_SUFFIXES:
         raise InputError(f"{path} cannot be read (there is no such file)")
     return "folder" if path.is_dir() else "shards"
@@ -129,7 +130,7 @@ def _locator(source: SourceConfig) -> Callable[[str], Location]:
         if root is None and not file.startswith("/"):
             raise InputError(
                 f"{source.path} names pictures without saying where, such as {file!r}; give the "
-                "image root"
+                "folder or tar that holds them: {path: ..., image_root: ...}, or --image-root"
             )
         return Location(file if root is None else str(root / file))
 

@@ -92,6 +92,14 @@ Source = Annotated[SourceConfig, BeforeValidator(_from_string)]
 """A source in a configuration: a path, or the keys of `SourceConfig`."""
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Sources = Annotated[list[Source], BeforeValidator(_as_list)]
+"""Sources in a configuration: a list, or a single one."""
+
+
 def parse_source(text: str) -> SourceConfig:
     """A source as it is typed: a path, or a mapping `{path: ..., image_root: ...}`.
 

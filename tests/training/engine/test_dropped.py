@@ -164,9 +164,17 @@ def pair_of(path: Path, number: int = 0, caption: str = "a dog", **figures: floa
     return DroppedPair.of(Draw(example, caption, number, (0,)), **values)
 
 
-def page_of(pairs: list[DroppedPair], folder: Path, limit: int = 200) -> str:
+def page_of(pairs: list[DroppedPair], folder: Path, limit: int = 200, num_seen: int = 80) -> str:
     path = folder / "page.html"
-    write_page(path, lambda: iter(pairs), name="a<run>", num_sigmas=2, limit=limit)
+    write_page(
+        path,
+        lambda: iter(pairs),
+        name="a<run>",
+        num_sigmas=2,
+        num_seen=num_seen,
+        queue_length=12,
+        limit=limit,
+    )
     return path.read_text("utf-8")
 
 
@@ -207,7 +215,7 @@ def test_the_page_shows_the_newest_different_pairs(picture, tmp_path):
     pairs = [pair_of(picture, n % 7, f"caption {n % 7}", step=n // 2) for n in range(20)]
     page = page_of(pairs, tmp_path, limit=3)
     assert re.findall(r"caption (\d)", page) == ["4", "5", "3"]  # 18 and 19, then 17
-    assert "20 dropped up to step 9; here are the newest 3" in page
+    assert "Of 80 pairs 20 (25.0%) were dropped up to step 9; here are the newest 3" in page
     assert "step 9, 3 times so far" in page
 
 
@@ -223,4 +231,6 @@ def test_the_page_does_without_pictures_that_are_gone(picture, tmp_path):
 
 
 def test_the_page_says_that_there_is_nothing(tmp_path):
-    assert "No pair was dropped so far" in page_of([], tmp_path)
+    assert "Of 80 pairs none was dropped so far" in page_of([], tmp_path)
+    waiting = page_of([], tmp_path, num_seen=7)
+    assert "of the queue's 12 places 7 are filled" in waiting

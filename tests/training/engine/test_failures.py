@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from cots_model.errors import InputError
 from training.config import load_train_config
-from training.engine import run, stepper, world
+from training.engine import checkpoints, stepper, world
 from training.trainer import train
 from training.batches import PairBatches
 from training.objective import Keys
@@ -53,15 +53,15 @@ PairBatches.epoch = broken
 UNSCORABLE = """
 def broken(*args, **kwargs):
     raise InputError("nothing to score")
-run.evaluate = broken
+checkpoints.evaluate = broken
 """
 SLOW = """
 world.TIMEOUT = timedelta(seconds=20)
-scored = run.evaluate
+scored = checkpoints.evaluate
 def slow(*args, **kwargs):
     time.sleep(25)
     return scored(*args, **kwargs)
-run.evaluate = slow
+checkpoints.evaluate = slow
 """
 
 

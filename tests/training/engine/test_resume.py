@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import BertConfig, BertModel
 
-from cots_model.errors import ConfigError
-from tests.training.conftest import assert_equal_nested
+from cots_model.errors import ConfigError, CotsError
+from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
+from training.batches import PairBatches
 from training.config import TrainConfig
 from training.engine.run import STATES
 from training.engine.states import StateFolder
@@ -79,11 +82,12 @@ def test_stopped_by_sigterm_it_goes_on_exactly(configure, whole, monkeypatch, st
     assert_same_run(config.output, whole.output)
 
 
-def start(config: TrainConfig) -> subprocess.Popen:
+def start(config: TrainConfig, **options) -> subprocess.Popen:
     """The run in a process of its own."""
     path = config.output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    return subprocess.Popen([sys.executable, "-c", RUN, str(path)], stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", RUN, str(path)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -136,17 +140,90 @@ def test_another_number_of_threads_is_said(configure, monkeypatch, caplog):
 
 def test_other_values_are_refused(configure, whole):
     output = f"output={whole.output}"
-    with pytest.raises(ConfigError, match=r"another|other values \(batch_size 8 -> 4\)"):
+    with pytest.raises(ConfigError, match=r"other values \(batch_size 8 -> 4\); give another"):
         train(configure(*FULL, output, "batch_size=4"))
-
-
-def test_a_run_of_an_earlier_version_goes_on(whole):
-    """Keys that came later have defaults that keep what was."""
+    with pytest.raises(ConfigError, match=r"other values \(data\.num_frames 16 -> 4\)"):
+        train(configure(*FULL, output, "data.num_frames=4"))
     path = whole.output / "run.yaml"
+    path.write_text(path.read_text() + "shuffle: backwards\n")
+    with pytest.raises(ConfigError, match=r"shuffle 'backwards' -> None"):
+        train(whole)
+
+
+def test_other_captions_are_refused(configure, tmp_path, monkeypatch):
+    """The pictures' names and places are the same."""
+    write_folder(tmp_path / "photos", PAIRS)
+    run = (*FULL, f"data.train=['{tmp_path / 'photos'}']")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedError):
+            train(configure(*run))
+    (tmp_path / "photos/07.txt").write_text("something else")
+    with pytest.raises(ConfigError, match="stopped with other data; give another output"):
+        train(configure(*run))
+
+
+def test_other_frozen_weights_are_refused(configure, bert, tmp_path, monkeypatch):
+    """They are read again, and cached features would be of another tower than the saved one."""
+    folder = tmp_path / "text"
+    shutil.copytree(bert, folder)
+    run = ("freeze_image=true", "freeze_text=true", f"init.text={folder}")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedError):
+            train(configure(*run))
+    torch.manual_seed(9)
+    BertModel(BertConfig.from_pretrained(bert)).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="other weights of a frozen tower"):
+        train(configure(*run))
+
+
+def test_a_run_of_an_earlier_version_goes_on(configure, whole, monkeypatch):
+    """Keys that came later have defaults that keep what was."""
+    config = configure(*FULL)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedError):
+            train(config)
+    path = config.output / "run.yaml"
     values = yaml.safe_load(path.read_text())
     del values["freeze_text"], values["regression"]["share"]
     path.write_text(yaml.safe_dump(values))
-    train(whole)
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_stops_it_with_its_loading_processes(
+    configure, whole, tmp_path, number
+):
+    """As Ctrl-C in a terminal, or a cluster's scheduler, sends it."""
+    config = configure(*FULL, "data.num_workers=2", "engine.save_every=1000")
+    process = start(config, start_new_session=True)
+    log = config.output / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=120)
+    assert b"run the same command to go on" in errors, errors.decode()
+    assert StateFolder(config.output / STATES).steps()
+    train(configure(*FULL))
+    assert_same_run(config.output, whole.output)
+
+
+def test_a_loading_process_that_a_stop_ended_is_no_failure(configure, monkeypatch):
+    def ended(self, number, state=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise CotsError("a loading process ended")
+        yield
+
+    config = configure(*FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(PairBatches, "epoch", ended)
+        with pytest.raises(StoppedError, match="run the same command"):
+            train(config)
+    assert StateFolder(config.output / STATES).steps() == [0]
 
 
 def test_a_finished_run_is_left_as_it_is(configure, whole):

@@ -28,6 +28,12 @@ def test_every_step_is_in_both(tmp_path):
     assert curve(tmp_path, "loss/total") == [(0, 1.5), (1, 1.5), (2, 1.5)]
 
 
+def test_what_is_no_number_is_left_out(tmp_path):
+    with RunLog(tmp_path, step=0) as log:
+        log.record(0, {"filter/mean": float("nan"), "lr": 0.5, "loss/total": float("inf")})
+    assert (tmp_path / LOG_FILE).read_text() == '{"step": 0, "lr": 0.5}\n'
+
+
 def test_a_continued_log_forgets_what_is_done_again(tmp_path):
     write(tmp_path, range(5), start=0, value=1.0)
     with (tmp_path / LOG_FILE).open("a") as file:

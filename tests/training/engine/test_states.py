@@ -46,6 +46,22 @@ def test_only_the_newest_are_kept(tmp_path):
     ]
 
 
+def test_what_killed_processes_began_is_removed(tmp_path):
+    states = StateFolder(tmp_path, keep=2)
+    states.save(1, state_of(1))
+    for name in (
+        "state-000000002.partial-77",
+        "state-000000002.pt",
+        "state-000000000.json.partial",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    states.save(3, state_of(3))
+    assert (
+        sorted(path.stem for path in tmp_path.iterdir())
+        == ["state-000000001"] * 2 + ["state-000000003"] * 2
+    )
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-10])
 

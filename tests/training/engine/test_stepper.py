@@ -9,11 +9,12 @@ from cots_model.errors import CotsError, InputError
 from training.batches import Batch, PairBatches
 from training.config import AugmentConfig
 from training.engine.hiding import Hider
-from training.engine.stepper import Stepper, _mix
+from training.engine.stepper import Stepper
 from training.engine.world import World
 from training.errors import TrainingError
 from training.losses import instance_loss
 from training.objective import Objective
+from training.seeds import mix_seeds
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_second_step_has_the_loss_of_its_parts(stepper, batches):
     image_NE, text_NE = stepper.queues.image_NE.clone(), stepper.queues.text_NE.clone()
     negative_BN = stepper.queues.filled_N & (stepper.queues.image_id_N != batch.image_id_B[:, None])
     online = stepper.objective.model.train()
-    torch.manual_seed(_mix(0, 1, 0))  # dropout
+    torch.manual_seed(mix_seeds(0, 1, 0))  # dropout
     online_image_BE = online.encode_image(batch.image)
     online_text_BE = online.encode_text(batch.tok_BL, batch.mask_BL)
     loss = stepper.run([batch])

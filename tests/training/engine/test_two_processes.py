@@ -103,6 +103,67 @@ def test_two_processes_equal_one_with_the_doubled_batch(
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
 
 
+STOPPED = """
+import os, signal
+from training.engine.stepper import Stepper
+run = Stepper.run
+def stopped(self, batches):
+    if self.step == 6 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return run(self, batches)
+Stepper.run = stopped
+"""
+
+
+def fail(path: Path, run: str) -> list[str]:
+    """Start two processes that must end with errors, by themselves; what they say."""
+    processes = start_all([sys.executable, "-c", run, str(path)], 2)
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1], "\n".join(errors)
+    return errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_that_were_stopped_go_on_exactly(configure, tmp_path, parallel):
+    """One is asked to end, both do; dropout and hidden words have their seeds."""
+    run = (
+        "objective.language.weight=1",
+        "objective.filter.enabled=true",
+        "epochs=3",
+        "batch_size=4",
+        f"engine.parallel={parallel}",
+    )
+    whole = weights_after(tmp_path / "a.yaml", configure(*run, f"output={tmp_path / 'a'}"), 2)
+    config, path = configure(*run, f"output={tmp_path / 'b'}"), tmp_path / "b.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    for error in fail(path, STOPPED + RUN):
+        assert "stopped after step 6; run the same command" in error
+    assert StateFolder(config.output / STATES).steps()[0] == 7
+    resumed = weights_after(path, config, 2)
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_states_say_so(configure, tmp_path):
+    """Two machines with a folder of their own each: only the first wrote a state."""
+    own = "import os\nos.chdir(f'{sys.argv[1]}-{os.environ[\"RANK\"]}')\n"
+    run = RUN.replace("train(load", f"{own}train(load")
+    config, path = configure("epochs=2", "batch_size=4"), tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json") | {"output": "run"}))
+    for rank in (0, 1):
+        (tmp_path / f"run.yaml-{rank}").mkdir()
+    fail(path, STOPPED + run)
+    for error in fail(path, run):
+        assert "different saved states in run/states (at steps 7, None)" in error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_recomputed_and_compiled_blocks_are_split_and_copied(

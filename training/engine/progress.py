@@ -1,0 +1,71 @@
+"""How far an epoch is: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+_LINE_EVERY_S = 60.0
+
+
+class StepsShown:
+    """Counts the steps of one epoch, and shows them."""
+
+    def __init__(
+        self, log: logging.Logger, name: str, *, total: int, initial: int = 0, enabled: bool = True
+    ) -> None:
+        """Begin to show.
+
+        Args:
+            log: takes a line a minute where there is no terminal.
+            name: of what is counted.
+            total: steps.
+            initial: those that were done before.
+            enabled: whether anything is shown; of several processes one does.
+        """
+        self._log, self._name, self._enabled = log, name, enabled
+        self._total, self._first, self._count = total, initial, initial
+        self._started = self._shown = time.monotonic()
+        terminal = enabled and sys.stderr.isatty()
+        self._bar: tqdm[Any] | None = None
+        self._open = contextlib.ExitStack()
+        if terminal:
+            self._open.enter_context(logging_redirect_tqdm())  # lines above the bar, not in it
+            self._bar = self._open.enter_context(
+                tqdm(total=total, initial=initial, desc=name, unit="step")
+            )
+
+    def step(self, figure: str) -> None:
+        """Count a step, with a figure to be seen beside it."""
+        self._count += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(figure, refresh=False)
+            self._bar.update()
+        elif self._enabled and time.monotonic() - self._shown > _LINE_EVERY_S:
+            self._shown = time.monotonic()
+            per_step_s = (self._shown - self._started) / (self._count - self._first)
+            left = timedelta(seconds=round(per_step_s * (self._total - self._count)))
+            self._log.info(
+                "%s: step %d of %d, %s, %s left", self._name, self._count, self._total, figure, left
+            )
+
+    def __enter__(self) -> Self:
+        """Usable in a with statement."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the bar away."""
+        self._open.close()
