@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -30,8 +31,9 @@ def command(ctx: click.Context) -> None:
     """Train checkpoints."""
     chosen = ctx.find_root().get_parameter_source("log_level")
     silent = chosen is click.core.ParameterSource.DEFAULT  # for hours, that would look like a hang
+    tells = silent and os.environ.get("RANK", "0") == "0"  # of several processes the first
     for name in _TOLD:
-        logging.getLogger(name).setLevel(logging.INFO if silent else logging.NOTSET)
+        logging.getLogger(name).setLevel(logging.INFO if tells else logging.NOTSET)
 
 
 def _run_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -164,6 +164,12 @@ class ObjectiveConfig(Frozen):
     filter: FilterConfig = FilterConfig()
 
     @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not any(self.weights().values()):
+            raise ValueError("every loss has weight 0; give instance.weight or another a weight")
+        return self
+
+    @model_validator(mode="after")
     def _tokenizer_is_named(self) -> Self:
         if self.vision.weight and not self.vision.tokenizer:
             raise ValueError(

@@ -5,6 +5,7 @@ config = read_config(TrainConfig, Path("training/configs/ablation/task.yaml"), [
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from cots_model.errors import ConfigError
 T = TypeVar("T", bound=Frozen)
 
 _BASE = "base"
+_POWER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def read_config(
@@ -59,7 +61,7 @@ def _read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError as err:
         raise ConfigError(f"there is no file {path}; training/configs holds examples") from err
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, yaml.YAMLError) as err:
         raise ConfigError(f"{path} cannot be read as YAML ({err}); see training/configs") from err
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no keys; see training/configs for examples")
@@ -105,15 +107,10 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override!r}: {parent} has no keys below it")
     try:
         values[last] = _number_or_value(yaml.safe_load(text))
-    except yaml.YAMLError as err:
+    except (ValueError, yaml.YAMLError) as err:
         raise ConfigError(f"{override!r}: the value is no YAML ({err})") from err
 
 
 def _number_or_value(value: object) -> object:
     """YAML 1.1 reads 1e-4 as a string; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return float(value) if isinstance(value, str) and _POWER.fullmatch(value) else value

@@ -120,6 +120,7 @@ def write_page(
     name: str,
     num_sigmas: float,
     num_seen: int,
+    num_watched: int,
     queue_length: int,
     limit: int,
 ) -> None:
@@ -133,6 +134,7 @@ def write_page(
         name: of the run.
         num_sigmas: of the filter.
         num_seen: pairs of all steps so far.
+        num_watched: those since dropped pairs are kept.
         queue_length: pairs that must be seen before the filter begins.
         limit: pairs shown.
 
@@ -144,7 +146,8 @@ def write_page(
     shown = sorted(newest.values(), key=lambda pair: (-pair.step, pair.similarity))
     parts = [
         _HEAD.format(title=escape(f"Pairs the momentum filter dropped: {name}")),
-        _summary(total, shown, num_sigmas, num_seen, queue_length),
+        _not_begun(num_seen, queue_length) if num_seen <= queue_length else "",
+        _summary(total, shown, num_sigmas, num_watched),
         "<ol>\n",
         *(_card(pair, times[pair.key]) for pair in shown),
         "</ol>\n</body>\n</html>\n",
@@ -168,23 +171,23 @@ def _newest(
     return total, newest
 
 
-def _summary(
-    total: int, shown: list[DroppedPair], num_sigmas: float, num_seen: int, queue_length: int
-) -> str:
+def _not_begun(num_seen: int, queue_length: int) -> str:
+    return (
+        f"<p>The filter has not begun: of the queue's {queue_length:,} places {num_seen:,} are "
+        "filled (objective.instance.queue_length).</p>\n"
+    )
+
+
+def _summary(total: int, shown: list[DroppedPair], num_sigmas: float, num_watched: int) -> str:
     rule = (
         f"<p>A pair is dropped unless its momentum similarity is above mean - {num_sigmas:g} σ "
         "of the queue at that step (eq. 15), once the queue is full.</p>\n"
     )
-    if num_seen <= queue_length:
-        rule += (
-            f"<p>It has not begun: of the queue's {queue_length:,} places {num_seen:,} are filled "
-            "(objective.instance.queue_length).</p>\n"
-        )
     if not shown:
-        return f"{rule}<p>Of {num_seen:,} pairs none was dropped so far.</p>\n"
+        return f"{rule}<p>Of {num_watched:,} pairs none was dropped so far.</p>\n"
     return (
-        f"{rule}<p>Of {num_seen:,} pairs {total:,} ({total / num_seen:.1%}) were dropped up to "
-        f"step {shown[0].step:,}; here are the newest "
+        f"{rule}<p>Of {num_watched:,} pairs {total:,} ({total / num_watched:.1%}) were dropped up "
+        f"to step {shown[0].step:,}; here are the newest "
         f"{len(shown):,} different ones, newest step first, then lowest similarity.</p>\n"
     )
 

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from training.broken import BrokenCount
 from training.config import AugmentConfig
+from training.engine.progress import StepsShown
 from training.example import BrokenExampleError, Example
 
 log = logging.getLogger(__name__)
@@ -141,11 +141,13 @@ def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
     filling = _Filling(feature_MVD, recipe, tower, broken, gone=set())
     filling.try_again(first)
     starts = range(first, num_pictures, _BATCH)
-    for start in tqdm(starts, desc="features", unit="batch", disable=None):
-        if (start - first) % (_BATCH * _KEPT_EVERY) == 0:
-            feature_MVD.flush()
-            done.write(start)
-        filling.fill(range(start, min(start + _BATCH, num_pictures)))
+    with StepsShown(log, "features", total=len(starts)) as shown:
+        for start in starts:
+            if (start - first) % (_BATCH * _KEPT_EVERY) == 0:
+                feature_MVD.flush()
+                done.write(start)
+            filling.fill(range(start, min(start + _BATCH, num_pictures)))
+            shown.step(f"{start + _BATCH:,} pictures")
     feature_MVD.flush()
     broken.finish("features")
     partial.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from cots_model.errors import CotsError
 S = TypeVar("S")
 T = TypeVar("T")
 
+_ENDED = re.compile(r"worker.*(exited unexpectedly|is killed by signal)", re.S)
 _PRELOAD = ["training.batches"]
 
 
@@ -42,7 +44,7 @@ def prepare_all(
                 raise result
             yield result
     except RuntimeError as err:
-        if "worker" not in str(err).lower():
+        if not _ENDED.search(str(err)):
             raise
         raise CotsError(
             f"a loading process ended ({' '.join(str(err).split())}); there may be too little "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,8 +100,9 @@ class PictureBatches:
         return len(self._examples) // self._batch_size
 
     def fingerprint(self) -> str:
-        """Changes when the pictures or their places change."""
-        return MemoryOrder(self._examples).fingerprint()
+        """Changes when the pictures or their places change; what is said of them is not used."""
+        bare = [replace(e, captions=(), repeat=1, weight=1.0) for e in self._examples]
+        return MemoryOrder(bare).fingerprint()
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Tensor | None]:
         """Pictures `[B,3,H,H]` float32 in [0, 1]; equal numbers give equal batches.

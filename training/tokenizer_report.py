@@ -10,13 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from training.dvae import code_statistics
+from training.engine.run_log import LOG_FILE
 from training.errors import TrainingError
 from training.tokenizer_config import CollapseConfig
 from training.tokenizer_trainer import TokenizerStepReport
 
 log = logging.getLogger(__name__)
-
-LOG_FILE = "log.jsonl"
 
 
 class CodebookCollapseError(TrainingError):

@@ -25,6 +25,7 @@ from cots_model.errors import CotsError
 from training.data import Example, read_examples
 from training.dvae import Dvae, spread_codes
 from training.engine.progress import StepsShown
+from training.engine.run_log import LOG_FILE
 from training.engine.same_run import (
     check_output,
     check_same_data,
@@ -32,12 +33,11 @@ from training.engine.same_run import (
     warn_of_other_sums,
     write_run,
 )
-from training.engine.states import StateFolder
+from training.engine.states import STATES, StateFolder
 from training.engine.stopping import StoppedError, StopRequest, listen_for_stop
 from training.tokenizer_config import TokenizerTrainConfig
 from training.tokenizer_data import PictureBatches, whole_pictures, write_comparison
 from training.tokenizer_report import (
-    LOG_FILE,
     EpochReport,
     EpochSoFar,
     check_collapse,
@@ -50,7 +50,6 @@ from training.tokenizer_trainer import TokenizerTrainer
 log = logging.getLogger(__name__)
 
 PICTURE_FILE = "reconstructions.png"
-STATES = "states"
 
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, LOG_FILE, PICTURE_FILE, STATES)
 _MAY_CHANGE = ("output", "device", "data", "collapse", "num_shown", "save_every", "keep_states")
@@ -177,15 +176,18 @@ class _TokenizerRun:
 
     def _save_if_due(self) -> None:
         self._stop_if_asked()
-        if self.trainer.step % self.config.save_every == 0:
+        to_be_scored = self.epoch.place == len(self.batches) and self.evaluated
+        if to_be_scored or self.trainer.step % self.config.save_every == 0:
             self._save()
 
     def _stop_if_asked(self) -> None:
-        if self.stop.signal is not None:
+        if self.stop.signal is None:
+            return
+        step = self.trainer.step
+        if step:
             self._save()
-            raise StoppedError(
-                f"stopped after step {self.trainer.step - 1}; run the same command to go on"
-            )
+        when = f"after step {step - 1}" if step else "before the first step"
+        raise StoppedError(f"stopped {when}; run the same command to go on")
 
     def _finish_epoch(self) -> None:
         config, dvae = self.config, self.trainer.dvae

@@ -26,9 +26,9 @@ from training.config import TrainConfig
 from training.data import read_examples
 from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
-from training.engine.run import FILES, MAY_CHANGE, STATES, Run
+from training.engine.run import FILES, MAY_CHANGE, Run
 from training.engine.same_run import check_output
-from training.engine.states import StateFolder
+from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import listen_for_stop
 from training.engine.world import World, join_world
@@ -40,6 +40,8 @@ from training.objective import Objective
 from training.orders import ShardOrder
 from training.regression import fit_projections
 from training.tokenizer_source import load_tokenizer_model
+
+_LONGER = " and start from it: init.image=checkpoint:{folder} init.text=checkpoint:{folder}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
         report.check(config)
     with join_world(config.device) as world:
         with world.together():
-            check_output(config.output, config, may_change=MAY_CHANGE, files=FILES)
+            check_output(config.output, config, may_change=MAY_CHANGE, files=FILES, longer=_LONGER)
         torch.manual_seed(config.seed)
         model, preprocess = make_model(config)
         examples = [] if config.data.stream else read_examples(config.data.train)

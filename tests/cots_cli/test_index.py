@@ -94,7 +94,7 @@ def test_build_refuses_sources_before_loading_a_model(tmp_path, source):
     result = run("build", source, "--gallery", tmp_path / "g", "--checkpoint", "no-such-model")
     error = refusal(result)
     assert isinstance(error, InputError)
-    assert "accepted now: a folder of pictures" in str(error)
+    assert "accepted: a folder of pictures" in str(error)
 
 
 def test_info_prints_the_manifest(built):

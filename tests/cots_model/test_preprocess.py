@@ -142,7 +142,7 @@ def test_preprocess_refuses_a_broken_tokenizer(copy):
 
 def test_preprocess_refuses_unknown_keys(copy):
     (copy / PREPROCESS_FILE).write_text('{"image_size": 32, "sise": 3}')
-    with pytest.raises(ConfigError, match=r"preprocess\.json: sise"):
+    with pytest.raises(ConfigError, match=r"preprocess\.json: unknown key sise"):
         Preprocess.from_pretrained(copy)
 
 

@@ -224,5 +224,5 @@ def test_open_source_says_what_it_accepts(tmp_path, name):
     (tmp_path / "items.csv").write_text("id\n")
     (tmp_path / "shard.tar.gz").write_bytes(b"")
     argument = name if "://" in name else str(tmp_path / name)
-    with pytest.raises(InputError, match="accepted now: a folder"):
+    with pytest.raises(InputError, match="accepted: a folder"):
         open_source([argument])

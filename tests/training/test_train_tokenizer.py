@@ -22,7 +22,7 @@ from cots_model.testing import make_tokenizer
 from tests.conftest import REPOSITORY
 from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
 from training.data import read_examples
-from training.engine.states import StateFolder
+from training.engine.states import STATES, StateFolder
 from training.engine.stopping import StoppedError
 from training.errors import TrainingError
 from training.tokenizer_config import (
@@ -36,7 +36,7 @@ from training.tokenizer_data import PictureBatches, to_pixels, whole_pictures, w
 from training.tokenizer_report import CodebookCollapseError, EpochReport, check_collapse
 from training.tokenizer_source import load_dvae
 from training.tokenizer_trainer import TokenizerTrainer, annealed
-from training.train_tokenizer import STATES, train_tokenizer
+from training.train_tokenizer import train_tokenizer
 
 Configure = Callable[..., TokenizerTrainConfig]
 RUN = Path("runs/tokens")
@@ -187,7 +187,7 @@ def test_a_finished_run_is_not_trained_again(configure_tokenizer, monkeypatch):
 
 def test_other_values_and_other_pictures_are_refused(configure_tokenizer, tmp_path):
     train_tokenizer(configure_tokenizer())
-    with pytest.raises(ConfigError, match=r"holds a run with other values \(epochs 2 -> 3\)"):
+    with pytest.raises(ConfigError, match=r"\(epochs 2 -> 3\); give another output, or remove"):
         train_tokenizer(configure_tokenizer("epochs=3"))
     write_folder(tmp_path / "other", PAIRS[:8])
     with pytest.raises(ConfigError, match="stopped with other data"):

@@ -25,7 +25,7 @@ from training.engine.world import World
 
 log = logging.getLogger(__name__)
 
-FOLDER = "filtered"
+FILTERED = "filtered"
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,14 @@ class DroppedLog:
     ) -> None:
         """Go on at `step`: pairs dropped from that step on are forgotten."""
         self._config, self._report, self._world = config, report, world
-        self._folder = config.output / FOLDER
+        self._folder = config.output / FILTERED
         self._file: TextIO | None = None
         self._step_pairs = config.batch_size * config.accumulate * world.size
-        self._num_seen = step * self._step_pairs
+        self._step = step
         if report is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._begin(step)
         own = self._folder / f"rank-{world.rank:03d}.jsonl"
         others = self._files()[world.size :] if world.is_main else []  # of a run with more ranks
         for path in {own, *others}:
@@ -87,7 +88,7 @@ class DroppedLog:
         """Write this process's dropped pairs of a step, each with the caption that was drawn."""
         if self._file is None:
             return
-        self._num_seen = (step + 1) * self._step_pairs
+        self._step = step + 1
         for place, row, similarity in report.dropped:
             draw = batches[place].draws[row]
             pair = DroppedPair.of(
@@ -123,7 +124,8 @@ class DroppedLog:
                 lambda: _read_all(self._files()),
                 name=config.name,
                 num_sigmas=config.objective.filter.num_sigmas,
-                num_seen=self._num_seen,
+                num_seen=self._step * self._step_pairs,
+                num_watched=(self._step - int(self._began.read_text())) * self._step_pairs,
                 queue_length=config.objective.instance.queue_length,
                 limit=report.limit,
             )
@@ -131,6 +133,17 @@ class DroppedLog:
             raise CotsError(
                 f"{report.path} could not be written ({err}); the pairs are in {self._folder}"
             ) from err
+
+    @property
+    def _began(self) -> Path:
+        return self._folder / "began.txt"
+
+    def _begin(self, step: int) -> None:
+        """Note from which step on dropped pairs are kept, unless that was noted before."""
+        if self._world.is_main and not (
+            self._began.is_file() and int(self._began.read_text()) <= step
+        ):
+            self._began.write_text(str(step))
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("rank-*.jsonl"))

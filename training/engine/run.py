@@ -14,10 +14,10 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
-from training.engine.checkpoints import Done, figures_of, keep_if_best, write_checkpoint
-from training.engine.dropped import DroppedLog, FilterReport
+from training.engine.checkpoints import BEST, Done, figures_of, keep_if_best, write_checkpoint
+from training.engine.dropped import FILTERED, DroppedLog, FilterReport
 from training.engine.progress import StepsShown
-from training.engine.run_log import LOG_FILE, RunLog
+from training.engine.run_log import EVENTS, LOG_FILE, RunLog
 from training.engine.same_run import (
     check_same_data,
     sums_of,
@@ -26,7 +26,7 @@ from training.engine.same_run import (
 )
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.speed import Speed
-from training.engine.states import StateFolder
+from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper, StepReport
 from training.engine.stopping import StoppedError, StopRequest
 from training.errors import TrainingError
@@ -35,7 +35,7 @@ from training.metrics import RetrievalMetrics
 
 log = logging.getLogger(__name__)
 
-STATES, FAILED = "states", "failed"
+FAILED = "failed"
 MAY_CHANGE = (
     "output",
     "device",
@@ -48,7 +48,7 @@ MAY_CHANGE = (
     "notes",
     "evaluate_every",
 )
-FILES = (*HASHED_FILES, CONFIG_FILE, CARD_FILE, LOG_FILE, STATES)
+FILES = (*HASHED_FILES, CONFIG_FILE, CARD_FILE, LOG_FILE, STATES, BEST, FAILED, FILTERED, EVENTS)
 _NAMED = 64  # pictures that an error lists; the rest is in the state
 
 
@@ -130,6 +130,7 @@ class Run:
                 f"the processes find different saved states in {self.states.folder} (at steps "
                 f"{', '.join(map(str, steps))}); output must be one folder that all of them see"
             )
+        self._went_on = saved is not None
         if saved is None:
             return
         step, state = saved
@@ -155,13 +156,17 @@ class Run:
             RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,
         ):
             if self.progress.epoch >= self.config.epochs:
-                log.info("%s was finished before; its checkpoint is made anew", self.config.output)
+                if self._went_on:
+                    log.info(
+                        "%s was finished before; its checkpoint is made anew", self.config.output
+                    )
                 self._write_again()
             while self.progress.epoch < self.config.epochs:
                 self._epoch(file)
+                scored = self._is_scored_after_epoch()
                 self.progress.epoch += 1
                 self.progress.place = None
-                self._finish_epoch(file)
+                self._finish_epoch(file, scored=scored)
 
     def _epoch(self, file: RunLog) -> None:
         """Train the rest of one epoch."""
@@ -239,15 +244,25 @@ class Run:
 
     def _save_if_due(self) -> None:
         self._stop_if_asked()
-        if self.stepper.step % self.config.engine.save_every == 0:
+        done = self.stepper.step - self.progress.epoch * self.stepper.steps_per_epoch
+        to_be_scored = done == self.stepper.steps_per_epoch and self._is_scored_after_epoch()
+        if to_be_scored or self.stepper.step % self.config.engine.save_every == 0:
             self._save()
 
-    def _stop_if_asked(self) -> None:
-        if self.world.any(self.stop.signal is not None):
+    def _stop_if_asked(self, *, is_saved: bool = False) -> None:
+        if not self.world.any(self.stop.signal is not None):
+            return
+        step = self.stepper.step
+        if step and not is_saved:  # before the first there is nothing that would be lost
             self._save()
-            raise StoppedError(
-                f"stopped after step {self.stepper.step - 1}; run the same command to go on"
-            )
+        when = f"after step {step - 1}" if step else "before the first step"
+        raise StoppedError(f"stopped {when}; run the same command to go on")
+
+    def _is_scored_after_epoch(self) -> bool:
+        """Whether the epoch that is being trained is followed by scoring."""
+        number = self.progress.epoch + 1
+        due = number % self.config.evaluate_every == 0 or number == self.config.epochs
+        return due and bool(self.evaluated)
 
     def _save(self) -> None:
         state = self._state()
@@ -267,13 +282,11 @@ class Run:
         data = {key: self.batches.state[key] for key in ("data", "batch")}
         return data | {"frozen": self.frozen}
 
-    def _finish_epoch(self, file: RunLog) -> None:
-        epoch = self.progress.epoch
-        due = epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+    def _finish_epoch(self, file: RunLog, *, scored: bool) -> None:
         weights = full_weights(self.stepper.objective.model)
         with self.world.together(patient=True):
             if self.world.is_main:
-                self._write_checkpoint(weights, self.evaluated if due else [])
+                self._write_checkpoint(weights, self.evaluated if scored else [])
                 if self.metrics is not None:
                     file.record(self.stepper.step - 1, figures_of(self.metrics))
                     self.progress.best_r1 = keep_if_best(
@@ -283,12 +296,16 @@ class Run:
         self.dropped.end_epoch()
         if self.speed is not None:
             self.speed.forget_peak()
+        if self.progress.epoch < self.config.epochs:
+            self._stop_if_asked(is_saved=True)
 
     def _write_again(self) -> None:
         weights = full_weights(self.stepper.objective.model)
         with self.world.together(patient=True):
             if self.world.is_main:
                 self._write_checkpoint(weights, self.evaluated)
+        if not self._went_on:  # so that other data are told from these when it is run again
+            self._save()
 
     def _write_checkpoint(self, weights: dict[str, Any], evaluated: list[Example]) -> None:
         progress, num_pairs = self.progress, self.batches.num_pairs

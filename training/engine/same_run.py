@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.yaml"
 
-_LONGER = " and start from it: init.image=checkpoint:{folder} init.text=checkpoint:{folder}"
 _WHAT = {
     "data": "other data",
     "batch": "another number of pairs per step",
@@ -36,7 +36,12 @@ def write_run(folder: Path, config: Frozen) -> None:
 
 
 def check_output(
-    folder: Path, config: Frozen, *, may_change: Collection[str], files: Sequence[str]
+    folder: Path,
+    config: Frozen,
+    *,
+    may_change: Collection[str],
+    files: Sequence[str],
+    longer: str = "",
 ) -> None:
     """Make a run's folder, unless something else is in it; before anything is loaded.
 
@@ -45,15 +50,18 @@ def check_output(
         config: of this run.
         may_change: its keys that make no difference, or are checked elsewhere; dots for nesting.
         files: names that the run will write.
+        longer: advice where only `epochs` has changed, with `{folder}` in it.
 
     Raises:
         ConfigError: if it holds another run, files of another kind, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         there = sorted(name for name in files if (folder / name).exists())
         if (folder / RUN_FILE).is_file():
-            _check_same_run(folder, config, may_change)
+            _check_same_run(folder, config, may_change, longer)
         elif there:
             raise ConfigError(
                 f"{folder} holds {', '.join(there[:3])}, which this run would write over; give "
@@ -63,11 +71,10 @@ def check_output(
         raise ConfigError(f"output {folder} cannot be used ({err}); give another folder") from err
 
 
-def _check_same_run(folder: Path, config: Frozen, may_change: Collection[str]) -> None:
+def _check_same_run(folder: Path, config: Frozen, may_change: Collection[str], longer: str) -> None:
     """What is there must not go on, or be replaced, under other values."""
     now = _flat(config.model_dump(mode="json"))
-    values = yaml.safe_load((folder / RUN_FILE).read_text("utf-8"))
-    before = _flat(_with_defaults(values or {}, type(config)))
+    before = _flat(_with_defaults(_read_run(folder / RUN_FILE), type(config)))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -75,11 +82,21 @@ def _check_same_run(folder: Path, config: Frozen, may_change: Collection[str]) -
     ]
     if changed:
         shown = ", ".join(f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in changed[:3])
-        longer = _LONGER.format(folder=folder) if changed == ["epochs"] else ""
+        advice = longer.format(folder=folder) if changed == ["epochs"] else ""
         raise ConfigError(
-            f"{folder} holds a run with other values ({shown}); give another output{longer}, or "
+            f"{folder} holds a run with other values ({shown}); give another output{advice}, or "
             "remove the folder"
         )
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (ValueError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is damaged; give another output, or remove the folder")
+    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,8 +23,15 @@ State = dict[str, Any]
 _NAME = re.compile(r"state-(\d{9})\.json")
 
 
+STATES = "states"
+"""The folder's name in that of a run."""
+
+
 class StateFolder:
-    """States `state-<step>.pt`, each complete once its `state-<step>.json` names its hash."""
+    """States `state-<step>-<hash>.pt`, each complete once its `state-<step>.json` names its hash.
+
+    So a state that is saved again at the same step takes the place of the first at one moment.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         """Use `folder`, made when a state is saved; all but the newest `keep` are removed."""
@@ -42,13 +50,13 @@ class StateFolder:
     def save(self, step: int, state: State) -> None:
         """Write a state; killed at any moment, it is there as a whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        weights, note = self._paths(step)
-        partial = weights.with_suffix(f".partial-{os.getpid()}")
+        note = self._note(step)
+        partial = note.with_suffix(f".partial-{os.getpid()}")
         try:
             torch.save(state, partial)
             digest = _sha256(partial)
             _sync(partial)
-            partial.replace(weights)
+            partial.replace(self._weights(step, digest))
         finally:
             partial.unlink(missing_ok=True)
         fresh = note.with_suffix(".partial")
@@ -79,29 +87,36 @@ class StateFolder:
         return None
 
     def _read(self, step: int) -> State | None:
-        weights, note = self._paths(step)
+        note = self._note(step)
         try:
-            expected = json.loads(note.read_text("ascii"))["sha256"]
+            expected = self._digest(step)
+            weights = self._weights(step, expected)
             if _sha256(weights) != expected:
                 raise ValueError("its contents changed after it was written")
             return dict(torch.load(weights, map_location="cpu", weights_only=True))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.PickleError) as err:
-            log.warning("%s is damaged (%s); going back to the one before", weights, err)
+            log.warning("the state of %s is damaged (%s); going back to the one before", note, err)
             return None
 
     def _remove_old(self) -> None:
+        """Of states, all but the newest; and what is no state, or part of one that was killed."""
         for step in self.steps()[self.keep :]:
-            weights, note = self._paths(step)
-            note.unlink()  # first, so that what is left is never taken for complete
-            weights.unlink(missing_ok=True)
-        complete = {path.stem for path in self.folder.glob("state-*.json")}
-        for path in self.folder.glob("state-*"):  # what processes that were killed began
-            if path.stem not in complete:
-                path.unlink(missing_ok=True)
+            self._note(step).unlink()  # first, so that what is left is never taken for complete
+        used = set[Path]()
+        for step in self.steps():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                used |= {self._note(step), self._weights(step, self._digest(step))}
+        for path in set(self.folder.glob("state-*")) - used:
+            path.unlink(missing_ok=True)
 
-    def _paths(self, step: int) -> tuple[Path, Path]:
-        stem = f"state-{step:09d}"
-        return self.folder / f"{stem}.pt", self.folder / f"{stem}.json"
+    def _digest(self, step: int) -> str:
+        return str(json.loads(self._note(step).read_text("ascii"))["sha256"])
+
+    def _note(self, step: int) -> Path:
+        return self.folder / f"state-{step:09d}.json"
+
+    def _weights(self, step: int, digest: str) -> Path:
+        return self.folder / f"state-{step:09d}-{digest[:16]}.pt"
 
 
 def _sha256(path: Path) -> str:

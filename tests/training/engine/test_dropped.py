@@ -15,14 +15,14 @@ from index_builder.content import Location
 from tests.training.engine.test_resume import stop_at
 from tests.training.engine.test_two_processes import EXACT, launch
 from training.dropped_page import DroppedPair, write_page
-from training.engine.dropped import FOLDER, FilterReport
+from training.engine.dropped import FILTERED, FilterReport
 from training.engine.stopping import StoppedError
 from training.example import Example
 from training.orders import MemoryOrder
 from training.sampler import Draw, PairStream
 from training.trainer import train
 
-FILTERED = ("objective.filter.enabled=true", "objective.filter.num_sigmas=0.5", "epochs=4")
+WITH_FILTER = ("objective.filter.enabled=true", "objective.filter.num_sigmas=0.5", "epochs=4")
 RUN = """
 import sys
 from pathlib import Path
@@ -34,14 +34,14 @@ train(load_train_config(Path(sys.argv[1])), report=FilterReport(Path(sys.argv[1]
 
 
 def lines_of(output: Path) -> list[dict]:
-    paths = sorted((output / FOLDER).glob("rank-*.jsonl"))
+    paths = sorted((output / FILTERED).glob("rank-*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
 def whole(configure, tmp_path):
     """An uninterrupted run, and its page."""
-    config = configure(*FILTERED, f"output={tmp_path / 'whole'}")
+    config = configure(*WITH_FILTER, f"output={tmp_path / 'whole'}")
     train(config, report=FilterReport(tmp_path / "whole.html"))
     return config, tmp_path / "whole.html"
 
@@ -73,7 +73,7 @@ def test_the_caption_is_the_one_that_was_drawn(whole, examples):
 
 @pytest.mark.parametrize("step", [3, 6, 10])
 def test_a_stopped_run_ends_with_the_same_page(configure, whole, monkeypatch, tmp_path, step):
-    config = configure(*FILTERED)
+    config = configure(*WITH_FILTER)
     report = FilterReport(tmp_path / "page.html")
     with monkeypatch.context() as patch:
         stop_at(patch, step)
@@ -88,16 +88,16 @@ def test_a_stopped_run_ends_with_the_same_page(configure, whole, monkeypatch, tm
 
 def test_what_a_killed_run_does_again_is_listed_once(configure, whole, monkeypatch, tmp_path):
     """A crash between two states: the lines behind the last state come twice, the last is half."""
-    config = configure(*FILTERED, "engine.save_every=3")
+    config = configure(*WITH_FILTER, "engine.save_every=3")
     report = FilterReport(tmp_path / "page.html")
     with monkeypatch.context() as patch:
-        patch.setattr("training.engine.run.Run._finish_epoch", lambda *_: None)
+        patch.setattr("training.engine.run.Run._finish_epoch", lambda *_, **_keys: None)
         patch.setattr("training.engine.states.StateFolder._remove_old", lambda _: None)
         train(config, report=report)
     for path in (config.output / "states").glob("*"):
-        if not 0 < int(path.stem[-9:]) <= 3:
+        if not 0 < int(path.name[6:15]) <= 3:
             path.unlink()
-    with (config.output / FOLDER / "rank-000.jsonl").open("a") as file:
+    with (config.output / FILTERED / "rank-000.jsonl").open("a") as file:
         file.write('{"step": 99, "cap')
     train(config, report=report)
     assert lines_of(config.output) == lines_of(whole[0].output)
@@ -113,7 +113,7 @@ def test_two_processes_list_what_one_does(configure, model_yaml, tmp_path):
     for size in (1, 2):
         config = configure(
             f"model={exact}",
-            *FILTERED,
+            *WITH_FILTER,
             "optimiser.lr=1e-4",
             f"batch_size={8 // size}",
             f"output={tmp_path / str(size)}",
@@ -121,7 +121,7 @@ def test_two_processes_list_what_one_does(configure, model_yaml, tmp_path):
         path = tmp_path / f"{size}.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         launch(path, size, RUN)
-        assert len(list((config.output / FOLDER).iterdir())) == size
+        assert len(list((config.output / FILTERED).glob("rank-*"))) == size
         lines = lines_of(config.output)
         found.append({(line["step"], line["number"], line["caption"]) for line in lines})
         page = (tmp_path / f"{size}.yaml.html").read_text()
@@ -140,7 +140,7 @@ def test_a_report_that_cannot_be_written_is_refused_at_once(configure, tmp_path)
     (tmp_path / "file").write_text("")
     report = FilterReport(tmp_path / "file" / "page.html")
     with pytest.raises(InputError, match="give --report-filtered another file"):
-        train(configure(*FILTERED), report=report)
+        train(configure(*WITH_FILTER), report=report)
 
 
 def test_a_page_that_fails_ends_no_training(configure, tmp_path, monkeypatch, caplog):
@@ -148,7 +148,7 @@ def test_a_page_that_fails_ends_no_training(configure, tmp_path, monkeypatch, ca
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("training.engine.dropped.write_page", full)
-    config = configure(*FILTERED)
+    config = configure(*WITH_FILTER)
     with pytest.raises(CotsError, match=r"page\.html could not be written"):
         train(config, report=FilterReport(tmp_path / "page.html"))
     assert caplog.text.count("could not be written") == 4
@@ -172,6 +172,7 @@ def page_of(pairs: list[DroppedPair], folder: Path, limit: int = 200, num_seen: 
         name="a<run>",
         num_sigmas=2,
         num_seen=num_seen,
+        num_watched=40,
         queue_length=12,
         limit=limit,
     )
@@ -215,7 +216,7 @@ def test_the_page_shows_the_newest_different_pairs(picture, tmp_path):
     pairs = [pair_of(picture, n % 7, f"caption {n % 7}", step=n // 2) for n in range(20)]
     page = page_of(pairs, tmp_path, limit=3)
     assert re.findall(r"caption (\d)", page) == ["4", "5", "3"]  # 18 and 19, then 17
-    assert "Of 80 pairs 20 (25.0%) were dropped up to step 9; here are the newest 3" in page
+    assert "Of 40 pairs 20 (50.0%) were dropped up to step 9; here are the newest 3" in page
     assert "step 9, 3 times so far" in page
 
 
@@ -231,6 +232,6 @@ def test_the_page_does_without_pictures_that_are_gone(picture, tmp_path):
 
 
 def test_the_page_says_that_there_is_nothing(tmp_path):
-    assert "Of 80 pairs none was dropped so far" in page_of([], tmp_path)
+    assert "Of 40 pairs none was dropped so far" in page_of([], tmp_path)
     waiting = page_of([], tmp_path, num_seen=7)
     assert "of the queue's 12 places 7 are filled" in waiting

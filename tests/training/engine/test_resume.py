@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from cots_model.errors import ConfigError, CotsError
 from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
 from training.batches import PairBatches
 from training.config import TrainConfig
-from training.engine.run import STATES
-from training.engine.states import StateFolder
+from training.engine import checkpoints
+from training.engine.run import FILES
+from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import StoppedError
 from training.trainer import train
@@ -30,6 +32,12 @@ from pathlib import Path
 from training.config import load_train_config
 from training.trainer import train
 train(load_train_config(Path(sys.argv[1])))
+"""
+SLOW = """
+import time
+from training.engine.stepper import Stepper
+step = Stepper.run
+Stepper.run = lambda self, batches: (time.sleep(0.3), step(self, batches))[1]
 """
 FULL = (
     "objective.task.weight=1",
@@ -82,11 +90,11 @@ def test_stopped_by_sigterm_it_goes_on_exactly(configure, whole, monkeypatch, st
     assert_same_run(config.output, whole.output)
 
 
-def start(config: TrainConfig, **options) -> subprocess.Popen:
+def start(config: TrainConfig, *, run: str = RUN, **options) -> subprocess.Popen:
     """The run in a process of its own."""
     path = config.output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-c", RUN, str(path)]
+    command = [sys.executable, "-c", run, str(path)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
 
 
@@ -199,7 +207,7 @@ def test_a_signal_to_the_whole_group_stops_it_with_its_loading_processes(
 ):
     """As Ctrl-C in a terminal, or a cluster's scheduler, sends it."""
     config = configure(*FULL, "data.num_workers=2", "engine.save_every=1000")
-    process = start(config, start_new_session=True)
+    process = start(config, run=SLOW + RUN, start_new_session=True)
     log = config.output / "log.jsonl"
     while not (log.is_file() and log.read_text().count("\n") >= 2):
         assert process.poll() is None
@@ -212,7 +220,7 @@ def test_a_signal_to_the_whole_group_stops_it_with_its_loading_processes(
     assert_same_run(config.output, whole.output)
 
 
-def test_a_loading_process_that_a_stop_ended_is_no_failure(configure, monkeypatch):
+def test_a_loading_process_that_a_stop_ended_is_no_failure(configure, whole, monkeypatch):
     def ended(self, number, state=None):
         os.kill(os.getpid(), signal.SIGTERM)
         raise CotsError("a loading process ended")
@@ -221,9 +229,62 @@ def test_a_loading_process_that_a_stop_ended_is_no_failure(configure, monkeypatc
     config = configure(*FULL)
     with monkeypatch.context() as patch:
         patch.setattr(PairBatches, "epoch", ended)
-        with pytest.raises(StoppedError, match="run the same command"):
+        with pytest.raises(StoppedError, match="before the first step; run the same command"):
             train(config)
-    assert StateFolder(config.output / STATES).steps() == [0]
+    assert StateFolder(config.output / STATES).steps() == []
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+def test_a_stop_while_scoring_is_honoured(configure, shard, tmp_path, monkeypatch):
+    """What was trained is saved before the scoring; nothing is lost if it fails or is killed."""
+    run = (*FULL, f"data.evaluate=['{shard}']", "engine.save_every=1000", "epochs=2")
+    whole = configure(*run, f"output={tmp_path / 'scored'}")
+    train(whole)
+    config, scored = configure(*run), checkpoints.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "evaluate", lambda *_args, **_keys: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    assert StateFolder(config.output / STATES).steps() == [4]
+
+    def stopped(*args, **keys):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return scored(*args, **keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "evaluate", stopped)
+        with pytest.raises(StoppedError, match="after step 3"):
+            train(config)
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
+def test_other_data_are_refused_without_epochs_too(configure, tmp_path):
+    write_folder(tmp_path / "photos", PAIRS[:16])
+    run = ("freeze_image=true", "regression.when=last", "epochs=0")
+    first = train(configure(*run))
+    assert train(configure(*run)).fingerprint == first.fingerprint
+    with pytest.raises(ConfigError, match="stopped with other data"):
+        train(configure(*run, f"data.train=['{tmp_path / 'photos'}']"))
+
+
+@pytest.mark.parametrize("content", ["a: [", "- 1", "\xff", ""])
+def test_a_damaged_description_of_the_run_is_said(configure, content):
+    config = configure()
+    config.output.mkdir()
+    (config.output / "run.yaml").write_text(content, "latin-1")
+    with pytest.raises(ConfigError, match=r"run\.yaml is damaged; give another output"):
+        train(config)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_written_over(configure, name):
+    config = configure()
+    (config.output / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=rf"holds {re.escape(name)}, which this run would"):
+        train(config)
+    assert [path.name for path in config.output.iterdir()] == [name]
 
 
 def test_a_finished_run_is_left_as_it_is(configure, whole):

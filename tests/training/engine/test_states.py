@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,12 +39,34 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 30, 4):
         states.save(step, state_of(step))
     assert states.steps() == [30, 4]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert sorted(p.name[:15] + p.suffix for p in tmp_path.iterdir()) == [
         "state-000000004.json",
         "state-000000004.pt",
         "state-000000030.json",
         "state-000000030.pt",
     ]
+
+
+def test_saved_again_at_the_same_step_the_first_stays_until_the_second_is_whole(
+    tmp_path, monkeypatch
+):
+    states = StateFolder(tmp_path, keep=1)
+    states.save(1, state_of(1))
+    replace = Path.replace
+
+    def killed(self, target):
+        if target.suffix == ".json":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            states.save(1, state_of(2))
+    assert states.load_latest()[1]["step"] == 1
+    states.save(1, state_of(3))
+    assert states.load_latest()[1]["step"] == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_killed_processes_began_is_removed(tmp_path):
@@ -57,9 +80,14 @@ def test_what_killed_processes_began_is_removed(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     states.save(3, state_of(3))
     assert (
-        sorted(path.stem for path in tmp_path.iterdir())
+        sorted(path.name[:15] for path in tmp_path.iterdir())
         == ["state-000000001"] * 2 + ["state-000000003"] * 2
     )
+
+
+def weights(folder: Path, step: int) -> Path:
+    [path] = folder.glob(f"state-{step:09d}-*.pt")
+    return path
 
 
 def truncate(path):
@@ -77,12 +105,12 @@ def test_a_damaged_state_is_passed_over(tmp_path, damage, caplog):
     states = StateFolder(tmp_path)
     for step in (1, 2):
         states.save(step, state_of(step))
-    damage(tmp_path / "state-000000002.pt")
+    damage(weights(tmp_path, 2))
     with caplog.at_level(logging.WARNING):
         step, loaded = states.load_latest()
     assert (step, loaded["step"]) == (1, 1)
-    assert "state-000000002.pt is damaged" in caplog.text
-    damage(tmp_path / "state-000000001.pt")
+    assert "state-000000002.json is damaged" in caplog.text
+    damage(weights(tmp_path, 1))
     with pytest.raises(TrainingError, match=r"all 2 states in .* are damaged"):
         states.load_latest()
 

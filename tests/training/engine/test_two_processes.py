@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from training.engine.run import STATES
-from training.engine.states import StateFolder
+from training.engine.states import STATES, StateFolder
 
 RUN = """
 import sys
