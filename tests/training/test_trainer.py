@@ -71,8 +71,8 @@ def test_a_tiny_run_learns(configure, shard, examples):
     side = result.metrics.text_to_image
     assert f"| text to image | {side.r1:.1f} | {side.r5:.1f} | {side.r10:.1f} |" in card
     assert "Made by a test." in card
-    assert "240 of 8 pairs" in card
-    assert "32 pairs an epoch" in card
+    assert "240, each of 8 pairs" in card
+    assert "32 pictures, of which an epoch takes 32" in card
 
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert log[-1] == {"step": 239} | log[-1]
