@@ -17,6 +17,7 @@ from training import regression
 from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig, RegressionConfig
 from training.data import read_examples
+from training.engine.same_run import write_run
 from training.evaluate import evaluate
 from training.feature_cache import FeatureCache, cached_features
 from training.regression import (
@@ -280,7 +281,9 @@ def test_it_needs_as_many_directions_as_the_joint_space(configure, model_yaml, t
 
 def test_a_first_save_that_failed_does_not_undo_it(configure, tmp_path):
     result = train(configure(*FROZEN, "regression.when=first"))
-    half = tmp_path / "half"
-    (half / "states" / "step-1.partial").mkdir(parents=True)
-    again = train(configure(*FROZEN, "regression.when=first", f"output={half}"))
+    half = configure(*FROZEN, "regression.when=first", f"output={tmp_path / 'half'}")
+    write_run(half.output, half)
+    (half.output / "states").mkdir()
+    (half.output / "states/state-000000001.partial-7").write_bytes(b"half")
+    again = train(half)
     assert again.fingerprint == result.fingerprint

@@ -212,7 +212,7 @@ def test_a_run_streams_its_shards(configure, shard, tmp_path):
     configs = [configure("epochs=1", f"output={tmp_path / name}", data=data) for name in "ab"]
     prints = [train(config).fingerprint for config in configs]
     assert prints[0] == prints[1]
-    assert "32 pairs an epoch" in (tmp_path / "a/README.md").read_text()
+    assert "32 pictures, of which an epoch takes 32" in (tmp_path / "a/README.md").read_text()
     with pytest.raises(ConfigError, match=r"set data\.stream or freeze_image to false"):
         train(configure("freeze_image=true", f"output={tmp_path / 'c'}", data=data))
 

@@ -199,7 +199,7 @@ def test_ablation_rows_differ_only_where_table_3_says(folder, name):
     ours, shared = ({k: v for k, v in scale.items() if "head" not in k} for scale in scales)
     assert ours == shared
     changed = {key for key, value in row.items() if value != first[key]}
-    assert changed <= {*SWITCHES, "name", "output"}
+    assert changed <= {*SWITCHES, "name", "output", "notes"}
 
 
 def test_the_full_ablation_row_is_the_pretraining_on_other_data():

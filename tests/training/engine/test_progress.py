@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ class Terminal(io.StringIO):
 def minutes(monkeypatch):
     """A clock that goes on by 40 s whenever it is asked."""
     now = iter(range(0, 10**6, 40))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
 
 
 def test_without_a_terminal_there_is_a_line_a_minute(minutes, caplog):
