@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForMaskedLM
+from transformers.utils import logging as transformers_log
 
 from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
@@ -102,13 +105,24 @@ def _masked_language_model(source: str) -> BertForMaskedLM | None:
         settings = AutoConfig.from_pretrained(folder_or_id)
         if settings.model_type != "bert" or settings.hidden_act != "gelu":
             return None
-        model, report = cast(Any, BertForMaskedLM).from_pretrained(
-            folder_or_id, output_loading_info=True
-        )
+        with _quiet():  # a tower without a head is nothing to report
+            model, report = cast(Any, BertForMaskedLM).from_pretrained(
+                folder_or_id, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as err:
         raise InputError(f"init.text {source!r} cannot be loaded ({first_line(err)})") from err
     headless = any(key.startswith("cls.predictions") for key in report["missing_keys"])
     return None if headless else cast(BertForMaskedLM, model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers_log.get_verbosity()
+    transformers_log.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_log.set_verbosity(before)
 
 
 def _initialise_side(model: CotsModel, side: str, source: str) -> None:
