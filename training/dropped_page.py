@@ -185,9 +185,10 @@ def _summary(total: int, shown: list[DroppedPair], num_sigmas: float, num_watche
     )
     if not shown:
         return f"{rule}<p>Of {num_watched:,} pairs none was dropped so far.</p>\n"
+    share = total / max(num_watched, 1)
     return (
-        f"{rule}<p>Of {num_watched:,} pairs {total:,} ({total / num_watched:.1%}) were dropped up "
-        f"to step {shown[0].step:,}; here are the newest "
+        f"{rule}<p>Of {num_watched:,} pairs {total:,} ({share:.1%}) were dropped up to "
+        f"step {shown[0].step:,}; here are the newest "
         f"{len(shown):,} different ones, newest step first, then lowest similarity.</p>\n"
     )
 

@@ -211,6 +211,16 @@ def test_workers_leave_it_to_the_main_process_to_end():
     assert list(prepare_all(Handler(), iter(numbers), num_workers=1)) == [signal.SIG_IGN] * 2
 
 
+class Fails:
+    def __call__(self, step):
+        raise RuntimeError(f"stack expects equal sizes at {step}")
+
+
+def test_a_fault_in_a_worker_is_not_taken_for_its_end():
+    with pytest.raises(RuntimeError, match="stack expects equal sizes at 1"):
+        list(prepare_all(Fails(), iter([1, 2]), num_workers=1))
+
+
 class Refuses:
     def __call__(self, step):
         raise InputError(f"step {step} is bad")

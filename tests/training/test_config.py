@@ -110,3 +110,11 @@ def test_missing_keys_are_named(minimal):
     minimal.write_text(MINIMAL.replace("epochs: 1", ""))
     with pytest.raises(ConfigError, match="epochs is missing"):
         load_train_config(minimal)
+
+
+def test_every_level_has_a_weight_and_one_must_count(minimal):
+    config = load_train_config(minimal, ["objective.instance.weight=0.5"])
+    weights = config.objective.weights()
+    assert (weights["image_to_text"], weights["text_to_image"], weights["task"]) == (0.5, 0.5, 0)
+    with pytest.raises(ConfigError, match="every loss has weight 0"):
+        load_train_config(minimal, ["objective.instance.weight=0"])

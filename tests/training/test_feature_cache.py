@@ -166,6 +166,11 @@ def test_an_interrupted_cache_is_finished_by_the_next_run(cache, tmp_path, monke
     assert {Path(name).suffix for name in files(tmp_path)} == {".npy"}
 
 
+def emptied(tmp_path) -> None:
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+
+
 def unreadable(monkeypatch, rows, views=(0, 1)) -> None:
     """As if a disk did not give some views."""
     read = feature_cache._view
@@ -180,8 +185,7 @@ def unreadable(monkeypatch, rows, views=(0, 1)) -> None:
 
 def test_what_was_made_survives_a_lost_disk(cache, tmp_path, monkeypatch):
     expected = np.array(cache().feature_MVD)
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
+    emptied(tmp_path)
     monkeypatch.setattr(feature_cache, "_BATCH", 2)
     monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
     with monkeypatch.context() as patch:
@@ -201,8 +205,7 @@ def test_what_was_made_survives_a_lost_disk(cache, tmp_path, monkeypatch):
 
 def test_what_could_not_be_read_is_tried_again(cache, tmp_path, monkeypatch):
     expected = np.array(cache().feature_MVD)
-    for path in (tmp_path / "cache").iterdir():
-        path.unlink()
+    emptied(tmp_path)
     monkeypatch.setattr(feature_cache, "_BATCH", 2)
     monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
     with monkeypatch.context() as patch:

@@ -26,6 +26,7 @@ from training.engine.world import World
 log = logging.getLogger(__name__)
 
 FILTERED = "filtered"
+_BEGAN = "began.txt"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class DroppedLog:
                 name=config.name,
                 num_sigmas=config.objective.filter.num_sigmas,
                 num_seen=self._step * self._step_pairs,
-                num_watched=(self._step - int(self._began.read_text())) * self._step_pairs,
+                num_watched=(self._step - self._began(default=0)) * self._step_pairs,
                 queue_length=config.objective.instance.queue_length,
                 limit=report.limit,
             )
@@ -134,16 +135,18 @@ class DroppedLog:
                 f"{report.path} could not be written ({err}); the pairs are in {self._folder}"
             ) from err
 
-    @property
-    def _began(self) -> Path:
-        return self._folder / "began.txt"
-
     def _begin(self, step: int) -> None:
         """Note from which step on dropped pairs are kept, unless that was noted before."""
-        if self._world.is_main and not (
-            self._began.is_file() and int(self._began.read_text()) <= step
-        ):
-            self._began.write_text(str(step))
+        if self._world.is_main and self._began(default=step) >= step:
+            partial = self._folder / "began.partial"
+            partial.write_text(str(step))
+            partial.replace(self._folder / _BEGAN)
+
+    def _began(self, *, default: int) -> int:
+        try:
+            return int((self._folder / _BEGAN).read_text())
+        except (OSError, ValueError):
+            return default
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("rank-*.jsonl"))

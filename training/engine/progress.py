@@ -7,8 +7,7 @@ import logging
 import sys
 import time
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -16,13 +15,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 _LINE_EVERY_S = 60.0
 
 
-class StepsShown:
+class StepsShown(contextlib.ExitStack):
     """Counts the steps of one epoch, and shows them."""
 
     def __init__(
         self, log: logging.Logger, name: str, *, total: int, initial: int = 0, enabled: bool = True
     ) -> None:
-        """Begin to show.
+        """Begin to show, until the end of a with statement.
 
         Args:
             log: takes a line a minute where there is no terminal.
@@ -31,15 +30,15 @@ class StepsShown:
             initial: those that were done before.
             enabled: whether anything is shown; of several processes one does.
         """
+        super().__init__()
         self._log, self._name, self._enabled = log, name, enabled
         self._total, self._first, self._count = total, initial, initial
         self._started = self._shown = time.monotonic()
         terminal = enabled and sys.stderr.isatty()
         self._bar: tqdm[Any] | None = None
-        self._open = contextlib.ExitStack()
         if terminal:
-            self._open.enter_context(logging_redirect_tqdm())  # lines above the bar, not in it
-            self._bar = self._open.enter_context(
+            self.enter_context(logging_redirect_tqdm())  # lines above the bar, not in it
+            self._bar = self.enter_context(
                 tqdm(total=total, initial=initial, desc=name, unit="step")
             )
 
@@ -56,16 +55,3 @@ class StepsShown:
             self._log.info(
                 "%s: step %d of %d, %s, %s left", self._name, self._count, self._total, figure, left
             )
-
-    def __enter__(self) -> Self:
-        """Usable in a with statement."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take the bar away."""
-        self._open.close()

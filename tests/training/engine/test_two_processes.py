@@ -47,15 +47,16 @@ def start_all(command: list[str], size: int) -> list[subprocess.Popen]:
     ]
 
 
-def launch(path: Path, size: int, run: str) -> None:
-    """Start the processes, and wait for them."""
+def launch(path: Path, size: int, run: str, *, status: int = 0) -> list[str]:
+    """Start the processes, and wait until they end by themselves; what they say."""
     processes = start_all([sys.executable, "-c", run, str(path)], size)
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
+    assert [process.returncode for process in processes] == [status] * size, "\n".join(errors)
+    return errors
 
 
 def weights_after(path: Path, config, size: int, *, run: str = RUN) -> dict[str, torch.Tensor]:
@@ -114,18 +115,6 @@ Stepper.run = stopped
 """
 
 
-def fail(path: Path, run: str) -> list[str]:
-    """Start two processes that must end with errors, by themselves; what they say."""
-    processes = start_all([sys.executable, "-c", run, str(path)], 2)
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [1, 1], "\n".join(errors)
-    return errors
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_that_were_stopped_go_on_exactly(configure, tmp_path, parallel):
@@ -140,7 +129,7 @@ def test_two_processes_that_were_stopped_go_on_exactly(configure, tmp_path, para
     whole = weights_after(tmp_path / "a.yaml", configure(*run, f"output={tmp_path / 'a'}"), 2)
     config, path = configure(*run, f"output={tmp_path / 'b'}"), tmp_path / "b.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    for error in fail(path, STOPPED + RUN):
+    for error in launch(path, 2, STOPPED + RUN, status=1):
         assert "stopped after step 6; run the same command" in error
     assert StateFolder(config.output / STATES).steps()[0] == 7
     resumed = weights_after(path, config, 2)
@@ -158,8 +147,8 @@ def test_processes_that_see_different_states_say_so(configure, tmp_path):
     path.write_text(yaml.safe_dump(config.model_dump(mode="json") | {"output": "run"}))
     for rank in (0, 1):
         (tmp_path / f"run.yaml-{rank}").mkdir()
-    fail(path, STOPPED + run)
-    for error in fail(path, run):
+    launch(path, 2, STOPPED + run, status=1)
+    for error in launch(path, 2, run, status=1):
         assert "different saved states in run/states (at steps 7, None)" in error
 
 
