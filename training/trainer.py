@@ -78,40 +78,44 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     if report is not None:
         report.check(config)
     with join_world(config.device) as world:
-        with world.together():
-            check_output(config.output, config, may_change=MAY_CHANGE, files=FILES, longer=_LONGER)
-        torch.manual_seed(config.seed)
-        model, preprocess = make_model(config)
-        examples = [] if config.data.stream else read_examples(config.data.train)
-        cache = _feature_cache(config, model, preprocess, examples)
-        captions = _caption_features(config, model, preprocess, examples)
-        batches = make_batches(config, examples, cache, captions, preprocess, world)
-        evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
-        fit = _projection_fit(config, preprocess, examples, cache, captions)
-        states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
-        if config.regression.is_first and not states.steps():
-            fit(model.to(world.device), share=1.0)
-        world.barrier()  # one may have read the data faster
-        frozen = _fingerprint(model.image if config.freeze_image else None)
-        frozen += _fingerprint(model.text if config.freeze_text else None)
-        stepper = make_stepper(config, model, preprocess, world, len(batches))
-        share = config.regression.share
-        finish = partial(fit, share=share) if config.regression.is_last else None
-        with listen_for_stop() as stop:
-            run = Run(
-                config,
-                stepper,
-                batches,
-                preprocess,
-                evaluated,
-                stop,
-                frozen=frozen + _fingerprint(stepper.hider.tokenizer),
-                report=report,
-                finish=finish,
-            )
-            run.train()
-        wall_s = run.progress.wall_s
-        return TrainResult(config.output, run.fingerprint, run.metrics, wall_s, world.is_main)
+        return _train(config, report, world)
+
+
+def _train(config: TrainConfig, report: FilterReport | None, world: World) -> TrainResult:
+    with world.together():
+        check_output(config.output, config, may_change=MAY_CHANGE, files=FILES, longer=_LONGER)
+    torch.manual_seed(config.seed)
+    model, preprocess = make_model(config)
+    examples = [] if config.data.stream else read_examples(config.data.train)
+    cache = _feature_cache(config, model, preprocess, examples)
+    captions = _caption_features(config, model, preprocess, examples)
+    batches = make_batches(config, examples, cache, captions, preprocess, world)
+    evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
+    fit = _projection_fit(config, preprocess, examples, cache, captions)
+    states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
+    if config.regression.is_first and not states.steps():
+        fit(model.to(world.device), share=1.0)
+    world.barrier()  # one may have read the data faster
+    frozen = _fingerprint(model.image if config.freeze_image else None)
+    frozen += _fingerprint(model.text if config.freeze_text else None)
+    stepper = make_stepper(config, model, preprocess, world, len(batches))
+    share = config.regression.share
+    finish = partial(fit, share=share) if config.regression.is_last else None
+    with listen_for_stop() as stop:
+        run = Run(
+            config,
+            stepper,
+            batches,
+            preprocess,
+            evaluated,
+            stop,
+            frozen=frozen + _fingerprint(stepper.hider.tokenizer),
+            report=report,
+            finish=finish,
+        )
+        run.train()
+    wall_s = run.progress.wall_s
+    return TrainResult(config.output, run.fingerprint, run.metrics, wall_s, world.is_main)
 
 
 def make_stepper(

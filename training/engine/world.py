@@ -5,7 +5,9 @@ Shape letters: B rows of one rank.
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ TIMEOUT = timedelta(minutes=10)  # within a step; then a process is taken for lo
 PATIENCE = timedelta(hours=24)  # while the main process scores or writes
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """Who this process is among the processes of the run.
 
@@ -108,6 +110,8 @@ class World:
 def join_world(device: str = "auto") -> Iterator[World]:
     """Join the other processes of this run, if `torchrun` started some.
 
+    What the body made with others (DDP, FSDP) must be out of reach when it ends: call a function.
+
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`; of several processes on GPUs each takes its own.
 
@@ -124,10 +128,34 @@ def join_world(device: str = "auto") -> Iterator[World]:
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
     patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    world = World(distributed.get_rank(), size, chosen, cast(distributed.ProcessGroup, patient))
+    del patient
     try:
-        yield World(distributed.get_rank(), size, chosen, cast(distributed.ProcessGroup, patient))
+        yield world
+    except BaseException as err:
+        _forget_locals(err)
+        raise
     finally:
-        distributed.destroy_process_group()
+        _leave(world)
+
+
+def _leave(world: World) -> None:
+    """Let go of the process groups, which ends and joins their threads.
+
+    A gloo thread may hold the last tensor of a collective a little longer than the caller. One
+    that gives it back while the interpreter shuts down takes the process with it (SIGABRT). FSDP
+    keeps the default group; what ran on it last is followed by a collective of the patient one.
+    """
+    world.patient = None
+    distributed.destroy_process_group()
+    gc.collect()
+
+
+def _forget_locals(err: BaseException | None) -> None:
+    """Clear the functions that `err` has left, which keep models and groups alive."""
+    while err is not None:
+        traceback.clear_frames(err.__traceback__)
+        err = err.__cause__ or err.__context__
 
 
 def _elsewhere(reasons: list[str | None]) -> TrainingError:
