@@ -24,6 +24,7 @@ from torch import Tensor
 from cots_model.errors import InputError
 from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
+from index_builder.content import Location
 from training.broken import BrokenCount
 from training.config import AugmentConfig
 from training.engine.progress import StepsShown
@@ -31,40 +32,63 @@ from training.example import BrokenExampleError, Example
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # of views and of what is stored
+_VERSION = 2  # of views and of what is stored
 _KEPT_EVERY = 64  # batches between notes of how far a cache is
 _BATCH = 8  # larger ones fall out of the CPU caches: 38 ms a picture at 32, 18 ms at 8
 
 
 class FeatureCache:
-    """Features of a frozen image tower before projection, `[M,V,D]` float16, memory-mapped."""
+    """Features of a frozen image tower before projection, memory-mapped files of float16."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a finished cache file."""
-        self.feature_MVD = np.load(path, mmap_mode="r")
+    def __init__(self, parts: Sequence[tuple[Path, Sequence[int]]]) -> None:
+        """Open finished files.
+
+        Args:
+            parts: of each file, `[m,V,D]`, the numbers of its m pictures among all M.
+        """
+        self._parts = [np.load(path, mmap_mode="r") for path, _ in parts]
+        num_pictures = sum(len(part) for part in self._parts)
+        self._place_M2 = np.zeros((num_pictures, 2), np.int64)  # number of the file, row in it
+        for number, (_, rows) in enumerate(parts):
+            self._place_M2[rows, 0] = number
+            self._place_M2[rows, 1] = np.arange(len(rows))
 
     def __len__(self) -> int:
         """Number of pictures M."""
-        return int(self.feature_MVD.shape[0])
+        return len(self._place_M2)
 
     @property
     def num_views(self) -> int:
         """Number of views V."""
-        return int(self.feature_MVD.shape[1])
+        return int(self._parts[0].shape[1])
 
     def is_broken(self, picture: int) -> bool:
         """Whether the picture could not be embedded; its features are not numbers then."""
-        return bool(np.isnan(self.feature_MVD[picture, 0, 0]))
+        part, row = self._place_M2[picture]
+        return bool(np.isnan(self._parts[part][row, 0, 0]))
 
     def get(self, picture_B: Sequence[int], view_B: Sequence[int]) -> Tensor:
         """Features `[B,D]` float32 of the given pictures in the given views."""
-        feature_BD = self.feature_MVD[np.asarray(picture_B), np.asarray(view_B)]
-        return torch.from_numpy(feature_BD.astype(np.float32))
+        return self._take(picture_B, np.asarray(view_B, np.int64))
+
+    def views(self, picture_B: Sequence[int]) -> Tensor:
+        """Features `[B,V,D]` float32 of the given pictures in all views."""
+        return self._take(picture_B, None)
+
+    def _take(self, picture_B: Sequence[int], view_B: np.ndarray | None) -> Tensor:
+        place_B2 = self._place_M2[np.asarray(picture_B, np.int64)]
+        shape = self._parts[0].shape[2:] if view_B is not None else self._parts[0].shape[1:]
+        taken = np.empty((len(place_B2), *shape), np.float32)
+        for number, part in enumerate(self._parts):
+            mine_B = place_B2[:, 0] == number
+            rows = place_B2[mine_B, 1]
+            taken[mine_B] = part[rows] if view_B is None else part[rows, view_B[mine_B]]
+        return torch.from_numpy(taken)
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Everything that decides what is in a cache."""
+    """Everything that decides what is in a file."""
 
     examples: Sequence[Example]
     tower: ImageTower
@@ -85,14 +109,18 @@ def cached_features(
     bf16: bool = False,
     max_broken_share: float = 0.05,
 ) -> FeatureCache:
-    """Open the cache for these pictures and this tower, computing it if it is not there.
+    """Open the cache for these pictures and this tower, computing what is not there.
+
+    The pictures of a tar file or folder are a file of their own, so another source beside them
+    costs only itself. It is named by what decides it, their contents among it: data that were
+    moved or copied are known again.
 
     Args:
         examples: the M pictures.
         tower: frozen.
         preprocess: of the model.
         augment: how many views, and how they are drawn.
-        folder: of all caches; a file in it is named by a hash of everything that decides it.
+        folder: of all caches.
         seed: of the views.
         bf16: run the tower in autocast.
         max_broken_share: of pictures that may be broken; their features are not numbers.
@@ -106,14 +134,48 @@ def cached_features(
             "videos; set freeze_image to false"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = _Recipe(examples, tower, preprocess, augment, seed, bf16)
-    path = folder / f"features-{_key(recipe)}.npy"
-    if not path.exists():
-        with _alone(path.with_suffix(".lock")):
-            if not path.exists():
-                broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
-                _compute(path, recipe, broken)
-    return FeatureCache(path)
+    together: dict[str, list[int]] = {}
+    for row, example in enumerate(examples):
+        together.setdefault(_container(example.location), []).append(row)
+    broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+    decided = _of_all(tower, preprocess, augment, seed=seed, bf16=bf16)
+    parts = []
+    for rows in together.values():
+        chosen = [examples[row] for row in rows]
+        recipe = _Recipe(chosen, tower, preprocess, augment, seed, bf16)
+        path = folder / f"features-{_key(decided, chosen)}.npy"
+        if path.exists() or not _computed(path, recipe, broken):
+            _count_known(path, chosen, broken)
+        parts.append((path, rows))
+    broken.finish("features")
+    return FeatureCache(parts)
+
+
+def _computed(path: Path, recipe: _Recipe, broken: BrokenCount) -> bool:
+    """Compute a file, unless another process has meanwhile; whether it was this one."""
+    with _alone(path.with_suffix(".lock")):
+        if path.exists():
+            return False
+        _compute(path, recipe, broken)
+        return True
+
+
+def _count_known(path: Path, examples: Sequence[Example], broken: BrokenCount) -> None:
+    """Count the pictures of a finished file, and the broken ones among them."""
+    known = FeatureCache([(path, range(len(examples)))])
+    bad = [example for row, example in enumerate(examples) if known.is_broken(row)]
+    broken.add(
+        len(examples),
+        [
+            BrokenExampleError("broken", f"{example.id} in {example.location.path}")
+            for example in bad
+        ],
+    )
+
+
+def _container(location: Location) -> str:
+    """The archive, or the folder, of a picture."""
+    return location.path if location.offset_bytes is not None else os.path.dirname(location.path)
 
 
 @contextmanager
@@ -132,7 +194,8 @@ def _alone(lock: Path) -> Iterator[None]:
 def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
     """Write the file, or the rest of it: what a process that ended has done is kept beside it."""
     num_pictures, num_views = len(recipe.examples), recipe.augment.num_views
-    log.info("embedding %d views of %d pictures", num_views, num_pictures)
+    where = _container(recipe.examples[0].location)
+    log.info("embedding %d views of %d pictures in %s", num_views, num_pictures, where)
     partial, done = path.with_suffix(".partial"), _Done(path.with_suffix(".done"))
     shape = (num_pictures, num_views, recipe.tower.width)
     first = done.read() if partial.exists() else 0
@@ -149,7 +212,6 @@ def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
             filling.fill(range(start, min(start + _BATCH, num_pictures)))
             shown.step(f"{start + _BATCH:,} pictures")
     feature_MVD.flush()
-    broken.finish("features")
     partial.replace(path)
     done.path.unlink(missing_ok=True)
 
@@ -269,27 +331,37 @@ def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> 
     return img.crop((left, top, left + width, top + height))
 
 
-def _key(recipe: _Recipe) -> str:
+def _of_all(
+    tower: ImageTower, preprocess: Preprocess, augment: AugmentConfig, *, seed: int, bf16: bool
+) -> bytes:
+    """A hash of what decides every file."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(recipe.tower.state_dict().items()):
+    for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     settings = [
-        recipe.tower.config.model_dump(mode="json"),
-        recipe.preprocess.config.model_dump(mode="json"),
-        recipe.augment.model_dump(mode="json"),
-        [recipe.seed, recipe.bf16],
+        tower.config.model_dump(mode="json"),
+        preprocess.config.model_dump(mode="json"),
+        augment.model_dump(mode="json"),
+        [seed, bf16],
     ]
-    pictures = [[e.id, e.location.path, e.location.offset_bytes] for e in recipe.examples]
-    paths = sorted({e.location.path for e in recipe.examples})
-    stamps = {path: _stamp(path) for path in paths}
-    digest.update(json.dumps([_VERSION, settings, pictures, stamps]).encode())
+    digest.update(json.dumps([_VERSION, settings]).encode())
+    return digest.digest()
+
+
+def _key(decided: bytes, examples: Sequence[Example]) -> str:
+    """The name of the file of some pictures, by their contents in their order."""
+    digest = hashlib.sha256(decided)
+    known: dict[str, str] = {}
+    for location in (example.location for example in examples):
+        if location.path not in known:
+            known[location.path] = _content(location.path)
+        digest.update(json.dumps([known[location.path], location.offset_bytes]).encode())
     return digest.hexdigest()[:16]
 
 
-def _stamp(path: str) -> list[int]:
-    """Size and time of a file, so that a changed one is embedded anew."""
+def _content(path: str) -> str:
     try:
-        stat = os.stat(path)
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # reported when it is decoded
-        return []
-    return [stat.st_size, stat.st_mtime_ns]
+        return ""

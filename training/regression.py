@@ -51,7 +51,7 @@ def fit_projections(
     known = [examples[row] for row in rows]
     texts = [text for example in known for text in example.captions]
     captions = captions or CaptionFeatures.embed(model, preprocess, texts, bf16=bf16)
-    feature_MVD = torch.from_numpy(cache.feature_MVD[rows]).float()
+    feature_MVD = cache.views(rows)
     dim = model.config.embed_dim
     fitted = _closed_form(known, feature_MVD, captions.get(texts), config, dim=dim)
     projections = (model.text_projection, model.image_projection)

@@ -99,7 +99,7 @@ def test_cache_gives_pictures_and_views_in_the_order_asked(cache):
     picture_B, view_B = [8, 0, 3, 0], [1, 0, 1, 1]
     feature_BD = made.get(picture_B, view_B)
     for got, picture, view in zip(feature_BD, picture_B, view_B, strict=True):
-        np.testing.assert_array_equal(got, made.feature_MVD[picture, view].astype(np.float32))
+        torch.testing.assert_close(got, made.views([picture])[0, view], rtol=0, atol=0)
     assert not torch.equal(feature_BD[1], feature_BD[3])
 
 
@@ -136,14 +136,47 @@ def test_cache_is_another_for_other_contents(cache, photos, tmp_path, tower):
     for number, change in enumerate(changes, start=2):
         cache(**change)
         assert len(files(tmp_path)) == number, change
-    (photos / "00.png").rename(photos / "000.png")
-    (photos / "00.txt").rename(photos / "000.txt")
-    cache()
-    assert len(files(tmp_path)) == len(changes) + 2
+
+
+def test_data_that_moved_are_known_and_other_sources_cost_nothing(
+    photos, tower, preprocess, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+
+    def make(*sources):
+        examples = read_examples([str(source) for source in sources])
+        folder = tmp_path / "cache"
+        made = cached_features(examples, tower, preprocess, TWO_VIEWS, folder=folder, seed=0)
+        return examples, made
+
+    _, first = make(photos)
+    moved = photos.rename(tmp_path / "moved")
+    more = write_folder(tmp_path / "more", [("pink", "grey"), ("teal", "gold")])
+    caplog.clear()
+    examples, both = make(more, moved)
+    assert "embedding 2 views of 2 pictures" in caplog.text
+    assert "of 9 pictures" not in caplog.text
+    assert len(both) == len(examples) == 11
+    assert torch.equal(both.views(range(2, 11)), first.views(range(9)))
+    assert torch.equal(both.get([4, 0, 10], [1, 0, 1]), both.views([4, 0, 10])[range(3), [1, 0, 1]])
+    with torch.inference_mode():
+        pixels_CHW = preprocess.image(examples[1].picture())
+        feature_1D = copy.deepcopy(tower).eval().feature(pixels_CHW[None])
+    torch.testing.assert_close(both.get([1], [0]), feature_1D, rtol=2e-3, atol=2e-3)
+
+
+def test_broken_pictures_of_a_finished_file_count_again(cache, photos, caplog):
+    (photos / "05.png").write_bytes(b"no picture")
+    for _ in range(2):
+        caplog.clear()
+        cache(max_share=0.12)
+        assert "features: 1 of 9 pictures left out" in caplog.text
+    with pytest.raises(InputError, match="1 of 9 pictures are broken"):
+        cache(max_share=0.1)
 
 
 def test_an_interrupted_cache_is_finished_by_the_next_run(cache, tmp_path, monkeypatch):
-    expected = np.array(cache().feature_MVD)
+    expected = cache().views(range(9))
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
     monkeypatch.setattr(feature_cache, "_BATCH", 1)  # pictures between notes, views at a time
@@ -162,7 +195,7 @@ def test_an_interrupted_cache_is_finished_by_the_next_run(cache, tmp_path, monke
     assert {Path(name).suffix for name in files(tmp_path)} == {".partial", ".done", ".lock"}
     finished = cache()
     assert len(calls) == 14 + 2 * 3  # of nine pictures, six were kept
-    np.testing.assert_allclose(finished.feature_MVD, expected, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(finished.views(range(9)), expected, rtol=1e-2, atol=1e-3)
     assert {Path(name).suffix for name in files(tmp_path)} == {".npy"}
 
 
@@ -184,7 +217,7 @@ def unreadable(monkeypatch, rows, views=(0, 1)) -> None:
 
 
 def test_what_was_made_survives_a_lost_disk(cache, tmp_path, monkeypatch):
-    expected = np.array(cache().feature_MVD)
+    expected = cache().views(range(9))
     emptied(tmp_path)
     monkeypatch.setattr(feature_cache, "_BATCH", 2)
     monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
@@ -199,12 +232,12 @@ def test_what_was_made_survives_a_lost_disk(cache, tmp_path, monkeypatch):
         return read(recipe, row, view)
 
     monkeypatch.setattr(feature_cache, "_view", counted)
-    np.testing.assert_allclose(cache().feature_MVD, expected, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(cache().views(range(9)), expected, rtol=1e-2, atol=1e-3)
     assert set(seen) == {6, 7, 8}
 
 
 def test_what_could_not_be_read_is_tried_again(cache, tmp_path, monkeypatch):
-    expected = np.array(cache().feature_MVD)
+    expected = cache().views(range(9))
     emptied(tmp_path)
     monkeypatch.setattr(feature_cache, "_BATCH", 2)
     monkeypatch.setattr(feature_cache, "_KEPT_EVERY", 1)
@@ -222,15 +255,15 @@ def test_what_could_not_be_read_is_tried_again(cache, tmp_path, monkeypatch):
         patch.setattr(feature_cache, "_features", stopped)
         with pytest.raises(KeyboardInterrupt):
             cache(max_share=0.2)
-    np.testing.assert_allclose(cache().feature_MVD, expected, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(cache().views(range(9)), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_a_picture_that_lacks_one_view_is_broken_as_a_whole(cache, monkeypatch):
     unreadable(monkeypatch, {3}, views={1})
     made = cache(max_share=0.2)
     assert [row for row in range(9) if made.is_broken(row)] == [3]
-    assert np.isnan(made.feature_MVD[3]).all()
-    assert np.isfinite(np.delete(made.feature_MVD, 3, axis=0)).all()
+    assert made.views([3]).isnan().all()
+    assert made.views([0, 1, 2, 4, 5, 6, 7, 8]).isfinite().all()
 
 
 def test_a_finished_cache_waits_for_nobody(cache, tmp_path):
@@ -240,7 +273,7 @@ def test_a_finished_cache_waits_for_nobody(cache, tmp_path):
     lock = (tmp_path / "cache" / name).with_suffix(".lock")
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        np.testing.assert_array_equal(cache().feature_MVD, made.feature_MVD)
+        np.testing.assert_array_equal(cache().views(range(9)), made.views(range(9)))
 
 
 def test_whoever_wants_the_same_cache_waits_and_says_so(cache, tmp_path, caplog):
