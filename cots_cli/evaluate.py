@@ -52,6 +52,11 @@ Examples:
     show_default=True,
     help="Share of pictures that may be left out because they cannot be read.",
 )
+@click.option(
+    "--share-texts",
+    is_flag=True,
+    help="Ask a text that several pictures have once; each of them is right (for keywords).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -62,6 +67,7 @@ def command(
     image_root: Path | None,
     split: str | None,
     max_broken: float,
+    share_texts: bool,
     device: str,
     batch_size: int,
     as_json: bool,
@@ -83,6 +89,7 @@ def command(
         examples,
         batch_size=batch_size,
         max_broken_share=max_broken,
+        share_texts=share_texts,
     )
     click.echo(json.dumps(asdict(metrics)) if as_json else format_metrics(metrics))
 

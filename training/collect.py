@@ -4,6 +4,7 @@
     python -m training.collect clipart FOLDER shards/clipart.tar  # openclipart-png, openclipart-svg
     python -m training.collect emoji FOLDER shards/emoji.tar --names NAMES
     python -m training.collect openmoji NAMES shards/openmoji.tar --caption 'a photo of a {}'
+    python -m training.collect openmoji-keywords NAMES shards/openmoji-keywords.tar
 
 An emoji folder is an unpacked emoji-datasource-google or -twitter; NAMES, emojibase-data.
 Photographs of people and dogs teach little about cats, fruit or trains; these pictures do.
@@ -38,6 +39,7 @@ _READERS: dict[str, Callable[[Path, Path], Iterator[Drawing]]] = {
     "clipart": lambda folder, _: read_clipart(folder),
     "emoji": lambda folder, names: read_emoji(folder, read_emoji_names(names)),
     "openmoji": lambda folder, _: read_openmoji(read_emoji_names(folder)),
+    "openmoji-keywords": lambda folder, _: read_openmoji(read_emoji_names(folder), keywords=True),
     "stamps": lambda folder, _: read_stamps(folder),
 }
 

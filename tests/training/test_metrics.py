@@ -179,3 +179,30 @@ def test_metrics_never_hold_the_whole_matrix():
     finally:
         tracemalloc.stop()
     assert peak_bytes < num_images * num_texts * 4 / 2
+
+
+def test_a_text_of_several_pictures_finds_the_best_of_them():
+    """Text 0 belongs to pictures 1 and 2, text 1 to picture 0; as a loop over all ranks them."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        image_NE, text_ME = rng.normal(size=(7, 4)), rng.normal(size=(5, 4))
+        pairs = sorted({(m, m) for m in range(5)} | {(0, 5), (3, 6), (1, 0), (4, 0)})
+        text_P, image_P = np.array(pairs).T
+        shuffled = rng.permutation(len(pairs))
+        metrics = retrieval_metrics(image_NE, text_ME, image_P[shuffled], text_P[shuffled], chunk=2)
+        for score_QK, own, recall in (
+            (text_ME @ image_NE.T, pairs, metrics.text_to_image),
+            (image_NE @ text_ME.T, [(n, m) for m, n in pairs], metrics.image_to_text),
+        ):
+            ranks = [
+                min(int((score_K > score_K[k]).sum()) for q, k in own if q == row)
+                for row, score_K in enumerate(score_QK)
+            ]
+            assert recall.r1 == pytest.approx(100 * np.mean([rank < 1 for rank in ranks]))
+            assert recall.r5 == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
+            assert recall.median_rank == np.median(ranks) + 1
+
+
+def test_every_text_is_in_a_pair():
+    with pytest.raises(InputError, match="every text needs a picture"):
+        retrieval_metrics(np.eye(2), np.eye(2), np.array([0, 1]), np.array([0, 0]))
