@@ -18,6 +18,11 @@ T = TypeVar("T", bound=BaseModel)
 Side = Annotated[int, Field(gt=0, le=2048)]
 """Side of a square input in pixels; a foreign checkpoint must not ask for terabytes."""
 
+Precision = Literal["float32", "bfloat16", "int8"]
+"""How an encoder computes. `bfloat16`: matrix products and convolutions in bfloat16, sums in
+float32. `int8`: matrix products of both towers in 8-bit integers, on a CPU. Projections and unit
+vectors are float32 in all of them."""
+
 
 class Frozen(BaseModel):
     """Base of our configurations: immutable, and unknown keys are refused.

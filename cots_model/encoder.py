@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from cots_model import checkpoint
+from cots_model.config import Precision
 from cots_model.errors import CheckpointError, InputError
 from cots_model.model import CotsModel
+from cots_model.precision import use_int8
 from cots_model.preprocess import PicturePreprocess, Preprocess
 
 Vectors = npt.NDArray[np.float32]
@@ -39,40 +41,59 @@ class Encoder:
     fingerprint: str
     device: torch.device
 
-    def __init__(self, model: CotsModel, preprocess: Preprocess, fingerprint: str) -> None:
+    def __init__(
+        self,
+        model: CotsModel,
+        preprocess: Preprocess,
+        fingerprint: str,
+        *,
+        precision: Precision = "float32",
+    ) -> None:
         """Hold a model in evaluation mode; `Encoder.load` is the usual way here.
 
         Raises:
             CheckpointError: if the preprocessing gives something that the model does not take.
+            InputError: for int8 on a GPU.
         """
         _check_fit(model, preprocess)
+        if precision == "int8":
+            use_int8(model)
         # channels last halves the time of convolutions
         self._model = model.eval().to(memory_format=torch.channels_last)
         self._preprocess = preprocess
         self.preprocess = preprocess
         self.fingerprint = fingerprint
         self.device = next(model.parameters()).device
+        self._precision = precision
 
     @classmethod
-    def load(cls, source: str | Path = "cots-mini", *, device: str = "auto") -> Encoder:
+    def load(
+        cls,
+        source: str | Path = "cots-mini",
+        *,
+        device: str = "auto",
+        precision: Precision = "float32",
+    ) -> Encoder:
         """Load a checkpoint, or an ensemble of some: a folder, a bundled name or a hub id.
 
         Args:
             source: which checkpoint.
             device: `auto` takes the GPU if there is one; else `cpu`, `cuda` or `cuda:N`.
+            precision: of the computation; vectors of all precisions can be compared.
 
         Raises:
             CheckpointError: if the checkpoint is missing, damaged or foreign.
-            InputError: if the device does not exist.
+            InputError: if the device does not exist, or does not compute so.
         """
         folder = checkpoint.locate(source)
         if checkpoint.is_ensemble(folder):
             from cots_model.ensemble import load_ensemble
 
-            return load_ensemble(folder, device=device)
+            return load_ensemble(folder, device=device, precision=precision)
         model = CotsModel.from_pretrained(folder, device=resolve_device(device))
         preprocess = Preprocess.from_pretrained(folder)
-        return cls(model, preprocess, checkpoint.read_config(folder).fingerprint)
+        fingerprint = checkpoint.read_config(folder).fingerprint
+        return cls(model, preprocess, fingerprint, precision=precision)
 
     @property
     def model(self) -> CotsModel:
@@ -116,13 +137,22 @@ class Encoder:
     def _encode_pixel_chunk(self, img_BCHW: Tensor) -> Vectors:
         img_BCHW = img_BCHW.to(self.device, memory_format=torch.channels_last)
         with torch.inference_mode():
-            return _to_numpy(self.model.encode_image(img_BCHW))
+            with self._autocast():
+                feature_BD = self.model.image.feature(img_BCHW)
+            return _to_numpy(self.model.project_image(feature_BD.float()))
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _encode_text_batch(self, texts: Sequence[str]) -> Vectors:
         tok_BL, mask_BL = self._preprocess.text(texts)
         with torch.inference_mode():
-            z_BE = self.model.encode_text(tok_BL.to(self.device), mask_BL.to(self.device))
-        return _to_numpy(z_BE)
+            with self._autocast():
+                feature_BD = self.model.text.feature(
+                    tok_BL.to(self.device), mask_BL.to(self.device)
+                )
+            return _to_numpy(self.model.project_text(feature_BD.float()))
 
     def _stack(self, parts: list[Vectors]) -> Vectors:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)

@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cots_model import checkpoint
-from cots_model.config import Frozen, parse
+from cots_model.config import Frozen, Precision, parse
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CheckpointError
 from cots_model.preprocess import PackedPreprocess
@@ -148,14 +148,16 @@ def write_ensemble(sources: Sequence[str | Path], folder: Path, *, name: str | N
     return config.fingerprint
 
 
-def load_ensemble(folder: Path, *, device: str) -> EnsembleEncoder:
+def load_ensemble(
+    folder: Path, *, device: str, precision: Precision = "float32"
+) -> EnsembleEncoder:
     """Load what `write_ensemble` wrote; `Encoder.load` is the usual way here.
 
     Raises:
         CheckpointError: if it is of a later format, or a member is missing, damaged or another
             than it was.
         ConfigError: for unknown or bad keys.
-        InputError: if the device does not exist.
+        InputError: if the device does not exist, or does not compute so.
     """
     path = folder / checkpoint.CONFIG_FILE
     values = checkpoint.read_json(path)
@@ -168,7 +170,7 @@ def load_ensemble(folder: Path, *, device: str) -> EnsembleEncoder:
             raise CheckpointError(
                 f"{folder} is incomplete: {member.name} is missing; copy it again"
             )
-        encoder = Encoder.load(member, device=device)
+        encoder = Encoder.load(member, device=device, precision=precision)
         if encoder.fingerprint != expected:
             raise CheckpointError(
                 f"{member} is another checkpoint ({encoder.fingerprint[:12]}…) than {path} says "

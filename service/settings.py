@@ -16,6 +16,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from cots_model.config import Precision
 from cots_model.errors import ConfigError, InputError
 
 MIB = 1024 * 1024
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
         allowed_hosts: further names that requests may call this server by; see `trusted_hosts`.
         checkpoint: model folder, bundled name or hub id.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: of the model: `float32`, or `bfloat16` or `int8`, which can be faster.
         api_key_sha256: SHA-256 (hex) of each accepted API key; empty means no keys.
         require_all_galleries: `/readyz` is 503 while any gallery could not be loaded.
         max_body_bytes: largest request body, enforced while it streams in.
@@ -72,6 +74,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[HostName, ...], NoDecode] = ()
     checkpoint: str = "cots-mini"
     device: str = "auto"
+    precision: Precision = "float32"
     api_key_sha256: Annotated[tuple[KeyHash, ...], NoDecode] = ()
     require_all_galleries: bool = True
 

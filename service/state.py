@@ -37,7 +37,9 @@ class Resources:
             InputError: if there is no gallery, or the checkpoint or all galleries are unusable.
         """
         find_galleries(settings.galleries)  # a wrong folder is said before the model is loaded
-        encoder = Encoder.load(settings.checkpoint, device=settings.device)
+        encoder = Encoder.load(
+            settings.checkpoint, device=settings.device, precision=settings.precision
+        )
         registry = Registry.open(settings.galleries, expected_fingerprint=encoder.fingerprint)
         return cls(encoder, registry)
 

