@@ -16,6 +16,7 @@ DEVICE=cuda
 [[ $DRY_RUN == 1 ]] && DEVICE=cpu
 export PYTHONPATH=$PWD
 mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
 failed=()
 
 step() {
@@ -71,26 +72,21 @@ step evaluate_bundled cots evaluate --data "$evaluate" --device "$DEVICE" --json
 step train_tokenizer cots train tokenizer --config training/configs/tokenizer_mini_112.yaml \
   "device=$DEVICE" "output=$OUT/tokenizer" "data.train=$train" "data.evaluate=[$evaluate]" \
   "${tokenizer_size[@]}"
-row() { # a row of Table 3, seed, more arguments
-  step "train_$1_$2" cots train pretrain --config "training/configs/ablation_mini/$1.yaml" \
-    "seed=$2" "device=$DEVICE" "output=$OUT/$1_$2" "data.train=$train" \
-    "data.evaluate=[$evaluate]" "objective.vision.tokenizer=$OUT/tokenizer" \
-    "evaluate_every=100" engine.save_every=1000000 engine.keep_states=1 "${size[@]}" "${@:3}"
-  rm -rf "$OUT/$1_$2/states"
-}
-if [[ $DRY_RUN != 1 ]]; then
-  for seed in 0 1 2; do
-    for name in instance instance_cmlm instance_token instance_token_task instance_amf full; do
-      row "$name" "$seed"
-    done
-  done
-fi
+seeds=(--seed 0 --seed 1 --seed 2)
+[[ $DRY_RUN == 1 ]] && seeds=(--seed 0)
+rows=("device=$DEVICE" "data.train=$train" "data.evaluate=[$evaluate]"
+  "data.cache_dir=$OUT/cache" "objective.vision.tokenizer=$OUT/tokenizer" "evaluate_every=100"
+  engine.save_every=1000000 engine.keep_states=1 "${size[@]}")
+step table3 "$PYTHON" benchmarks/table3.py --output "$OUT/table3" "${seeds[@]}" "${rows[@]}"
+start=checkpoint:$OUT/table3/start
 for name in pretrain_mini ablation_mini/instance; do
   step "bench_${name//\//_}" cots bench train --config "training/configs/$name.yaml" --out "$OUT" \
     "device=$DEVICE" "data.train=$train" "objective.vision.tokenizer=$OUT/tokenizer" \
-    "${bench_size[@]}"
+    "init.image=$start" "init.text=$start" "${bench_size[@]}"
 done
-row full 3 --report-filtered "$OUT/full.html"
+step filtered cots train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
+  "output=$OUT/filtered" --report-filtered "$OUT/filtered.html" "${rows[@]}" \
+  "init.image=$start" "init.text=$start"
 
 # 3. Building and searching a gallery on the GPU.
 step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
@@ -100,7 +96,7 @@ step bench cots bench query --out "$OUT"
 # 4. The tests, where CUDA is visible.
 [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q tests/cots_model tests/training
 
-rm -rf "$OUT/cache" "$OUT/gallery"
+rm -rf "$OUT/cache" "$OUT/gallery" "$OUT"/table3/*/states "$OUT/filtered/states"
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}"
   exit 1

@@ -40,7 +40,7 @@ COLUMNS = [f"{way}/r{k}" for way in ("text_to_image", "image_to_text") for k in 
 def main(output: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
     """Train what is missing under OUTPUT and write OUTPUT/table3.md."""
     start = output / "start"
-    _train("start", start, overrides)
+    _train("start", start, [*overrides, "epochs=0"])
     init = [f"init.{side}=checkpoint:{start.resolve()}" for side in ("image", "text")]
     for seed in seeds:  # a whole table of one seed first
         for row in ROWS:

@@ -11,6 +11,7 @@ from cots_model.errors import InputError
 from training.example import BrokenExampleError, Example
 from training.formats.read import kind_of, read_source
 from training.formats.source import OPTIONS, SourceConfig, as_sources
+from training.short_captions import with_short_captions
 
 __all__ = ["BrokenExampleError", "Example", "read_examples"]
 
@@ -46,7 +47,14 @@ def read_examples(
                 "with 'caption' or 'captions'"
             )
         log.info("source %s: %d pictures", source.path, len(found))
-        examples += [replace(e, repeat=source.repeat, weight=source.weight) for e in found]
+        examples += [
+            replace(
+                with_short_captions(example, source.short_captions),
+                repeat=source.repeat,
+                weight=source.weight,
+            )
+            for example in found
+        ]
     return examples
 
 

@@ -22,6 +22,7 @@ from training.example import Example
 from training.formats.pairs import iterate_pairs
 from training.formats.read import kind_of, read_source
 from training.formats.source import SourceConfig, as_sources
+from training.short_captions import with_short_captions
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class ShardOrder:
         """
         self._block_size = block_size
         self._shards: list[Path | Sequence[Example]] = []
+        self._short: list[int] = []  # of each shard
         self._visits: list[tuple[int, int]] = []  # shard, and which visit of it
         for source in as_sources(sources):
             first = len(self._shards)
@@ -128,6 +130,7 @@ class ShardOrder:
                 starts = range(0, len(examples), block_size)
                 self._shards += [examples[at : at + block_size] for at in starts]
             added = range(first, len(self._shards))
+            self._short += [source.short_captions] * len(added)
             self._visits += [(shard, visit) for visit in range(source.repeat) for shard in added]
         self._count: int | None = None
 
@@ -168,7 +171,7 @@ class ShardOrder:
             else _digest([_said(example) for example in shard])
             for shard in self._shards
         ]
-        return _digest([*shards, f"{self._block_size}", f"{self._visits}"])
+        return _digest([*shards, f"{self._block_size}", f"{self._visits}", f"{self._short}"])
 
     def _entries(self, number: int, visit: int, *, quiet: bool) -> Iterator[Entry]:
         shard = self._shards[number]
@@ -177,7 +180,8 @@ class ShardOrder:
         else:
             pairs = iter(shard)
         for example in pairs:
-            yield Entry(_number(number, example), example, visit)
+            short = with_short_captions(example, self._short[number])
+            yield Entry(_number(number, example), short, visit)
 
 
 class _Permuted:

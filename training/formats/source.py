@@ -29,6 +29,7 @@ OPTIONS: dict[str, set[str]] = {
     "frozen": _PLACED | {"suffix"},
 }
 """Which keys of a source mean something for which format."""
+_OF_ALL = {"path", "format", "repeat", "weight", "short_captions"}
 
 
 class SourceConfig(Frozen):
@@ -50,6 +51,8 @@ class SourceConfig(Frozen):
         repeat: how often an epoch visits each picture, drawing caption and view anew
             each time, so that a small source weighs more beside a large one.
         weight: what each picture counts in `regression`, beside its repeats.
+        short_captions: captions of one or two words that are added to each picture's English
+            ones; see `training.short_captions`.
     """
 
     path: str = Field(min_length=1)
@@ -62,6 +65,7 @@ class SourceConfig(Frozen):
     suffix: str | None = None
     repeat: int = Field(default=1, ge=1)
     weight: float = Field(default=1.0, gt=0)
+    short_captions: int = Field(default=0, ge=0, le=100)
 
     @property
     def id_suffix(self) -> str:
@@ -74,7 +78,7 @@ class SourceConfig(Frozen):
         Raises:
             ConfigError: naming the key and what the format takes.
         """
-        fields = type(self).model_fields.keys() - {"path", "format", "repeat", "weight"}
+        fields = type(self).model_fields.keys() - _OF_ALL
         given = {key for key in fields if getattr(self, key) is not None}
         if unknown := sorted(given - OPTIONS[kind]):
             taken = ", ".join(sorted(OPTIONS[kind])) or "no keys besides path"
