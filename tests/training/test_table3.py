@@ -1,0 +1,64 @@
+"""`benchmarks/table3.py`: every row with every seed, nothing twice."""
+
+import importlib.util
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture
+def table3(monkeypatch):
+    """The script; a run writes scores of its seed instead of training."""
+    path = REPOSITORY / "benchmarks/table3.py"
+    spec = importlib.util.spec_from_file_location("table3", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.asked = []
+
+    def run(command, *, check):
+        assert check
+        values = dict(word.split("=", 1) for word in command if "=" in word)
+        module.asked.append(values)
+        folder = REPOSITORY / values["output"]
+        folder.mkdir(parents=True)
+        seed = int(values.get("seed", 0))
+        scores = dict.fromkeys(module.COLUMNS, 20.0 + 2 * seed)
+        lines = [{"step": 0, "loss": 1.0}, {"step": 9, **scores}, {"step": 9, "speed": 1.0}]
+        (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    return module
+
+
+def call(module, *arguments):
+    done = CliRunner().invoke(module.main, [str(word) for word in arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_rows_and_seeds_are_trained_once_and_tabulated(table3, tmp_path):
+    output = ["--output", tmp_path, "--seed", 1, "--seed", 2]
+    call(table3, *output, "epochs=3")
+    table = (tmp_path / "table3.md").read_text()
+    assert table.rstrip().endswith("| all, filter | " + " | ".join(["23.0 ± 1.4"] * 6) + " | 2 |")
+    start, *rows = table3.asked
+    assert start["epochs"] == "0"  # the projections alone
+    assert [row["seed"] for row in rows] == ["1"] * 6 + ["2"] * 6
+    for row in rows:
+        assert row["epochs"] == "3"
+        assert row["init.image"] == row["init.text"] == f"checkpoint:{tmp_path / 'start'}"
+        assert REPOSITORY.joinpath(row["--config"]).is_file()
+    assert call(table3, *output).strip() == table.strip()
+    assert len(table3.asked) == 13
+
+
+def test_rows_that_have_not_run_are_empty(table3, tmp_path):
+    output = ["--output", tmp_path]
+    call(table3, *output, "--seed", 0)
+    (tmp_path / "full-0/done").unlink()
+    table = table3._table(tmp_path, [0, 1])
+    assert "| instance | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | 1 |" in table
+    assert "| all, filter | - | - | - | - | - | - | 0 |" in table
