@@ -74,10 +74,13 @@ class TextTowerConfig(Frozen):
     Attributes:
         arch: Hugging Face `model_type`, such as `bert`.
         options: fields of its configuration (`hidden_size`, `num_hidden_layers`, ...).
+        feature_drop_rate: while training, share of the feature's entries set to zero before the
+            projection (chosen).
     """
 
     arch: str = "bert"
     options: dict[str, Any] = {}
+    feature_drop_rate: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ModelConfig(Frozen):

@@ -37,6 +37,7 @@ class CotsModel(nn.Module):
         self.image = ImageTower(config.image)
         self.text = TextTower(config.text)
         self.image_dropout = nn.Dropout(config.image.feature_drop_rate)
+        self.text_dropout = nn.Dropout(config.text.feature_drop_rate)
         self.image_projection = nn.Linear(self.image.width, config.embed_dim)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim)
 
@@ -54,7 +55,7 @@ class CotsModel(nn.Module):
 
     def project_text(self, feature_BD: Tensor) -> Tensor:
         """From the text feature to the joint space: unit vectors `[B,E]`, float32."""
-        return unit(self.text_projection(feature_BD))
+        return unit(self.text_projection(self.text_dropout(feature_BD)))
 
     @classmethod
     def from_pretrained(

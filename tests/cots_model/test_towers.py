@@ -77,6 +77,22 @@ def test_feature_is_dropped_only_while_training(img_B3HW):
     assert 0.2 < share < 0.8
 
 
+def test_text_feature_is_dropped_only_while_training():
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    bert = quiet | {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2}
+    image = ImageTowerConfig(arch="vit_tiny_patch16_224", image_size=64, options=TINY)
+    text = TextTowerConfig(options=bert, feature_drop_rate=0.3)
+    model = CotsModel(ModelConfig(name="m", image=image, text=text, embed_dim=8))
+    seen = []
+    model.text_projection.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    tok_BL = torch.randint(5, 50, (20, 6))
+    model.eval().encode_text(tok_BL, torch.ones_like(tok_BL, dtype=torch.bool))
+    model.train().encode_text(tok_BL, torch.ones_like(tok_BL, dtype=torch.bool))
+    whole, dropped = seen
+    assert (whole == 0).float().mean() == 0
+    assert 0.2 < (dropped == 0).float().mean() < 0.4
+
+
 def test_timm_hybrid_is_taken_by_name(img_B3HW):
     config = ImageTowerConfig(arch="vit_tiny_r_s16_p8_224", image_size=64)
     tower = ImageTower(config).eval()
