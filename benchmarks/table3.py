@@ -10,6 +10,7 @@ written anew after every run. KEY=VALUE arguments go to every run, also to those
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,26 +41,39 @@ COLUMNS = [f"{way}/r{k}" for way in ("text_to_image", "image_to_text") for k in 
 def main(output: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
     """Train what is missing under OUTPUT and write OUTPUT/table3.md."""
     start = output / "start"
-    _train("start", start, [*overrides, "epochs=0"])
+    if not _trained("start", start, [*overrides, "epochs=0"]):
+        raise click.ClickException("all rows need the start, and it failed")
     init = [f"init.{side}=checkpoint:{start.resolve()}" for side in ("image", "text")]
+    failed = []
     for seed in seeds:  # a whole table of one seed first
         for row in ROWS:
-            _train(row, output / f"{row}-{seed}", [*overrides, *init, f"seed={seed}"])
-            table = _table(output, seeds)
-            (output / "table3.md").write_text(table)
-    click.echo(table)
+            folder = output / f"{row}-{seed}"
+            if not _trained(row, folder, [*overrides, *init, f"seed={seed}"]):
+                failed.append(folder.name)
+            (output / "table3.md").write_text(_table(output, seeds))
+    click.echo((output / "table3.md").read_text())
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}; run this again for these")
 
 
-def _train(name: str, folder: Path, overrides: Sequence[str]) -> None:
-    """Run `cots train pretrain` unless its checkpoint is already there."""
-    done = folder / "done"
+def _trained(name: str, folder: Path, overrides: Sequence[str]) -> bool:
+    """Run `cots train pretrain` unless that has ended before; whether it succeeded."""
+    config, done = CONFIGS / f"{name}.yaml", folder / "done"
+    asked = "\n".join([config.read_text(), (CONFIGS / "instance.yaml").read_text(), *overrides])
     if done.exists():
-        return
-    config = [f"--config={CONFIGS / name}.yaml", *overrides, f"output={folder}"]
+        if done.read_text() != asked:
+            raise click.ClickException(
+                f"{folder} was trained as another configuration or with other KEY=VALUE; "
+                "remove it, or give another --output"
+            )
+        return True
     click.echo(f"== {folder}")
-    command = [sys.executable, "-m", "cots_cli.main", "train", "pretrain", *config]
-    subprocess.run(command, check=True)
-    done.touch()
+    command = [sys.executable, "-m", "cots_cli.main", "train", "pretrain", f"--config={config}"]
+    if subprocess.run([*command, *overrides, f"output={folder}"], check=False).returncode:
+        return False
+    shutil.rmtree(folder / "states", ignore_errors=True)
+    done.write_text(asked)
+    return True
 
 
 def _scores(folder: Path) -> dict[str, float] | None:
@@ -67,7 +81,7 @@ def _scores(folder: Path) -> dict[str, float] | None:
     if not (folder / "done").exists():
         return None
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return next(record for record in reversed(records) if COLUMNS[0] in record)
+    return next((record for record in reversed(records) if COLUMNS[0] in record), None)
 
 
 def _table(output: Path, seeds: Sequence[int]) -> str:

@@ -51,6 +51,8 @@ class Encoder:
     ) -> None:
         """Hold a model in evaluation mode; `Encoder.load` is the usual way here.
 
+        The model is changed: its layout in memory, and with int8 its layers.
+
         Raises:
             CheckpointError: if the preprocessing gives something that the model does not take.
             InputError: for int8 on a GPU.

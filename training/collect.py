@@ -59,17 +59,21 @@ def main(
     kind: str, folder: Path, shard: Path, names: Path | None, ask: AskedBy, caption: str
 ) -> None:
     """Write the drawings of KIND under FOLDER into SHARD, as JPEG on white with their captions."""
+    if "{}" not in caption:
+        raise click.UsageError(f"--caption {caption!r} has no {{}} for what is said of a drawing")
     shard.parent.mkdir(parents=True, exist_ok=True)
+    partial = shard.with_name(f"{shard.name}.partial")
     try:
-        num_written = _write(_read(kind, folder, names, ask), shard, caption)
+        num_written = _write(_read(kind, folder, names, ask), partial, caption)
+        if not num_written:
+            raise InputError(
+                f"{folder} holds no drawings of kind {kind!r}; unpack the package there"
+            )
+        partial.replace(shard)
     except CotsError as err:
-        shard.unlink(missing_ok=True)
         raise click.UsageError(str(err)) from err
-    if not num_written:
-        shard.unlink()
-        raise click.UsageError(
-            f"{folder} holds no drawings of kind {kind!r}; unpack the package there"
-        )
+    finally:
+        partial.unlink(missing_ok=True)
     log.info("%s: %d drawings", shard, num_written)
 
 
@@ -96,7 +100,7 @@ def _write(drawings: Iterable[Drawing], shard: Path, caption: str) -> int:
             jpeg = io.BytesIO()
             img.save(jpeg, "JPEG", quality=92)
             about = {
-                "captions": [caption.format(text) for text in drawing.captions],
+                "captions": [caption.replace("{}", text) for text in drawing.captions],
                 "filename": drawing.name,
             }
             _add(archive, f"{number:06d}.jpg", jpeg.getvalue())

@@ -164,7 +164,7 @@ def read_clipart(folder: Path) -> Iterator[Drawing]:
 
     Of its groups those that show things; pictures titled by their collection's name are left out.
     """
-    svg = next(iter(sorted(folder.rglob("svg/animals"))), folder).parent
+    svg = next(iter(sorted(folder.rglob("svg/animals"))), folder / "svg/animals").parent
     titled = {}
     for group in _CLIPART:
         for path in sorted((svg / group).rglob("*.svg")):

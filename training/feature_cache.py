@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 2  # of views and of what is stored
 _KEPT_EVERY = 64  # batches between notes of how far a cache is
+_OPEN = 128  # files at once
 _BATCH = 8  # larger ones fall out of the CPU caches: 38 ms a picture at 32, 18 ms at 8
 
 
@@ -46,8 +48,9 @@ class FeatureCache:
         Args:
             parts: of each file, `[m,V,D]`, the numbers of its m pictures among all M.
         """
-        self._parts = [np.load(path, mmap_mode="r") for path, _ in parts]
-        num_pictures = sum(len(part) for part in self._parts)
+        self._paths = [path for path, _ in parts]
+        self._open = lru_cache(_OPEN)(partial(np.load, mmap_mode="r"))  # each costs a descriptor
+        num_pictures = sum(len(rows) for _, rows in parts)
         self._place_M2 = np.zeros((num_pictures, 2), np.int64)  # number of the file, row in it
         for number, (_, rows) in enumerate(parts):
             self._place_M2[rows, 0] = number
@@ -60,12 +63,12 @@ class FeatureCache:
     @property
     def num_views(self) -> int:
         """Number of views V."""
-        return int(self._parts[0].shape[1])
+        return int(self._open(self._paths[0]).shape[1])
 
     def is_broken(self, picture: int) -> bool:
         """Whether the picture could not be embedded; its features are not numbers then."""
         part, row = self._place_M2[picture]
-        return bool(np.isnan(self._parts[part][row, 0, 0]))
+        return bool(np.isnan(self._open(self._paths[part])[row, 0, 0]))
 
     def get(self, picture_B: Sequence[int], view_B: Sequence[int]) -> Tensor:
         """Features `[B,D]` float32 of the given pictures in the given views."""
@@ -77,10 +80,10 @@ class FeatureCache:
 
     def _take(self, picture_B: Sequence[int], view_B: np.ndarray | None) -> Tensor:
         place_B2 = self._place_M2[np.asarray(picture_B, np.int64)]
-        shape = self._parts[0].shape[2:] if view_B is not None else self._parts[0].shape[1:]
+        shape = self._open(self._paths[0]).shape[1 if view_B is None else 2 :]
         taken = np.empty((len(place_B2), *shape), np.float32)
-        for number, part in enumerate(self._parts):
-            mine_B = place_B2[:, 0] == number
+        for number in np.unique(place_B2[:, 0]):
+            part, mine_B = self._open(self._paths[number]), place_B2[:, 0] == number
             rows = place_B2[mine_B, 1]
             taken[mine_B] = part[rows] if view_B is None else part[rows, view_B[mine_B]]
         return torch.from_numpy(taken)
@@ -138,6 +141,7 @@ def cached_features(
     for row, example in enumerate(examples):
         together.setdefault(_container(example.location), []).append(row)
     broken = BrokenCount(max_share=max_broken_share, num_expected=len(examples))
+    log.info("reading %d pictures' files, to tell whether their features are known", len(examples))
     decided = _of_all(tower, preprocess, augment, seed=seed, bf16=bf16)
     parts = []
     for rows in together.values():
@@ -145,7 +149,7 @@ def cached_features(
         recipe = _Recipe(chosen, tower, preprocess, augment, seed, bf16)
         path = folder / f"features-{_key(decided, chosen)}.npy"
         if path.exists() or not _computed(path, recipe, broken):
-            _count_known(path, chosen, broken)
+            _try_again(path, recipe, broken)
         parts.append((path, rows))
     broken.finish("features")
     return FeatureCache(parts)
@@ -160,17 +164,22 @@ def _computed(path: Path, recipe: _Recipe, broken: BrokenCount) -> bool:
         return True
 
 
-def _count_known(path: Path, examples: Sequence[Example], broken: BrokenCount) -> None:
-    """Count the pictures of a finished file, and the broken ones among them."""
-    known = FeatureCache([(path, range(len(examples)))])
-    bad = [example for row, example in enumerate(examples) if known.is_broken(row)]
-    broken.add(
-        len(examples),
-        [
-            BrokenExampleError("broken", f"{example.id} in {example.location.path}")
-            for example in bad
-        ],
-    )
+def _try_again(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
+    """Count the pictures of a finished file; broken ones are embedded if they can be read now."""
+    feature_MVD = np.load(path, mmap_mode="r")
+    if not np.isnan(feature_MVD[:, 0, 0]).any():
+        broken.add(len(feature_MVD), [])
+        return
+    with _alone(path.with_suffix(".lock")):
+        feature_MVD = np.lib.format.open_memmap(path, "r+")
+        filling = _Filling(feature_MVD, recipe, _ready(recipe.tower), broken, gone=set())
+        filling.try_again(len(feature_MVD))
+        feature_MVD.flush()
+
+
+def _ready(tower: ImageTower) -> ImageTower:
+    """In evaluation mode, in the layout that is fastest."""
+    return tower.to(memory_format=torch.channels_last).eval()
 
 
 def _container(location: Location) -> str:
@@ -196,12 +205,11 @@ def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
     num_pictures, num_views = len(recipe.examples), recipe.augment.num_views
     where = _container(recipe.examples[0].location)
     log.info("embedding %d views of %d pictures in %s", num_views, num_pictures, where)
-    partial, done = path.with_suffix(".partial"), _Done(path.with_suffix(".done"))
+    unfinished, done = path.with_suffix(".partial"), _Done(path.with_suffix(".done"))
     shape = (num_pictures, num_views, recipe.tower.width)
-    first = done.read() if partial.exists() else 0
-    feature_MVD = np.lib.format.open_memmap(partial, "r+" if first else "w+", np.float16, shape)
-    tower = recipe.tower.to(memory_format=torch.channels_last).eval()
-    filling = _Filling(feature_MVD, recipe, tower, broken, gone=set())
+    first = done.read() if unfinished.exists() else 0
+    feature_MVD = np.lib.format.open_memmap(unfinished, "r+" if first else "w+", np.float16, shape)
+    filling = _Filling(feature_MVD, recipe, _ready(recipe.tower), broken, gone=set())
     filling.try_again(first)
     starts = range(first, num_pictures, _BATCH)
     with StepsShown(log, "features", total=len(starts)) as shown:
@@ -212,7 +220,7 @@ def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
             filling.fill(range(start, min(start + _BATCH, num_pictures)))
             shown.step(f"{start + _BATCH:,} pictures")
     feature_MVD.flush()
-    partial.replace(path)
+    unfinished.replace(path)
     done.path.unlink(missing_ok=True)
 
 
@@ -364,4 +372,4 @@ def _content(path: str) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:  # reported when it is decoded
-        return ""
+        return path

@@ -80,11 +80,15 @@ def retrieval_metrics(
     num_images, num_texts = len(image_NE), len(text_ME)
     if text_of_pair_P is None:
         text_of_pair_P = np.arange(num_texts)
+    text_of_pair_P = np.asarray(text_of_pair_P, dtype=np.int64)
     if len(text_of_pair_P) != len(image_of_pair_P):
         raise InputError(
             f"{len(text_of_pair_P)} texts but {len(image_of_pair_P)} picture rows for them"
         )
-    if num_texts == 0 or not 0 <= image_of_pair_P.min() <= image_of_pair_P.max() < num_images:
+    if (
+        0 in (num_texts, len(image_of_pair_P))
+        or not 0 <= image_of_pair_P.min() <= image_of_pair_P.max() < num_images
+    ):
         raise InputError(f"every text needs the row of its picture, from 0 to {num_images - 1}")
     if len(np.unique(image_of_pair_P)) != num_images:
         raise InputError("every picture needs at least one text; leave out those without")

@@ -171,7 +171,11 @@ class ShardOrder:
             else _digest([_said(example) for example in shard])
             for shard in self._shards
         ]
-        return _digest([*shards, f"{self._block_size}", f"{self._visits}", f"{self._short}"])
+        return _digest([*shards, f"{self._block_size}", f"{self._visits}", *self._said_short()])
+
+    def _said_short(self) -> list[str]:
+        """Nothing where there are none, as in runs of before there were any."""
+        return [f"{self._short}"] if any(self._short) else []
 
     def _entries(self, number: int, visit: int, *, quiet: bool) -> Iterator[Entry]:
         shard = self._shards[number]

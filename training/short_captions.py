@@ -25,10 +25,16 @@ _EMPTY = re.compile(  # words that say nothing about a picture by themselves
 
 
 def with_short_captions(example: Example, count: int) -> Example:
-    """The example with at most `count` short captions of its English captions; always the same."""
+    """The example with at most `count` short captions of its English ones, always the same.
+
+    Captions with letters beyond a to z are taken for another language.
+    """
+    captions = [caption for caption in example.captions if caption.isascii()]
+    if not count or not captions:
+        return example
     said = "\n".join((example.id, *example.captions)).encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(said).digest()[:8], "little"))
-    made = (_shortened(example.captions, rng) for _ in range(count))
+    made = dict.fromkeys(_shortened(captions, rng) for _ in range(count))
     return replace(example, captions=(*example.captions, *(text for text in made if text)))
 
 

@@ -149,8 +149,11 @@ def test_folder_without_drawings_is_wrong_usage_and_leaves_no_shard(tmp_path, na
 
 def test_emoji_need_their_names(tmp_path):
     shard = tmp_path / "x.tar"
+    shard.write_bytes(b"of before")
     assert "needs --names" in collect("emoji", tmp_path, shard).output
     done = collect("emoji", tmp_path, shard, "--names", tmp_path)
     assert done.exit_code == 2
     assert "unpack emojibase-data" in done.output
-    assert not shard.exists()
+    assert "has no {}" in collect("stamps", tmp_path, shard, "--caption", "a {name}").output
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
+    assert shard.read_bytes() == b"of before"

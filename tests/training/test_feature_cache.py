@@ -170,7 +170,7 @@ def test_broken_pictures_of_a_finished_file_count_again(cache, photos, caplog):
     for _ in range(2):
         caplog.clear()
         cache(max_share=0.12)
-        assert "features: 1 of 9 pictures left out" in caplog.text
+        assert "features: 1 of 9 pictures left out (unsupported_format 1)" in caplog.text
     with pytest.raises(InputError, match="1 of 9 pictures are broken"):
         cache(max_share=0.1)
 
@@ -256,6 +256,32 @@ def test_what_could_not_be_read_is_tried_again(cache, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             cache(max_share=0.2)
     np.testing.assert_allclose(cache().views(range(9)), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_what_a_finished_file_lacks_is_tried_again(cache, tmp_path, monkeypatch):
+    expected = cache().views(range(9))
+    emptied(tmp_path)
+    with monkeypatch.context() as patch:
+        unreadable(patch, {3})
+        assert cache(max_share=0.2).is_broken(3)
+    healed = cache(max_share=0.0)
+    assert not healed.is_broken(3)
+    np.testing.assert_allclose(healed.views(range(9)), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_cache_of_many_files_keeps_few_open(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_OPEN", 2)
+    whole = cache()
+    (name,) = files(tmp_path)
+    parts = []
+    for row in range(9):
+        path = tmp_path / f"{row}.npy"
+        np.save(path, np.load(tmp_path / "cache" / name)[[row]])
+        parts.append((path, [8 - row]))
+    split = feature_cache.FeatureCache(parts)
+    rows = [*range(9), 4, 0]
+    assert torch.equal(split.views([8 - row for row in rows]), whole.views(rows))
+    assert split._open.cache_info().currsize == 2
 
 
 def test_a_picture_that_lacks_one_view_is_broken_as_a_whole(cache, monkeypatch):

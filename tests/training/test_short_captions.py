@@ -26,7 +26,7 @@ def test_they_are_words_of_a_caption_in_their_order():
         for number in range(300)
         for text in with_short_captions(example(number), 2).captions[len(SENTENCES) :]
     ]
-    assert len(made) == 600
+    assert 570 < len(made) <= 600  # none twice
     kinds = Counter()
     for text in made:
         words = text.split()
@@ -38,7 +38,7 @@ def test_they_are_words_of_a_caption_in_their_order():
             [word for word in sentence.lower().split() if word in words] == words
             for sentence in SENTENCES
         )
-    assert kinds[1] + kinds[2] == 600
+    assert kinds[1] + kinds[2] == len(made)
     assert 150 < kinds[2] < 250
     assert 250 < kinds["article"] < 350
 
@@ -49,7 +49,7 @@ def test_the_same_picture_always_has_the_same():
     assert with_short_captions(example(1), 0) == example(1)
 
 
-@pytest.mark.parametrize("captions", [("it is on the",), ("三只狗",)])
+@pytest.mark.parametrize("captions", [("it is on the",), ("三只狗",), ("Un café très agréable",)])
 def test_captions_without_words_are_left_as_they_are(captions):
     assert with_short_captions(example(1, captions), 4).captions == captions
 

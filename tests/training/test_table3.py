@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from subprocess import CompletedProcess
 
 import pytest
 from click.testing import CliRunner
@@ -16,26 +17,29 @@ def table3(monkeypatch):
     spec = importlib.util.spec_from_file_location("table3", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.asked = []
+    module.asked, module.failing = [], "nothing"
 
     def run(command, *, check):
-        assert check
         values = dict(word.split("=", 1) for word in command if "=" in word)
         module.asked.append(values)
+        if values["output"].endswith(module.failing):
+            return CompletedProcess(command, 1)
         folder = REPOSITORY / values["output"]
         folder.mkdir(parents=True)
         seed = int(values.get("seed", 0))
         scores = dict.fromkeys(module.COLUMNS, 20.0 + 2 * seed)
         lines = [{"step": 0, "loss": 1.0}, {"step": 9, **scores}, {"step": 9, "speed": 1.0}]
         (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (folder / "states").mkdir()
+        return CompletedProcess(command, 0)
 
     monkeypatch.setattr(module.subprocess, "run", run)
     return module
 
 
-def call(module, *arguments):
+def call(module, *arguments, status=0):
     done = CliRunner().invoke(module.main, [str(word) for word in arguments])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
     return done.output
 
 
@@ -51,8 +55,20 @@ def test_rows_and_seeds_are_trained_once_and_tabulated(table3, tmp_path):
         assert row["epochs"] == "3"
         assert row["init.image"] == row["init.text"] == f"checkpoint:{tmp_path / 'start'}"
         assert REPOSITORY.joinpath(row["--config"]).is_file()
-    assert call(table3, *output).strip() == table.strip()
+    assert call(table3, *output, "epochs=3").strip() == table.strip()
     assert len(table3.asked) == 13
+    assert not list(tmp_path.rglob("states"))
+    assert "with other KEY=VALUE" in call(table3, *output, "epochs=4", status=1)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(table3, tmp_path):
+    table3.failing = "instance_token-0"
+    output = ["--output", tmp_path, "--seed", 0]
+    assert "failed: instance_token-0" in call(table3, *output, status=1)
+    assert "| + hidden words and patches | - |" in (tmp_path / "table3.md").read_text()
+    table3.failing = "nothing"
+    assert "| + hidden words and patches | 20.0 |" in call(table3, *output)
+    assert len(table3.asked) == 8
 
 
 def test_rows_that_have_not_run_are_empty(table3, tmp_path):

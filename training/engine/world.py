@@ -151,11 +151,16 @@ def _leave(world: World) -> None:
     gc.collect()
 
 
-def _forget_locals(err: BaseException | None) -> None:
+def _forget_locals(err: BaseException) -> None:
     """Clear the functions that `err` has left, which keep models and groups alive."""
-    while err is not None:
-        traceback.clear_frames(err.__traceback__)
-        err = err.__cause__ or err.__context__
+    left: list[BaseException | None] = [err]
+    seen: set[int] = set()
+    while left:
+        error = left.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            left += [error.__cause__, error.__context__]
 
 
 def _elsewhere(reasons: list[str | None]) -> TrainingError:

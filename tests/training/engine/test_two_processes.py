@@ -66,7 +66,7 @@ def launch(path: Path, size: int, run: str, *, status: int = 0) -> list[str]:
     assert [process.returncode for process in processes] == [status] * size, "\n".join(errors)
     if sys.platform == "linux":
         left = 2 if "parallel: fsdp" in path.read_text() and size > 1 else 0
-        assert all(f"threads left: {left}" in error for error in errors), "\n".join(errors)
+        assert all(f"threads left: {left}\n" in error for error in errors), "\n".join(errors)
     return errors
 
 
