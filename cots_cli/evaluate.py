@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli import options
+
 if TYPE_CHECKING:
     from cots_model.config import Precision
     from cots_model.encoder import Encoder
@@ -59,13 +61,7 @@ Examples:
     help="Ask a text that several pictures have once; each of them is right (for keywords).",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--precision",
-    type=click.Choice(("float32", "bfloat16", "int8")),
-    default="float32",
-    show_default=True,
-    help="bfloat16 is faster where the processor knows it; int8 on CPUs.",
-)
+@options.precision
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

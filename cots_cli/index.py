@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli import options
+
 if TYPE_CHECKING:
     from cots_model.config import Precision
     from index_builder.options import BuildReport
@@ -49,13 +51,7 @@ Examples:
 @click.option("--index", default="flat", callback=_only_known, help="Now: flat (exact).")
 @click.option("--engine", default="local", callback=_only_known, hidden=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--precision",
-    type=click.Choice(("float32", "bfloat16", "int8")),
-    default="float32",
-    show_default=True,
-    help="bfloat16 is faster where the processor knows it; int8 on CPUs.",
-)
+@options.precision
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True)
 @click.option(
     "--workers",
