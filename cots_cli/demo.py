@@ -157,13 +157,14 @@ def _serve(settings: Settings, listener: socket.socket, encoder: Encoder) -> Non
     from service.app import create_app
     from service.galleries import Registry
     from service.logs import configure_logging
-    from service.server import serve
+    from service.server import leave, serve
     from service.state import Resources
 
     configure_logging(settings.log_level if "COTS_LOG_LEVEL" in os.environ else "WARNING")
     registry = Registry.open(settings.galleries, expected_fingerprint=encoder.fingerprint)
     app = create_app(settings, Resources(encoder, registry))
-    serve(app, settings, listener, on_start=_say_how)
+    if not serve(app, settings, listener, on_start=_say_how):
+        leave()
 
 
 def _say_how(address: str) -> None:

@@ -50,14 +50,15 @@ def command(config: Path | None, **flags: Any) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import bind, serve
+    from service.server import bind, leave, serve
 
     with bind(settings.host, settings.port) as listener:
         from service.app import create_app
         from service.state import Resources
 
         app = create_app(settings, Resources.load(settings))
-        serve(app, settings, listener, on_start=_say_address)
+        if not serve(app, settings, listener, on_start=_say_address):
+            leave()
 
 
 def _say_address(address: str) -> None:

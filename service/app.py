@@ -50,7 +50,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-            service.close()
+            app.state.ended = service.close()
 
     app = FastAPI(
         title="COTS Retrieval",
@@ -61,6 +61,7 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
         redirect_slashes=False,
         middleware=_middleware(settings),
     )
+    app.state.ended = False
     install_error_handlers(app)
     for router in (health.router, galleries.router, search.router, items.router, page_router()):
         app.include_router(router)

@@ -81,6 +81,10 @@ class Embedder:
         """Take no more jobs."""
         self._pool.close()
 
+    def join(self, *, until_s: float) -> bool:
+        """Wait for the thread to end; see `WorkerPool.join`."""
+        return self._pool.join(until_s=until_s)
+
     def _encode(self, jobs: Sequence[Texts | Pixels]) -> list[Vectors]:
         texts = [text for job in jobs if isinstance(job, Texts) for text in job.texts]
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -90,7 +93,7 @@ def serve(
     settings: Settings,
     listener: socket.socket,
     on_start: Callable[[str], None] | None = None,
-) -> None:
+) -> bool:
     """Serve `app` on `listener` until a signal.
 
     Args:
@@ -98,6 +101,9 @@ def serve(
         settings: times of the graceful end.
         listener: from `bind`.
         on_start: called with the address just before serving.
+
+    Returns:
+        Whether all threads of the service have ended; else end the process by `leave`.
 
     Raises:
         ServerError: if the application could not start.
@@ -117,6 +123,19 @@ def serve(
     server.run(sockets=[listener])
     if not server.started:
         raise ServerError("the service could not start; the log above says why")
+    return bool(app.state.ended)
+
+
+def leave() -> NoReturn:
+    """End the process now, with status 0, whatever its threads do.
+
+    A thread that computes while the interpreter shuts down takes the process with it (SIGABRT).
+    """
+    log.warning("a thread is still at work; ending without it")
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def address_of(listener: socket.socket) -> str:

@@ -69,6 +69,10 @@ class CallPool:
         """Take no more jobs."""
         self._pool.close()
 
+    def join(self, *, until_s: float) -> bool:
+        """Wait for the threads to end; see `WorkerPool.join`."""
+        return self._pool.join(until_s=until_s)
+
 
 def _call_all(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
     return [job() for job in jobs]
@@ -103,10 +107,13 @@ class Service:
             max_age_s=settings.probe_max_age_s,
         )
 
-    def close(self) -> None:
-        """Let the threads end."""
-        for pool in (self.embedder, self.decoding, self.searching):
+    def close(self, *, timeout_s: float = 2.0) -> bool:
+        """Let the threads end; whether they did. One that hangs is left behind."""
+        pools = (self.embedder, self.decoding, self.searching)
+        for pool in pools:
             pool.close()
+        until_s = time.monotonic() + timeout_s
+        return all([pool.join(until_s=until_s) for pool in pools])
 
 
 async def get_service(request: Request) -> Service:

@@ -136,10 +136,20 @@ class WorkerPool(Generic[P, R]):
             self._discard(job)
 
     def close(self) -> None:
-        """Take no more jobs and let idle threads end; a thread at work is not waited for."""
+        """Take no more jobs; threads end with what is queued. It does not wait for them."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def join(self, *, until_s: float) -> bool:
+        """After `close`, wait for the threads to end; whether all have.
+
+        Args:
+            until_s: on the clock of `time.monotonic`.
+        """
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def __len__(self) -> int:
         """Jobs waiting."""
