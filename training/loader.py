@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import re
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -38,8 +41,12 @@ def prepare_all(
     if num_workers == 0:
         yield from map(make, steps)
         return
+    before = set(multiprocessing.active_children())
+    results = _started(make, steps, num_workers, ahead)
+    end = partial(_end, set(multiprocessing.active_children()) - before)
+    atexit.register(end)
     try:
-        for result in _started(make, steps, num_workers, ahead):
+        for result in results:
             if isinstance(result, CotsError):
                 raise result
             yield result
@@ -50,6 +57,10 @@ def prepare_all(
             f"a loading process ended ({' '.join(str(err).split())}); there may be too little "
             "memory for so many: lower data.num_workers"
         ) from err
+    finally:
+        del results  # which ends the processes, unless an error's traceback still holds it
+        end()
+        atexit.unregister(end)
 
 
 def _started(
@@ -71,6 +82,12 @@ def _started(
             generator=torch.Generator(),  # or it would draw from the run's own
         )
         return iter(loader)
+
+
+def _end(workers: Collection[BaseProcess]) -> None:
+    """At exit, multiprocessing would wait for them for ever: they ignore the signal it sends."""
+    for worker in workers:
+        worker.kill()
 
 
 class _Made(Dataset[Any]):

@@ -1,14 +1,18 @@
 """Batches: every picture once an epoch, from the seed alone."""
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from cots_model.errors import CotsError, InputError
 from index_builder.content import Location
+from tests.conftest import REPOSITORY
 from training.batches import PairBatches
 from training.config import AugmentConfig
 from training.example import Example
@@ -63,7 +67,11 @@ def test_other_epochs_and_seeds_give_other_batches(batches):
 def test_pairs_stay_together(batches, examples, preprocess):
     for batch in batches(8).epoch(0):
         for row, image, tok_L, mask_L in zip(
-            batch.image_id_B.tolist(), batch.image, batch.tok_BL, batch.mask_BL, strict=True
+            batch.image_id_B.tolist(),
+            preprocess.normalise(batch.image),
+            batch.tok_BL,
+            batch.mask_BL,
+            strict=True,
         ):
             ids = [preprocess.text([c])[0][0].tolist() for c in examples[row].captions]
             assert tok_L[mask_L].tolist() in ids
@@ -84,7 +92,9 @@ def test_flip_mirrors_about_half_and_changes_nothing_else(batches, examples, pre
     """Top and bottom differ in every picture, so that a mirrored one equals itself."""
     augment = AugmentConfig(min_area=1.0, flip=True)
     for batch in batches(8, augment=augment).epoch(0):
-        for row, image in zip(batch.image_id_B.tolist(), batch.image, strict=True):
+        for row, image in zip(
+            batch.image_id_B.tolist(), preprocess.normalise(batch.image), strict=True
+        ):
             assert torch.equal(image, preprocess.image(examples[row].picture()))
 
 
@@ -106,8 +116,9 @@ def test_flip_is_along_the_width(preprocess, tmp_path):
         seed=0,
     )
     (batch,) = made.epoch(0)
-    left_B, right_B = batch.image[..., :16].mean((1, 2, 3)), batch.image[..., 16:]
-    mirrored_B = left_B > right_B.mean((1, 2, 3))
+    image = batch.image.float()
+    left_B, right_B = (half.mean((1, 2, 3)) for half in (image[..., :16], image[..., 16:]))
+    mirrored_B = left_B > right_B
     assert 8 <= int(mirrored_B.sum()) <= 32
 
 
@@ -230,3 +241,36 @@ def test_an_error_of_a_worker_comes_as_it_was():
     with pytest.raises(InputError) as caught:
         list(prepare_all(Refuses(), iter([1, 2]), num_workers=1))
     assert str(caught.value) == "step 1 is bad"
+
+
+def test_an_error_that_is_kept_keeps_no_worker():
+    before = set(multiprocessing.active_children())
+    with pytest.raises(RuntimeError) as caught:
+        list(prepare_all(Fails(), iter([1, 2]), num_workers=1))
+    left = set(multiprocessing.active_children()) - before
+    for worker in left:
+        worker.join(20)
+    assert not [worker for worker in left if worker.is_alive()]
+    assert caught.traceback  # it holds the loader until here
+
+
+ABANDONED = """
+from tests.training.test_batches import Handler
+from training.loader import prepare_all
+
+if __name__ == "__main__":
+    kept = prepare_all(Handler(), iter([1, 2, 3, 4, 5, 6]), num_workers=1)
+    print(next(kept))
+"""
+
+
+def test_a_process_ends_with_a_loader_that_was_read_in_part(tmp_path):
+    """Its workers ignore SIGTERM, by which multiprocessing ends what is left, and then waits."""
+    script = tmp_path / "abandoned.py"
+    script.write_text(ABANDONED)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
