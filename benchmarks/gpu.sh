@@ -1,55 +1,64 @@
 #!/usr/bin/env bash
-# All checks, trainings and measurements that wait for a GPU, in one run.
+# All checks, trainings and measurements that wait for a GPU.
 #
-#   OUT=results bash benchmarks/gpu.sh              # on a machine with a GPU
-#   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh   # the same steps, tiny, on the CPU
+#   OUT=results bash benchmarks/gpu.sh                # everything, on a machine with a GPU
+#   OUT=results bash benchmarks/gpu.sh bench table3   # these stages alone, in this order
+#   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh     # the same steps, tiny, on the CPU
 #
-# DATA is the folder of development data (flickr8k/, web_pairs/). Every step writes a log to $OUT; a
-# step that fails is reported at the end and does not stop the others.
+# Stages: tokenizers, bench, mini (cots-mini from its start to its end), table3 (beside mini if both
+# are asked for), search, tests. DATA is the folder of development data (flickr8k/, web_pairs/, ...);
+# drawings are taken from shards/ where they are, see docs/training.md. Every step writes a log to
+# $OUT; a step that fails is reported at the end and does not stop the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?set OUT to the folder for results}
 PYTHON=${PYTHON:-python3}
 DATA=${DATA:-${COTS_SHARED_DATA:-../shared/data}}
 DRY_RUN=${DRY_RUN:-0}
+RUNS=${RUNS:-runs}
+SEEDS=${SEEDS:-"0 1 2"}
+MINI_EPOCHS=${MINI_EPOCHS:-15}
+TABLE3_EPOCHS=${TABLE3_EPOCHS:-8}
+WORKERS=${WORKERS:-$(($(nproc) / 2))}
+JOBS=${JOBS:-3}
 DEVICE=cuda
-[[ $DRY_RUN == 1 ]] && DEVICE=cpu
-export PYTHONPATH=$PWD
-mkdir -p "$OUT"
+[[ $DRY_RUN == 1 ]] && DEVICE=cpu RUNS=$OUT/runs SEEDS=0 MINI_EPOCHS=1 TABLE3_EPOCHS=1 WORKERS=0 JOBS=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$OUT" "$RUNS"
 OUT=$(cd "$OUT" && pwd)
-failed=()
+RUNS=$(cd "$RUNS" && pwd)
+failed=$OUT/failed.txt
+: >"$failed"
 
 step() {
   local name=$1
   shift
-  echo "== $name: $*" | tee "$OUT/$name.log"
+  echo "== $name: $*" >"$OUT/$name.log"
   local started=$SECONDS
   if "$@" >>"$OUT/$name.log" 2>&1; then
-    echo "   done in $((SECONDS - started)) s"
+    echo "$name: done in $((SECONDS - started)) s"
   else
-    echo "   FAILED with $? after $((SECONDS - started)) s; see $name.log"
-    failed+=("$name")
+    echo "$name: FAILED with $? after $((SECONDS - started)) s; see $name.log"
+    echo "$name" >>"$failed"
   fi
 }
 
-cots() { "$PYTHON" -m cots_cli.main "$@"; }
+cots() { "$PYTHON" -m cots_cli.main --log-level INFO "$@"; }
 
 {
   date -u +%Y-%m-%dT%H:%M:%SZ
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>/dev/null
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
   "$PYTHON" -c 'import platform, torch; print(platform.python_version(), torch.__version__)'
 } | tee "$OUT/machine.txt"
 
-# 1. The default checkpoint, trained end to end: no frozen part, fresh crops in every epoch.
-size=(epochs=20 batch_size=128 data.num_workers=12)
-tokenizer_size=(epochs=30)
-bench_size=(batch_size=256 data.num_workers=12 --runs 40)
 evaluate=$DATA/flickr8k/val-00000.tar
-train="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
+photos="[$DATA/flickr8k/train-{00000..00002}.tar]"
+pairs="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
+mini=()
+tokenizer=(data.num_workers="$WORKERS" "device=$DEVICE")
+batch=256
+steps=20
 if [[ $DRY_RUN == 1 ]]; then
-  size=(epochs=1 batch_size=16)
-  tokenizer_size=(epochs=1)
-  bench_size=(batch_size=16 --runs 1)
   "$PYTHON" - "$evaluate" "$OUT/tiny.tar" <<'PYTHON_END'
 import itertools, sys, tarfile
 with tarfile.open(sys.argv[1]) as whole, tarfile.open(sys.argv[2], "w") as tiny:
@@ -57,47 +66,101 @@ with tarfile.open(sys.argv[1]) as whole, tarfile.open(sys.argv[2], "w") as tiny:
         tiny.addfile(member, whole.extractfile(member))
 PYTHON_END
   evaluate=$OUT/tiny.tar
-  train="[$evaluate]"
+  photos="[$evaluate]" pairs="[$evaluate]"
+  mini=("data.train=$photos" "data.evaluate=$photos")
+  tokenizer+=(epochs=1 collapse.min_perplexity=1 collapse.min_usage=0)
+  batch=16
+  steps=1
 fi
-step train_mini cots train pretrain --config training/configs/cots-mini-contrast.yaml \
-  freeze_image=false regression.when=never \
-  "optimiser.lr_scale={image_projection: 20, text_projection: 20}" \
-  "device=$DEVICE" "output=$OUT/cots-mini" \
-  "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$OUT/cache" "${size[@]}"
-step evaluate_mini cots evaluate --data "$evaluate" --checkpoint "$OUT/cots-mini" \
-  --device "$DEVICE" --json
-step evaluate_bundled cots evaluate --data "$evaluate" --device "$DEVICE" --json
 
-# 2. All of COTS on an image tower that is trained: the image tokenizer, then the rows of Table 3.
-step train_tokenizer cots train tokenizer --config training/configs/tokenizer_mini_112.yaml \
-  "device=$DEVICE" "output=$OUT/tokenizer" "data.train=$train" "data.evaluate=[$evaluate]" \
-  "${tokenizer_size[@]}"
-seeds=(--seed 0 --seed 1 --seed 2)
-[[ $DRY_RUN == 1 ]] && seeds=(--seed 0)
-rows=("device=$DEVICE" "data.train=$train" "data.evaluate=[$evaluate]"
-  "data.cache_dir=$OUT/cache" "objective.vision.tokenizer=$OUT/tokenizer" "evaluate_every=100"
-  engine.save_every=1000000 engine.keep_states=1 "${size[@]}")
-step table3 "$PYTHON" benchmarks/table3.py --output "$OUT/table3" "${seeds[@]}" "${rows[@]}"
-start=checkpoint:$OUT/table3/start
-for name in pretrain_mini ablation_mini/instance; do
-  step "bench_${name//\//_}" cots bench train --config "training/configs/$name.yaml" --out "$OUT" \
-    "device=$DEVICE" "data.train=$train" "objective.vision.tokenizer=$OUT/tokenizer" \
-    "init.image=$start" "init.text=$start" "${bench_size[@]}"
+# Tokens of hidden patches, for both models.
+tokenizers() {
+  local name
+  for name in tokenizer_mini tokenizer_mini_112; do
+    [[ -e $RUNS/${name//_/-}/config.json ]] || step "$name" cots train tokenizer \
+      --config "training/configs/$name.yaml" "output=$RUNS/${name//_/-}" "data.train=$photos" \
+      "data.evaluate=[$evaluate]" "${tokenizer[@]}" &
+  done
+  wait
+}
+
+# Time and memory of steps: the paper's model with random weights (times do not depend on them), small ones.
+bench() {
+  [[ -e $RUNS/base/config.json ]] || step base "$PYTHON" benchmarks/random_base.py "$RUNS/base" "$RUNS/dalle.pt"
+  local paper=(--config training/configs/pretrain_cc4m.yaml "init.image=checkpoint:$RUNS/base"
+    "init.text=checkpoint:$RUNS/base" data.stream=false "data.evaluate=[]"
+    "objective.vision.tokenizer=$RUNS/dalle.pt")
+  local small=("init.image=checkpoint:$RUNS/cots-mini-start" "init.text=checkpoint:$RUNS/cots-mini-start"
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots-mini-pretrain.yaml)
+  local all=("data.train=$pairs" "device=$DEVICE" data.num_workers="$WORKERS" --runs "$steps" --out "$OUT")
+  local base_batch=128
+  [[ $DRY_RUN == 1 ]] && base_batch=2
+  step bench_base cots bench train "${paper[@]}" batch_size=$base_batch \
+    engine.activation_checkpointing=false "${all[@]}"
+  step bench_base_compiled cots bench train "${paper[@]}" batch_size=$base_batch \
+    engine.activation_checkpointing=false engine.compile=true "${all[@]}"
+  step bench_base_recomputed cots bench train "${paper[@]}" batch_size=$base_batch "${all[@]}"
+  step bench_mini cots bench train "${small[@]}" batch_size=$batch "${all[@]}"
+  step bench_mini_channels_last cots bench train "${small[@]}" batch_size=$batch \
+    engine.channels_last=true "${all[@]}"
+}
+
+# The bundled checkpoint: its start, all levels, the fine-tuning.
+mini() {
+  local both=("device=$DEVICE" data.num_workers="$WORKERS" "data.cache_dir=$RUNS/cache"
+    batch_size=$batch "${mini[@]}")
+  local start=$RUNS/cots-mini-start
+  [[ -e $start/config.json ]] || step mini_start cots train pretrain \
+    --config training/configs/cots-mini-start.yaml "output=$start" "${both[@]}"
+  step mini_pretrain cots train pretrain --config training/configs/cots-mini-pretrain.yaml \
+    "init.image=checkpoint:$start" "init.text=checkpoint:$start" "epochs=$MINI_EPOCHS" \
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-pretrain" "${both[@]}"
+  step mini_finetune cots train finetune --config training/configs/cots-mini.yaml \
+    "init.image=checkpoint:$RUNS/cots-mini-pretrain" "init.text=checkpoint:$RUNS/cots-mini-pretrain" \
+    "output=$RUNS/cots-mini" "${both[@]}"
+  step mini_evaluate cots evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini" \
+    --device "$DEVICE" --json
+}
+
+# The six rows of the paper's Table 3, in small, and the pairs that the filter drops.
+table3() {
+  local seeds=() seed
+  for seed in $SEEDS; do seeds+=(--seed "$seed"); done
+  local rows=("device=$DEVICE" "data.train=$pairs" "data.evaluate=[$evaluate]"
+    "data.cache_dir=$RUNS/cache" "objective.vision.tokenizer=$RUNS/tokenizer-mini-112"
+    "epochs=$TABLE3_EPOCHS" evaluate_every=100 engine.save_every=1000000 engine.keep_states=1
+    batch_size=$batch data.num_workers=$((WORKERS / 2)))
+  step table3 "$PYTHON" benchmarks/table3.py --output "$RUNS/table3" --jobs "$JOBS" "${seeds[@]}" "${rows[@]}"
+  cp "$RUNS/table3/table3.md" "$OUT/"
+  step filtered cots train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
+    "output=$RUNS/filtered" --report-filtered "$OUT/filtered.html" "${rows[@]}" \
+    "init.image=checkpoint:$RUNS/table3/start" "init.text=checkpoint:$RUNS/table3/start"
+}
+
+# Building and searching a gallery on the GPU, queries one at a time.
+search() {
+  step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
+  step search cots search --gallery "$OUT/gallery" "a dog runs through snow" --json
+  step bench_query cots bench query --out "$OUT"
+  rm -rf "$OUT/gallery"
+}
+
+# The tests, where CUDA is visible.
+tests() {
+  [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q -x tests/cots_model tests/training
+}
+
+stages=("$@")
+((${#stages[@]})) || stages=(tokenizers bench mini table3 search tests)
+for stage in "${stages[@]}"; do
+  if [[ $stage == mini && " ${stages[*]} " == *" table3 "* ]]; then
+    mini &
+  else
+    "$stage"
+  fi
 done
-step filtered cots train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
-  "output=$OUT/filtered" --report-filtered "$OUT/filtered.html" "${rows[@]}" \
-  "init.image=$start" "init.text=$start"
-
-# 3. Building and searching a gallery on the GPU.
-step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
-step search cots search --gallery "$OUT/gallery" "a dog runs through snow" --json
-step bench cots bench query --out "$OUT"
-
-# 4. The tests, where CUDA is visible.
-[[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q tests/cots_model tests/training
-
-rm -rf "$OUT/cache" "$OUT/gallery" "$OUT"/table3/*/states "$OUT/filtered/states"
-if ((${#failed[@]})); then
-  echo "failed: ${failed[*]}"
+wait
+if [[ -s $failed ]]; then
+  echo "failed: $(tr '\n' ' ' <"$failed")"
   exit 1
 fi

@@ -5,16 +5,19 @@
 Rows are the configurations of training/configs/ablation_mini, all from the checkpoint that `start`
 there makes. A run that has ended is not repeated, one that was stopped goes on; the table is
 written anew after every run. KEY=VALUE arguments go to every run, also to those of the start.
+`--jobs 4` has four runs share the machine, each with a log of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -37,27 +40,40 @@ COLUMNS = [f"{way}/r{k}" for way in ("text_to_image", "image_to_text") for k in 
     "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs."
 )
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at once.")
 @click.argument("overrides", nargs=-1)
-def main(output: Path, seeds: Sequence[int], overrides: Sequence[str]) -> None:
+def main(output: Path, seeds: Sequence[int], jobs: int, overrides: Sequence[str]) -> None:
     """Train what is missing under OUTPUT and write OUTPUT/table3.md."""
     start = output / "start"
     if not _trained("start", start, [*overrides, "epochs=0"]):
         raise click.ClickException("all rows need the start, and it failed")
     init = [f"init.{side}=checkpoint:{start.resolve()}" for side in ("image", "text")]
     failed = []
-    for seed in seeds:  # a whole table of one seed first
-        for row in ROWS:
-            folder = output / f"{row}-{seed}"
-            if not _trained(row, folder, [*overrides, *init, f"seed={seed}"]):
-                failed.append(folder.name)
-            (output / "table3.md").write_text(_table(output, seeds))
+
+    def run(seed_and_row: tuple[int, str]) -> None:
+        seed, row = seed_and_row
+        folder = output / f"{row}-{seed}"
+        if not _trained(row, folder, [*overrides, *init, f"seed={seed}"], own_log=jobs > 1):
+            failed.append(folder.name)
+        (output / "table3.md").write_text(_table(output, seeds))
+
+    with ThreadPoolExecutor(jobs) as pool:  # a whole table of one seed first
+        list(pool.map(run, ((seed, row) for seed in seeds for row in ROWS)))
+    (output / "table3.md").write_text(_table(output, seeds))
     click.echo((output / "table3.md").read_text())
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}; run this again for these")
 
 
-def _trained(name: str, folder: Path, overrides: Sequence[str]) -> bool:
-    """Run `cots train pretrain` unless that has ended before; whether it succeeded."""
+def _trained(name: str, folder: Path, overrides: Sequence[str], *, own_log: bool = False) -> bool:
+    """Run `cots train pretrain` unless that has ended before; whether it succeeded.
+
+    Args:
+        name: of the row's configuration.
+        folder: of the run.
+        overrides: KEY=VALUE.
+        own_log: what the run says goes into `FOLDER.log`, not to the terminal.
+    """
     config, done = CONFIGS / f"{name}.yaml", folder / "done"
     asked = "\n".join([config.read_text(), (CONFIGS / "instance.yaml").read_text(), *overrides])
     if done.exists():
@@ -69,8 +85,11 @@ def _trained(name: str, folder: Path, overrides: Sequence[str]) -> bool:
         return True
     click.echo(f"== {folder}")
     command = [sys.executable, "-m", "cots_cli.main", "train", "pretrain", f"--config={config}"]
-    if subprocess.run([*command, *overrides, f"output={folder}"], check=False).returncode:
-        return False
+    command += [*overrides, f"output={folder}"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("a") if own_log else contextlib.nullcontext() as log:
+        if subprocess.run(command, check=False, stdout=log, stderr=log).returncode:
+            return False
     shutil.rmtree(folder / "states", ignore_errors=True)
     done.write_text(asked)
     return True

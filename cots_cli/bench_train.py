@@ -35,6 +35,8 @@ def measure_training(config: TrainConfig, *, runs: int) -> Report:
             "batch_size": config.batch_size,
             "precision": config.precision,
             "num_workers": config.data.num_workers,
+            "compile": config.engine.compile,
+            "activation_checkpointing": config.engine.activation_checkpointing,
         },
         stages=tuple(
             summarise(name, [s * 1000 for s in measured]) for name, measured in seconds.items()
@@ -45,5 +47,10 @@ def measure_training(config: TrainConfig, *, runs: int) -> Report:
             "loading_ms": round(times.loading * 1000, 2),
             "pairs_per_s": round(config.batch_size / times.block, 2),
             "of_encoders_alone": round(median(times.encoders) / times.block, 4),
+            **{
+                name.removeprefix("speed/"): round(median(step[name] for step in times.speed), 4)
+                for name in times.speed[0]
+                if name != "speed/pairs_per_s"
+            },
         },
     )

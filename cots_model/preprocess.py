@@ -9,6 +9,7 @@ Shape letters: B batch, L tokens, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -40,6 +41,27 @@ class PicturePreprocess(Protocol):
     def image(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture into float32 numbers of a fixed shape."""
         ...
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Turns pixels `[..., 3,H,W]` uint8 into float32, on their device; light, can be pickled.
+
+    Attributes:
+        mean: of each channel, in [0, 1].
+        std: likewise.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, pixels_XHW: Tensor) -> Tensor:
+        """Normalised, in a new tensor."""
+        mean, std = (
+            torch.tensor(values, device=pixels_XHW.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (pixels_XHW.float() / 255 - mean) / std
 
 
 class Preprocess:
@@ -101,11 +123,19 @@ class Preprocess:
 
     def image(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture (see `decode_image`) into `[3,H,W]` float32, normalised."""
+        return self.normalise(self.pixels(img))
+
+    def pixels(self, img: Image.Image) -> Tensor:
+        """Turn an RGB picture into `[3,H,W]` uint8: a quarter of the bytes, for `normalise`."""
         if img.mode != "RGB":
             raise ValueError(f"an RGB picture is needed, not {img.mode}; use decode_image")
-        pixels_HWC = torch.from_numpy(squared(img, self.config.image_size, self.config.resize))
-        mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
-        return ((pixels_HWC - mean) / std).permute(2, 0, 1).contiguous()
+        resized = resize(img, self.config.image_size, self.config.resize)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+    @property
+    def normalise(self) -> Normalise:
+        """Turns `pixels` into what `image` gives."""
+        return Normalise(self.config.mean, self.config.std)
 
     def images(self, imgs: Sequence[Image.Image]) -> Tensor:
         """Turn RGB pictures into one batch `[B,3,H,W]` float32."""
@@ -163,11 +193,15 @@ class PackedPreprocess:
         return [images[place] for place in self._place_of_member]
 
 
-def squared(img: Image.Image, side: int, resize: Literal["squash", "crop"]) -> NDArray[np.float32]:
+def squared(img: Image.Image, side: int, how: Literal["squash", "crop"]) -> NDArray[np.float32]:
     """An RGB picture as a square `[H,W,3]` of values in [0, 1]; see `PreprocessConfig.resize`."""
-    box = _centre_square(img.size) if resize == "crop" else None
-    resized = img.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized, dtype=np.float32) / np.float32(255)
+    return np.asarray(resize(img, side, how), dtype=np.float32) / np.float32(255)
+
+
+def resize(img: Image.Image, side: int, how: Literal["squash", "crop"]) -> Image.Image:
+    """A picture as a square of `side` pixels; see `PreprocessConfig.resize`."""
+    box = _centre_square(img.size) if how == "crop" else None
+    return img.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _centre_square(size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cots_model.errors import InputError
-from cots_model.preprocess import Preprocess
+from cots_model.preprocess import Normalise, Preprocess
 from training.broken import BrokenCount
 from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig
@@ -31,8 +31,9 @@ class Batch:
     """Pairs ready for the towers.
 
     Attributes:
-        image: pixels `[F,C,H,W]`, or features `[B,D]` of a frozen image tower. F is B but for
-            videos, whose frames lie beside each other.
+        image: pixels `[F,C,H,W]`, uint8 as they are loaded and normalised float32 behind `to`; or
+            features `[B,D]` of a frozen image tower. F is B but for videos, whose frames lie
+            beside each other.
         tok_BL: int64 token ids.
         mask_BL: bool, true on tokens.
         image_id_B: int64, the picture's number.
@@ -40,6 +41,7 @@ class Batch:
         num_frames_B: frames of each pair, for `cots_model.videos.pool_frames`; `None` if all are
             pictures.
         draws: the pairs as they were drawn, where they are known.
+        normalise: what `to` does to pixels; `None` if nothing is left to do.
     """
 
     image: Tensor
@@ -49,11 +51,13 @@ class Batch:
     text_BD: Tensor | None = None
     num_frames_B: tuple[int, ...] | None = None
     draws: tuple[Draw, ...] = ()
+    normalise: Normalise | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Ready for the towers on a device: bytes travel, and are normalised there."""
+        image = self.image.to(device)
         return Batch(
-            self.image.to(device),
+            image if self.normalise is None else self.normalise(image),
             self.tok_BL.to(device),
             self.mask_BL.to(device),
             self.image_id_B.to(device),
@@ -125,10 +129,11 @@ class BatchMaker:
             self._captions.get(texts) if self._captions is not None else None,
             tuple(len(image) for image in images) if has_videos else None,
             draws,
+            self._preprocess.normalise if self._feature_cache is None else None,
         )
 
     def _image(self, draw: Draw) -> Tensor:
-        """Pixels `[F,C,H,W]` with one view for all frames, or the feature `[1,D]`."""
+        """Pixels `[F,C,H,W]` uint8 with one view for all frames, or the feature `[1,D]`."""
         if self._feature_cache is not None:
             if self._feature_cache.is_broken(draw.number):
                 raise BrokenExampleError("not_cached", f"{draw.example.id} could not be embedded")

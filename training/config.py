@@ -195,6 +195,7 @@ class EngineConfig(Frozen):
         parallel: of several processes, `ddp` copies the model to each, `fsdp` splits it.
         activation_checkpointing: recompute the towers' blocks in the backward pass.
         compile: compile the towers' blocks.
+        channels_last: keep the image tower's convolutions and what they see pixel by pixel.
         save_every: optimiser steps between saved states; one is always saved when a run stops.
         keep_states: how many are kept.
         log_every: optimiser steps between log lines.
@@ -203,6 +204,7 @@ class EngineConfig(Frozen):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     activation_checkpointing: bool = False
     compile: bool = False
+    channels_last: bool = False
     save_every: int = Field(default=500, ge=1)
     keep_states: int = Field(default=2, ge=1)
     log_every: int = Field(default=1, ge=1)

@@ -24,6 +24,8 @@ AskedBy = Literal["names", "label", "keywords"]
 
 _OPENINGS = ("a", "a drawing of a", "a picture of a")
 _VARIATION = "FE0F"
+_CODE_POINTS = re.compile(r"[0-9A-Fa-f]{2,}(-[0-9A-Fa-f]{2,})*")
+_EMOJI_SUFFIXES = (".svg", ".webp", ".png")
 _SIDE_PX = 256  # of pictures drawn from SVG
 _COLLECTION = 6  # a title that so many files share names their collection, not what they show
 _TITLE = "{http://purl.org/dc/elements/1.1/}title"
@@ -96,7 +98,7 @@ def read_emoji(
 
     Args:
         folder: an unpacked emoji-datasource-VENDOR (`emoji.json`, `img/VENDOR/64/*.png`), or any
-            with SVG files named by code points, such as `1f468-200d-1f33e.svg`.
+            with files named by code points, such as `1f468-200d-1f33e.svg` (or `.webp`, `.png`).
         names: of emoji.
         asked_by: what becomes their captions: `names` for sentences with all they are called and
             their keywords, `label` or `keywords` for these alone.
@@ -104,7 +106,7 @@ def read_emoji(
     Raises:
         InputError: for SVG files, if what draws them is not installed.
     """
-    found = _emoji_images(folder) if (folder / "emoji.json").is_file() else _emoji_svgs(folder)
+    found = _emoji_images(folder) if (folder / "emoji.json").is_file() else _emoji_files(folder)
     for codes, path, also in found:
         name = names.get(codes)
         if name is None:
@@ -127,9 +129,9 @@ def _emoji_images(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
             yield _codes(entry["unified"]), path, [_readable(text) for text in entry["short_names"]]
 
 
-def _emoji_svgs(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    for path in sorted(folder.rglob("*.svg")):
-        if re.fullmatch(r"[0-9A-Fa-f]{2,}(-[0-9A-Fa-f]{2,})*", path.stem):
+def _emoji_files(folder: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _EMOJI_SUFFIXES and _CODE_POINTS.fullmatch(path.stem):
             yield _codes(path.stem), path, []
 
 

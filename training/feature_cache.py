@@ -314,14 +314,14 @@ def _view(recipe: _Recipe, row: int, view: int) -> Tensor:
     if view == 0:
         return recipe.preprocess.image(img)
     rng = np.random.default_rng([recipe.seed, row, view])
-    return random_view(img, recipe.preprocess, recipe.augment, rng)
+    return recipe.preprocess.normalise(random_view(img, recipe.preprocess, recipe.augment, rng))
 
 
 def random_view(
     img: Image.Image, preprocess: Preprocess, augment: AugmentConfig, rng: np.random.Generator
 ) -> Tensor:
-    """Pixels `[3,H,W]` of a random crop, mirrored at random if `augment.flip`."""
-    pixels_CHW = preprocess.image(random_crop(img, augment.min_area, rng))
+    """Pixels `[3,H,W]` uint8 of a random crop, mirrored at random if `augment.flip`."""
+    pixels_CHW = preprocess.pixels(random_crop(img, augment.min_area, rng))
     if augment.flip and rng.random() < 0.5:
         return pixels_CHW.flip(-1)
     return pixels_CHW

@@ -13,6 +13,7 @@ from cots_model.errors import ConfigError
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
 from training.data import read_examples
+from training.engine.speed import Speed
 from training.engine.stepper import Stepper
 from training.engine.world import join_world
 from training.trainer import make_batches, make_model, make_stepper
@@ -30,12 +31,14 @@ class StepTimes:
         parts: of single steps, by name.
         encoders: forward and backward pass of the two encoders alone, with the same batches as
             those, measured between them.
+        speed: of each step of the stretch, as a run logs it (`training.engine.speed`).
     """
 
     block: float
     loading: float
     parts: list[dict[str, float]]
     encoders: list[float]
+    speed: list[dict[str, float]]
 
 
 def measure_steps(config: TrainConfig, *, runs: int) -> StepTimes:
@@ -77,13 +80,15 @@ def _endless(batches: PairBatches) -> Iterator[Batch]:
 def _measure(stepper: Stepper, stream: Iterator[Batch], runs: int) -> StepTimes:
     for _ in range(_WARM_UP):
         stepper.run([next(stream)])
-    loading = 0.0
+    speed, figures, loading = Speed(stepper.config, stepper), [], 0.0
     started = time.perf_counter()
     for _ in range(runs):
         asked = time.perf_counter()
         batch = next(stream)
-        loading += time.perf_counter() - asked
+        begun = time.perf_counter()
         stepper.run([batch])  # its losses are read back, so a GPU is done, too
+        figures.append(speed.figures([batch], time.perf_counter() - begun))
+        loading += begun - asked
     block = time.perf_counter() - started
     stepper.times.enabled = True
     parts, encoders = [], []
@@ -93,7 +98,7 @@ def _measure(stepper: Stepper, stream: Iterator[Batch], runs: int) -> StepTimes:
         parts.append(stepper.times.take())
         _encode_alone(stepper, batch)
         encoders.append(stepper.times.take()["encoders"])
-    return StepTimes(block / runs, loading / runs, parts, encoders)
+    return StepTimes(block / runs, loading / runs, parts, encoders, figures)
 
 
 def _encode_alone(stepper: Stepper, batch: Batch) -> None:

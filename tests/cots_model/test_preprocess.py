@@ -150,3 +150,15 @@ def test_preprocess_refuses_a_missing_file(copy):
     (copy / PREPROCESS_FILE).unlink()
     with pytest.raises(CheckpointError, match=r"preprocess\.json is missing"):
         Preprocess.from_pretrained(copy)
+
+
+def test_pixels_are_bytes_that_normalise_to_the_picture():
+    """Bit for bit: training moves bytes and normalises them where the model is."""
+    made = make(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    img = Image.fromarray(np.random.default_rng(0).integers(0, 256, (11, 17, 3), dtype=np.uint8))
+    pixels_CHW = made.pixels(img)
+    assert (pixels_CHW.dtype, pixels_CHW.shape) == (torch.uint8, (3, 8, 8))
+    resized = img.resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(pixels_CHW.permute(1, 2, 0), np.asarray(resized))
+    assert torch.equal(made.normalise(pixels_CHW), made.image(img))
+    assert torch.equal(made.normalise(pixels_CHW[None])[0], made.image(img))

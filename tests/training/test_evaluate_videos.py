@@ -59,7 +59,7 @@ def test_a_batch_of_videos_is_encoded_as_in_evaluation(clips, model, preprocess)
     (batch,) = PairBatches(clips, preprocess, still, batch_size=4, seed=0).epoch(0)
     model = model.eval()
     with torch.no_grad():
-        image_FD = model.image.feature(batch.image)
+        image_FD = model.image.feature(preprocess.normalise(batch.image))
         image_BE = model.project_image(image_FD)
     at = 0
     expected = []

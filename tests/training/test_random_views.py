@@ -51,4 +51,8 @@ def test_random_views_are_mirrored_about_half_of_the_time(preprocess):
     for flip, low, high in ((True, 30, 70), (False, 0, 0)):
         augment, rng = AugmentConfig(min_area=1.0, flip=flip), np.random.default_rng(0)
         views = [random_view(img, preprocess, augment, rng) for _ in range(100)]
-        assert low <= sum(bool(v[..., :32].mean() > v[..., 32:].mean()) for v in views) <= high
+        assert (
+            low
+            <= sum(bool(v[..., :32].float().mean() > v[..., 32:].float().mean()) for v in views)
+            <= high
+        )

@@ -19,9 +19,11 @@ def table3(monkeypatch):
     spec.loader.exec_module(module)
     module.asked, module.failing = [], "nothing"
 
-    def run(command, *, check):
+    def run(command, *, check, stdout, stderr):
         values = dict(word.split("=", 1) for word in command if "=" in word)
         module.asked.append(values)
+        if stdout:
+            stdout.write("so it went")
         if values["output"].endswith(module.failing):
             return CompletedProcess(command, 1)
         folder = REPOSITORY / values["output"]
@@ -78,3 +80,10 @@ def test_rows_that_have_not_run_are_empty(table3, tmp_path):
     table = table3._table(tmp_path, [0, 1])
     assert "| instance | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | 1 |" in table
     assert "| all, filter | - | - | - | - | - | - | 0 |" in table
+
+
+def test_runs_at_once_have_logs_of_their_own(table3, tmp_path):
+    call(table3, "--output", tmp_path, "--seed", 0, "--jobs", 3)
+    assert len(table3.asked) == 7
+    assert sorted(path.read_text() for path in tmp_path.glob("*.log")) == ["so it went"] * 6
+    assert (tmp_path / "table3.md").read_text().count("| 1 |") == 6

@@ -19,6 +19,7 @@ def test_train_reports_where_a_step_goes(configure, tmp_path, capsys):
     assert figures["pairs_per_s"] == pytest.approx(8000 / figures["step_ms"], rel=0.01)
     assert min(ms["encoders alone"], ms["keys"], ms["forward"], ms["backward"]) > 0
     assert 0 < figures["of_encoders_alone"] < 3
+    assert figures["tflops_per_s"] > 0
     assert not config.output.exists()
 
 

@@ -61,8 +61,8 @@ class Hider:
                 preprocess.tokenizer, share=config.language.share
             )
 
-    def __call__(self, batch: Batch, *, seed: int, world: World) -> Hidden:
-        """Hide in a batch that is still on the CPU.
+    def __call__(self, batch: Batch, img_BCHW: Tensor, *, seed: int, world: World) -> Hidden:
+        """Hide in a batch that is still on the CPU, and whose normalised pixels are on the device.
 
         Patches are drawn for all processes together, so that what is hidden does not depend on
         their number; words are drawn by each for its own captions.
@@ -71,7 +71,7 @@ class Hider:
         if self._grid is not None and self.tokenizer is not None:
             patch_seed = mix_seeds(seed, 0)
             hidden_BP = self._patches(len(batch.tok_BL), self._grid, patch_seed, world)
-            code_BP = self._codes(batch.image, self._preprocess.mean, self._preprocess.std, world)
+            code_BP = self._codes(img_BCHW, self._preprocess.mean, self._preprocess.std)
         if self._mask_words is not None:
             rng = torch.Generator().manual_seed(mix_seeds(seed, 1, world.rank))
             masked = self._mask_words(batch.tok_BL, batch.mask_BL, rng)
@@ -91,11 +91,9 @@ class Hider:
         return hidden_SP[world.rank * batch : (world.rank + 1) * batch]
 
     @torch.no_grad()
-    def _codes(
-        self, img_BCHW: Tensor, mean: Sequence[float], std: Sequence[float], world: World
-    ) -> Tensor:
+    def _codes(self, img_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         assert self.tokenizer is not None
-        labels_Bhw = self.tokenizer.labels(img_BCHW.to(world.device), mean, std)
+        labels_Bhw = self.tokenizer.labels(img_BCHW, mean, std)
         return labels_Bhw.flatten(1)
 
 

@@ -175,9 +175,9 @@ class Stepper:
     def _encode(self, batch: Batch, place: int) -> _Encoded:
         """Keys and hidden tokens of one batch."""
         seed, device = mix_seeds(self.config.seed, self.step, place), self.world.device
+        loaded, batch = batch, batch.to(device)
         with self.times("codes and masks"):
-            hidden = self.hider(batch, seed=seed, world=self.world)
-        batch = batch.to(device)
+            hidden = self.hider(loaded, batch.image, seed=seed, world=self.world)
         with self.times("keys"), torch.no_grad(), self._autocast():
             keys = self._keys(batch)
         return _Encoded(batch, keys, hidden.to(device))

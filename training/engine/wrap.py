@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +23,9 @@ def wrap(
     Raises:
         ConfigError: if a tower cannot recompute its blocks, or nothing can be compiled here.
     """
+    if config.channels_last:
+        for model in (objective.model, momentum):
+            model.image.to(memory_format=torch.channels_last)
     if config.activation_checkpointing:
         checkpoint_blocks(objective.model)
     if config.compile:

@@ -106,7 +106,7 @@ def test_hidden_patches_cost_a_pass_a_head_and_a_tokenizer(configure, model, pre
     config = configure("objective.vision={weight: 1, tokenizer: mine, share: 0.5}")
     ours = StepFlops(config, Objective(model, config.objective, num_codes=8), tokenizer)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        tokenizer.labels(batch.image, [0.5] * 3, [0.5] * 3)
+        tokenizer.labels(preprocess.normalise(batch.image), [0.5] * 3, [0.5] * 3)
     head = 2 * 32 * 8  # of each of the 8 hidden patches
     networks = plain([batch]).networks + 8 * 3 * (ours.forward.patches + 8 * head)
     assert ours([batch]) == Flops(networks, counter.get_total_flops())

@@ -36,7 +36,7 @@ def stepper(configure, model, preprocess) -> Stepper:
 
 
 def keys_of(stepper: Stepper, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    slow = stepper.momentum.module
+    slow, batch = stepper.momentum.module, batch.to(torch.device("cpu"))
     with torch.no_grad():
         return slow.encode_image(batch.image), slow.encode_text(batch.tok_BL, batch.mask_BL)
 
@@ -60,7 +60,7 @@ def test_keys_of_the_batch_are_enqueued_after_its_loss(stepper, batches):
 
 def test_second_step_has_the_loss_of_its_parts(stepper, batches):
     stepper.run([batches[0]])
-    batch = batches[1]
+    batch = batches[1].to(torch.device("cpu"))
     slow = [
         slow.lerp(fast, 1 - 0.9)
         for slow, fast in zip(
