@@ -113,7 +113,7 @@ class Service:
         for pool in pools:
             pool.close()
         until_s = time.monotonic() + timeout_s
-        return all([pool.join(until_s=until_s) for pool in pools])
+        return all(pool.join(until_s=until_s) for pool in pools)
 
 
 async def get_service(request: Request) -> Service:
