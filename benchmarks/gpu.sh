@@ -130,11 +130,15 @@ table3() {
     "data.cache_dir=$RUNS/cache" "objective.vision.tokenizer=$RUNS/tokenizer-mini-112"
     "epochs=$TABLE3_EPOCHS" evaluate_every=100 engine.save_every=1000000 engine.keep_states=1
     batch_size=$batch data.num_workers=$((WORKERS / 2)))
-  step table3 "$PYTHON" benchmarks/table3.py --output "$RUNS/table3" --jobs "$JOBS" "${seeds[@]}" "${rows[@]}"
+  local start=$RUNS/ablation-mini-start
+  [[ -e $start/config.json ]] || step table3_start cots train pretrain \
+    --config training/configs/ablation_mini/start.yaml "${rows[@]}" epochs=0 "output=$start"
+  step table3 "$PYTHON" benchmarks/table3.py --output "$RUNS/table3" --start "$start" --jobs "$JOBS" \
+    "${seeds[@]}" "${rows[@]}"
   cp "$RUNS/table3/table3.md" "$OUT/"
   step filtered cots train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
     "output=$RUNS/filtered" --report-filtered "$OUT/filtered.html" "${rows[@]}" \
-    "init.image=checkpoint:$RUNS/table3/start" "init.text=checkpoint:$RUNS/table3/start"
+    "init.image=checkpoint:$start" "init.text=checkpoint:$start"
 }
 
 # Building and searching a gallery on the GPU, queries one at a time.

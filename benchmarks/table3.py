@@ -40,12 +40,20 @@ COLUMNS = [f"{way}/r{k}" for way in ("text_to_image", "image_to_text") for k in 
     "--output", type=click.Path(path_type=Path), required=True, help="Folder of the runs."
 )
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
+@click.option(
+    "--start",
+    "given",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Checkpoint that all rows start from, instead of making one.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at once.")
 @click.argument("overrides", nargs=-1)
-def main(output: Path, seeds: Sequence[int], jobs: int, overrides: Sequence[str]) -> None:
+def main(
+    output: Path, seeds: Sequence[int], given: Path | None, jobs: int, overrides: Sequence[str]
+) -> None:
     """Train what is missing under OUTPUT and write OUTPUT/table3.md."""
-    start = output / "start"
-    if not _trained("start", start, [*overrides, "epochs=0"]):
+    start = given or output / "start"
+    if given is None and not _trained("start", start, [*overrides, "epochs=0"]):
         raise click.ClickException("all rows need the start, and it failed")
     init = [f"init.{side}=checkpoint:{start.resolve()}" for side in ("image", "text")]
     failed = []

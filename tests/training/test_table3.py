@@ -87,3 +87,11 @@ def test_runs_at_once_have_logs_of_their_own(table3, tmp_path):
     assert len(table3.asked) == 7
     assert sorted(path.read_text() for path in tmp_path.glob("*.log")) == ["so it went"] * 6
     assert (tmp_path / "table3.md").read_text().count("| 1 |") == 6
+
+
+def test_rows_start_from_a_given_checkpoint(table3, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    call(table3, "--output", tmp_path / "runs", "--seed", 0, "--start", given)
+    assert {row["init.text"] for row in table3.asked} == {f"checkpoint:{given}"}
+    assert len(table3.asked) == 6
