@@ -52,8 +52,8 @@ cots() { "$PYTHON" -m cots_cli.main --log-level INFO "$@"; }
 } | tee "$OUT/machine.txt"
 
 evaluate=$DATA/flickr8k/val-00000.tar
-photos="[$DATA/flickr8k/train-{00000..00002}.tar]"
-pairs="[$DATA/flickr8k/train-{00000..00002}.tar, $DATA/web_pairs/*.tar]"
+photos="['$DATA/flickr8k/train-{00000..00002}.tar']"
+pairs="['$DATA/flickr8k/train-{00000..00002}.tar', '$DATA/web_pairs/*.tar']"
 mini=()
 tokenizer=(data.num_workers="$WORKERS" "device=$DEVICE")
 batch=256
