@@ -7,7 +7,7 @@ Shape letters: B batch, F pictures or frames, L tokens, C channels, H and W pixe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cots_model.errors import InputError
-from cots_model.preprocess import Normalise, Preprocess
+from cots_model.preprocess import Preprocess
 from training.broken import BrokenCount
 from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig
@@ -23,6 +23,7 @@ from training.example import BrokenExampleError, Example
 from training.feature_cache import FeatureCache, random_view
 from training.loader import prepare_all
 from training.orders import MemoryOrder, Order
+from training.resident import ResidentPictures, View
 from training.sampler import Draw, PairStream, State, Step
 
 
@@ -31,9 +32,9 @@ class Batch:
     """Pairs ready for the towers.
 
     Attributes:
-        image: pixels `[F,C,H,W]`, uint8 as they are loaded and normalised float32 behind `to`; or
-            features `[B,D]` of a frozen image tower. F is B but for videos, whose frames lie
-            beside each other.
+        image: pixels `[F,C,H,W]` behind `to`, before it as they are loaded: uint8, or views
+            `[B,6]` of resident pictures; or features `[B,D]` of a frozen image tower. F is B but
+            for videos, whose frames lie beside each other.
         tok_BL: int64 token ids.
         mask_BL: bool, true on tokens.
         image_id_B: int64, the picture's number.
@@ -41,7 +42,7 @@ class Batch:
         num_frames_B: frames of each pair, for `cots_model.videos.pool_frames`; `None` if all are
             pictures.
         draws: the pairs as they were drawn, where they are known.
-        normalise: what `to` does to pixels; `None` if nothing is left to do.
+        to_pixels: what `to` makes normalised pixels with; `None` if nothing is left to do.
     """
 
     image: Tensor
@@ -51,13 +52,13 @@ class Batch:
     text_BD: Tensor | None = None
     num_frames_B: tuple[int, ...] | None = None
     draws: tuple[Draw, ...] = ()
-    normalise: Normalise | None = None
+    to_pixels: Callable[[Tensor], Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Ready for the towers on a device: bytes travel, and are normalised there."""
         image = self.image.to(device)
         return Batch(
-            image if self.normalise is None else self.normalise(image),
+            image if self.to_pixels is None else self.to_pixels(image),
             self.tok_BL.to(device),
             self.mask_BL.to(device),
             self.image_id_B.to(device),
@@ -95,6 +96,7 @@ class BatchMaker:
         num_frames: int,
         feature_cache: FeatureCache | None = None,
         captions: CaptionFeatures | None = None,
+        resident: ResidentPictures | None = None,
     ) -> None:
         """Take what all batches share."""
         self._preprocess = preprocess
@@ -102,6 +104,7 @@ class BatchMaker:
         self._num_frames = num_frames
         self._feature_cache = feature_cache
         self._captions = captions
+        self._resident = resident
 
     def __call__(self, step: Step) -> Prepared:
         """Read the pictures; the place of a broken one is taken by the next good pair."""
@@ -129,16 +132,26 @@ class BatchMaker:
             self._captions.get(texts) if self._captions is not None else None,
             tuple(len(image) for image in images) if has_videos else None,
             draws,
-            self._preprocess.normalise if self._feature_cache is None else None,
+            self._to_pixels(),
         )
 
+    def _to_pixels(self) -> Callable[[Tensor], Tensor] | None:
+        if self._feature_cache is not None:
+            return None
+        return self._resident.views if self._resident is not None else self._preprocess.normalise
+
     def _image(self, draw: Draw) -> Tensor:
-        """Pixels `[F,C,H,W]` uint8 with one view for all frames, or the feature `[1,D]`."""
+        """Pixels `[F,C,H,W]` uint8, one view for all frames; or the view, or the feature."""
         if self._feature_cache is not None:
             if self._feature_cache.is_broken(draw.number):
                 raise BrokenExampleError("not_cached", f"{draw.example.id} could not be embedded")
             view = int(draw.rng().integers(self._feature_cache.num_views))
             return self._feature_cache.get([draw.number], [view])
+        if self._resident is not None:
+            self._resident.check(draw.number, draw.example)
+            return torch.tensor(
+                [View.draw(draw.number, self._augment, draw.rng())], dtype=torch.float64
+            )
         frames = draw.example.frames(self._num_frames)
         return torch.stack(
             [random_view(img, self._preprocess, self._augment, draw.rng()) for img in frames]
@@ -163,6 +176,7 @@ class PairBatches:
         seed: int,
         feature_cache: FeatureCache | None = None,
         captions: CaptionFeatures | None = None,
+        resident: ResidentPictures | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -179,6 +193,7 @@ class PairBatches:
             seed: of everything random.
             feature_cache: of a frozen image tower, instead of pixels.
             captions: features of a frozen text tower, beside the tokens.
+            resident: the pictures, decoded and on the device.
             rank: of this process.
             world_size: number of processes.
             num_workers: processes that load; 0 loads in this one. The batches are the same.
@@ -198,11 +213,12 @@ class PairBatches:
             num_frames=num_frames,
             feature_cache=feature_cache,
             captions=captions,
+            resident=resident,
         )
         self.num_pairs = order.count()
         self._num_steps = _whole_steps(self.num_pairs, batch_size * world_size)
         self._num_given = self._num_steps * batch_size
-        self._num_workers = num_workers if feature_cache is None else 0
+        self._num_workers = num_workers if feature_cache is None and resident is None else 0
         self._max_broken_share = max_broken_share
         self._world_size = world_size
         self.state = self._stream.start_of(0)

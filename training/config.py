@@ -46,6 +46,8 @@ class DataConfig(Frozen):
             millions of pairs); the order is then shuffled by shards and blocks.
         block_size: of a stream, pictures that are held in memory and shuffled at a time.
         num_workers: processes that decode; the batches do not depend on it.
+        resident_side: keep all pictures on the device, stretched to squares of this side, and crop
+            there; for sets that fit its memory. `None` decodes each at every visit.
         num_frames: of a video (paper: 16).
         max_broken_share: of pictures that may be missing or damaged before a run stops.
     """
@@ -56,6 +58,7 @@ class DataConfig(Frozen):
     stream: bool = False
     block_size: int = Field(default=10_000, ge=1)
     num_workers: int = Field(default=0, ge=0)
+    resident_side: int | None = Field(default=None, ge=1)
     num_frames: int = Field(default=16, ge=1)
     max_broken_share: float = Field(default=0.05, ge=0, le=1)
 
@@ -315,6 +318,15 @@ class TrainConfig(Frozen):
             )
         if self.freeze_text and self.data.stream:
             raise ValueError("a stream's captions are not known before; set freeze_text=false")
+        return self
+
+    @model_validator(mode="after")
+    def _resident_are_visited(self) -> Self:
+        if self.data.resident_side and (self.data.stream or self.freeze_image):
+            raise ValueError(
+                "data.resident_side keeps the pictures of a list for an image tower that is "
+                "trained; leave it out, or set data.stream=false and freeze_image=false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -327,11 +327,25 @@ def random_view(
     return pixels_CHW
 
 
-def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> Image.Image:
-    """A random crop of at least `min_area` of the picture, stretched by up to 4:3 either way."""
+def _share_and_ratio(min_area: float, rng: np.random.Generator) -> tuple[float, float]:
+    """Of the area that a crop keeps, and of its width to its height, both in shares."""
     share = rng.uniform(min_area, 1.0)
     stretch = min(math.log(4 / 3), math.log(1 / share))  # more would not fit into the picture
-    ratio = math.exp(rng.uniform(-stretch, stretch))
+    return share, math.exp(rng.uniform(-stretch, stretch))
+
+
+def random_box(
+    augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Left, top, width and height, in shares of a picture's sides, of such a crop."""
+    share, ratio = _share_and_ratio(augment.min_area, rng)
+    width, height = math.sqrt(share * ratio), math.sqrt(share / ratio)
+    return rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height
+
+
+def random_crop(img: Image.Image, min_area: float, rng: np.random.Generator) -> Image.Image:
+    """A random crop of at least `min_area` of the picture, stretched by up to 4:3 either way."""
+    share, ratio = _share_and_ratio(min_area, rng)
     width = max(1, round(img.width * math.sqrt(share * ratio)))
     height = max(1, round(img.height * math.sqrt(share / ratio)))
     left = int(rng.integers(img.width - width + 1))

@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import signal
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -61,6 +61,11 @@ def prepare_all(
         del results  # which ends the processes, unless an error's traceback still holds it
         end()
         atexit.unregister(end)
+
+
+def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Parts of `size`, in order; the last may be short."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def _started(

@@ -21,7 +21,7 @@ from cots_model.preprocess import squared
 from training.broken import BrokenCount
 from training.example import BrokenExampleError, Example
 from training.feature_cache import random_crop
-from training.loader import prepare_all
+from training.loader import batched, prepare_all
 from training.orders import MemoryOrder
 from training.tokenizer_config import PictureConfig
 
@@ -157,11 +157,6 @@ def whole_pictures(
         if loaded.pixels_BCHW is not None:
             yield loaded.pixels_BCHW
     broken.finish("whole pictures")
-
-
-def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Parts of `size`, in order; the last may be short."""
-    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def write_comparison(path: Path, original_BCHW: Tensor, painted_BCHW: Tensor) -> None:

@@ -39,6 +39,7 @@ from training.metrics import RetrievalMetrics
 from training.objective import Objective
 from training.orders import ShardOrder
 from training.regression import fit_projections
+from training.resident import ResidentPictures
 from training.tokenizer_source import load_tokenizer_model
 
 _LONGER = " and start from it: init.image=checkpoint:{folder} init.text=checkpoint:{folder}"
@@ -180,6 +181,16 @@ def make_batches(
 ) -> PairBatches:
     """Of a run's training data; features of frozen towers where there are some."""
     data = config.data
+    resident = None
+    if data.resident_side:
+        resident = ResidentPictures.load(
+            examples,
+            preprocess,
+            side=data.resident_side,
+            device=world.device,
+            num_workers=data.num_workers,
+            max_broken_share=data.max_broken_share,
+        )
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
         preprocess,
@@ -188,6 +199,7 @@ def make_batches(
         seed=config.seed,
         feature_cache=cache,
         captions=captions,
+        resident=resident,
         rank=world.rank,
         world_size=world.size,
         num_workers=data.num_workers,
