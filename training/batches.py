@@ -8,7 +8,7 @@ Shape letters: B batch, F pictures or frames, L tokens, C channels, H and W pixe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from training.example import BrokenExampleError, Example
 from training.feature_cache import FeatureCache, random_view
 from training.loader import prepare_all
 from training.orders import MemoryOrder, Order
-from training.resident import ResidentPictures, View
+from training.resident import KeptPictures, ResidentPictures, View
 from training.sampler import Draw, PairStream, State, Step
 
 
@@ -96,7 +96,7 @@ class BatchMaker:
         num_frames: int,
         feature_cache: FeatureCache | None = None,
         captions: CaptionFeatures | None = None,
-        resident: ResidentPictures | None = None,
+        kept: KeptPictures | None = None,
     ) -> None:
         """Take what all batches share."""
         self._preprocess = preprocess
@@ -104,7 +104,7 @@ class BatchMaker:
         self._num_frames = num_frames
         self._feature_cache = feature_cache
         self._captions = captions
-        self._resident = resident
+        self._kept = kept
 
     def __call__(self, step: Step) -> Prepared:
         """Read the pictures; the place of a broken one is taken by the next good pair."""
@@ -132,13 +132,8 @@ class BatchMaker:
             self._captions.get(texts) if self._captions is not None else None,
             tuple(len(image) for image in images) if has_videos else None,
             draws,
-            self._to_pixels(),
+            self._preprocess.normalise if self._feature_cache is None else None,
         )
-
-    def _to_pixels(self) -> Callable[[Tensor], Tensor] | None:
-        if self._feature_cache is not None:
-            return None
-        return self._resident.views if self._resident is not None else self._preprocess.normalise
 
     def _image(self, draw: Draw) -> Tensor:
         """Pixels `[F,C,H,W]` uint8, one view for all frames; or the view, or the feature."""
@@ -147,8 +142,8 @@ class BatchMaker:
                 raise BrokenExampleError("not_cached", f"{draw.example.id} could not be embedded")
             view = int(draw.rng().integers(self._feature_cache.num_views))
             return self._feature_cache.get([draw.number], [view])
-        if self._resident is not None:
-            self._resident.check(draw.number, draw.example)
+        if self._kept is not None:
+            self._kept.check(draw.number, draw.example)
             return torch.tensor(
                 [View.draw(draw.number, self._augment, draw.rng())], dtype=torch.float64
             )
@@ -213,12 +208,13 @@ class PairBatches:
             num_frames=num_frames,
             feature_cache=feature_cache,
             captions=captions,
-            resident=resident,
+            kept=resident.kept if resident is not None else None,
         )
+        self._resident = resident
         self.num_pairs = order.count()
         self._num_steps = _whole_steps(self.num_pairs, batch_size * world_size)
         self._num_given = self._num_steps * batch_size
-        self._num_workers = num_workers if feature_cache is None and resident is None else 0
+        self._num_workers = num_workers if feature_cache is None else 0
         self._max_broken_share = max_broken_share
         self._world_size = world_size
         self.state = self._stream.start_of(0)
@@ -245,10 +241,14 @@ class PairBatches:
             broken.add(prepared.num_draws, prepared.errors)
             self.state = prepared.state
             if prepared.batch is not None:
-                yield prepared.batch
+                yield self._with_pixels(prepared.batch)
             elif self._world_size > 1:  # the others would wait for this rank for ever
                 raise InputError(f"no picture of a step can be read; {prepared.errors[0]}")
         broken.finish(f"epoch {number}")
+
+    def _with_pixels(self, batch: Batch) -> Batch:
+        """Resident pictures are here alone, not where batches are made."""
+        return batch if self._resident is None else replace(batch, to_pixels=self._resident.views)
 
 
 def _whole_steps(num_pictures: int, step_size: int) -> int:

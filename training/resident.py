@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -60,19 +61,43 @@ class View(NamedTuple):
         return cls(row, *box, int(augment.flip and rng.random() < 0.5))
 
 
-class ResidentPictures:
-    """All M whole pictures of a run, as bytes on one device."""
+@dataclass(frozen=True)
+class KeptPictures:
+    """Which pictures are kept; light, can be pickled.
 
-    def __init__(self, pixels_MCSS: Tensor, broken: frozenset[int], preprocess: Preprocess) -> None:
+    Attributes:
+        broken: rows that hold no picture.
+    """
+
+    broken: frozenset[int]
+
+    def check(self, row: int, example: Example) -> None:
+        """Refuse a picture that could not be decoded.
+
+        Raises:
+            BrokenExampleError: if it is one.
+        """
+        if row in self.broken:
+            raise BrokenExampleError("not_kept", f"{example.id} could not be decoded")
+
+
+class ResidentPictures:
+    """All M whole pictures of a run, as bytes on one device.
+
+    Attributes:
+        kept: what those who draw views must know.
+    """
+
+    def __init__(self, pixels_MCSS: Tensor, kept: KeptPictures, preprocess: Preprocess) -> None:
         """Take pictures.
 
         Args:
             pixels_MCSS: uint8, stretched to squares.
-            broken: rows that hold no picture.
+            kept: which of them are there.
             preprocess: of the model.
         """
         self._pixels_MCSS = pixels_MCSS
-        self._broken = broken
+        self.kept = kept
         self._side = preprocess.image_size
         self._normalise: Normalise = preprocess.normalise
 
@@ -120,16 +145,7 @@ class ResidentPictures:
             broken |= {row for row, _ in errors}
             pixels_MCSS[rows[0] : rows[-1] + 1] = pixels_KCSS.to(device)
         count.finish("pictures on the device")
-        return cls(pixels_MCSS, frozenset(broken), preprocess)
-
-    def check(self, row: int, example: Example) -> None:
-        """Refuse a picture that could not be decoded.
-
-        Raises:
-            BrokenExampleError: if it is one.
-        """
-        if row in self._broken:
-            raise BrokenExampleError("not_kept", f"{example.id} could not be decoded")
+        return cls(pixels_MCSS, KeptPictures(frozenset(broken)), preprocess)
 
     def views(self, view_B6: Tensor) -> Tensor:
         """Normalised pixels `[B,3,H,W]` of `View` rows; bicubic, smaller pictures by area."""

@@ -12,7 +12,7 @@ from cots_model.testing import make_tokenizer
 from training.batches import PairBatches
 from training.config import AugmentConfig
 from training.data import read_examples
-from training.resident import ResidentPictures, View
+from training.resident import KeptPictures, ResidentPictures, View
 
 CPU = torch.device("cpu")
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -75,7 +75,7 @@ def test_smaller_views_are_averaged_not_skipped():
     """Stripes of one pixel come to grey, as with Pillow."""
     stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     stripes[..., ::2] = 255
-    kept = ResidentPictures(stripes, frozenset(), plain(16))
+    kept = ResidentPictures(stripes, KeptPictures(frozenset()), plain(16))
     (ours,) = kept.views(view(View(0, *WHOLE, 0)))
     assert (ours - 0.5).abs().max() < 0.1
 
@@ -92,14 +92,18 @@ def test_draws_keep_to_the_picture_and_to_the_share_of_its_area():
     assert max(one.width / one.height for one in drawn) <= 4 / 3 + 1e-9
 
 
-def test_batches_are_the_same_pairs_and_a_broken_picture_is_replaced(smooth, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_the_same_pairs_and_a_broken_picture_is_replaced(smooth, tmp_path, num_workers):
     (tmp_path / "2.png").write_bytes(b"no picture")
     _, examples = smooth
     kept = load(examples, plain(32), 32, max_broken_share=0.5)
     still = AugmentConfig(min_area=1.0, flip=False)
     options = {"batch_size": 4, "seed": 0, "max_broken_share": 0.5}
-    (ours,) = PairBatches(examples, plain(32), still, resident=kept, **options).epoch(0)
     (theirs,) = PairBatches(examples, plain(32), still, **options).epoch(0)
+    made = PairBatches(
+        examples, plain(32), still, resident=kept, num_workers=num_workers, **options
+    )
+    (ours,) = made.epoch(0)
     assert ours.image_id_B.tolist() == theirs.image_id_B.tolist()
     assert 2 not in ours.image_id_B
     assert torch.equal(ours.tok_BL, theirs.tok_BL)
