@@ -175,8 +175,9 @@ def test_runs_and_streams_refuse_files_whose_split_is_not_chosen(karpathy, confi
     for stream in (False, True):
         with pytest.raises(InputError, match=says):
             train(configure(data={"train": [source], "stream": stream}))
+    data = {"train": [source | {"split": "train"}], "evaluate": [source]}
     with pytest.raises(InputError, match=says):
-        train(configure(data={"train": [source | {"split": "train"}], "evaluate": [source]}))
+        train(configure(data=data, batch_size=1))
 
 
 @pytest.mark.parametrize(
