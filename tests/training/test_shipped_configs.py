@@ -231,7 +231,7 @@ def test_the_bundled_checkpoints_runs_follow_each_other():
     for before, after in ((first, second), (second, third)):
         start = f"checkpoint:./{before.output}"
         assert (after.init.image, after.init.text) == (start, start)
-        assert not (after.freeze_image or after.freeze_text)
+        assert {after.freeze_image, after.freeze_text} == {False}
     assert all(second.objective.weights().values())
     assert second.objective.filter.enabled
     tokenizer = load_tokenizer_config(CONFIGS / "tokenizer_mini.yaml")
