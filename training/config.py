@@ -243,6 +243,9 @@ class RegressionConfig(Frozen):
         return self.when in ("last", "both")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimiserConfig(Frozen):
     """AdamW and its schedule.
 
@@ -250,6 +253,9 @@ class OptimiserConfig(Frozen):
         lr: base rate (paper: 5e-5).
         lr_scale: factor by parameter name prefix; the longest matching prefix counts (chosen: parts
             that start from random weights need more).
+        betas: decay rates of AdamW's averages of the gradient and of its square (open in the
+            paper; chosen: Adam's usual ones).
+        eps: what AdamW adds to the denominator (open in the paper; chosen: Adam's usual one).
         weight_decay: paper: 0.02; never on biases, norms, position and class tokens.
         warmup_steps: linear from 0 (chosen; 0 in the paper).
         constant_epochs: epochs at full rate; then linear to 0 (paper: 5).
@@ -258,6 +264,8 @@ class OptimiserConfig(Frozen):
 
     lr: float = Field(default=5e-5, gt=0)
     lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     constant_epochs: int = Field(default=5, ge=0)

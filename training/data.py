@@ -23,6 +23,7 @@ def read_examples(
     *,
     image_root: Path | None = None,
     split: str | None = None,
+    for_training: bool = False,
 ) -> list[Example]:
     """Read all pictures and videos that have captions, in a fixed order.
 
@@ -30,17 +31,18 @@ def read_examples(
         sources: each a path, a mapping as text (see `parse_source`) or a configuration.
         image_root: for annotation files that do not say themselves where their pictures lie.
         split: for Karpathy and MSR-VTT files that do not say themselves which split is meant.
+        for_training: such files must then have been told which split, even if they hold one only.
 
     Raises:
-        InputError: if a source is missing or not in its format, no picture has a caption, or a
-            split is given and no source has any.
+        InputError: if a source is missing or not in its format, no picture has a caption, a split
+            is given and no source has any, or a source has several and none is chosen.
     """
     examples: list[Example] = []
     configs = as_sources(sources)
     if split is not None and not any("split" in _options(source) for source in configs):
         raise InputError(f"no source has a split {split!r}; only Karpathy and MSR-VTT files do")
     for source in configs:
-        found = read_source(_with_defaults(source, image_root, split))
+        found = read_source(_with_defaults(source, image_root, split), for_training=for_training)
         if not found:
             raise InputError(
                 f"{source.path} has no picture with a caption; a sample needs a .txt, or a .json "

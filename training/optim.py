@@ -42,7 +42,9 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         [
             {"params": params, "weight_decay": decay, "lr": rate, "peak_lr": rate}
             for (decay, rate), params in groups.items()
-        ]
+        ],
+        betas=config.betas,
+        eps=config.eps,
     )
 
 

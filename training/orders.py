@@ -114,7 +114,8 @@ class ShardOrder:
             block_size: how many pictures are held and shuffled at a time.
 
         Raises:
-            InputError: if a source is missing or not in its format.
+            InputError: if a source is missing or not in its format, or has splits of which none is
+                chosen.
         """
         self._block_size = block_size
         self._shards: list[Path | Sequence[Example]] = []
@@ -126,7 +127,7 @@ class ShardOrder:
                 source.check_options("shards")
                 self._shards += _shard_paths(source.path)
             else:
-                examples = read_source(source)
+                examples = read_source(source, for_training=True)
                 starts = range(0, len(examples), block_size)
                 self._shards += [examples[at : at + block_size] for at in starts]
             added = range(first, len(self._shards))

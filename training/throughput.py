@@ -66,7 +66,8 @@ def measure_steps(config: TrainConfig, *, runs: int) -> StepTimes:
             )
         torch.manual_seed(config.seed)
         model, preprocess = make_model(config)
-        examples = [] if config.data.stream else read_examples(config.data.train)
+        stream = config.data.stream
+        examples = [] if stream else read_examples(config.data.train, for_training=True)
         batches = make_batches(config, examples, None, None, preprocess, world)
         stepper = make_stepper(config, model, preprocess, world, len(batches))
         return _measure(stepper, _endless(batches), runs)

@@ -35,6 +35,7 @@ class EpochReport:
         perplexity: of those codes' frequencies.
         held_out: mean squared error through the most likely codes, on the evaluation pictures.
         wall_s: seconds of training.
+        kl_weight: of the last step.
     """
 
     epoch: int
@@ -45,6 +46,7 @@ class EpochReport:
     perplexity: float
     held_out: float | None
     wall_s: float
+    kl_weight: float = 0.0  # states of before have none
 
 
 @dataclass
@@ -59,6 +61,7 @@ class EpochSoFar:
     kl: float = 0.0
     temperature: float = 0.0
     wall_s: float = 0.0
+    kl_weight: float = 0.0
 
     def add(self, report: TokenizerStepReport) -> None:
         """Count one step more."""
@@ -66,6 +69,7 @@ class EpochSoFar:
         self.reconstruction += report.reconstruction
         self.kl += report.kl
         self.temperature = report.temperature
+        self.kl_weight = report.kl_weight
         self.count_K = self.count_K + report.count_K
 
     def report(self, held_out: float | None) -> EpochReport:
@@ -80,6 +84,7 @@ class EpochSoFar:
             perplexity=perplexity,
             held_out=held_out,
             wall_s=self.wall_s,
+            kl_weight=self.kl_weight,
         )
 
 

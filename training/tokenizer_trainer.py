@@ -29,12 +29,14 @@ class TokenizerStepReport:
         reconstruction: mean squared error in [0, 1] through relaxed codes.
         kl: KL(codes || uniform) in nats per token.
         temperature: of the relaxation.
+        kl_weight: with which the KL counted.
         count_K: how often each code was the most likely, int64.
     """
 
     reconstruction: float
     kl: float
     temperature: float
+    kl_weight: float
     count_K: Tensor
 
 
@@ -77,7 +79,9 @@ class TokenizerTrainer:
         self._update(reconstruction + kl_weight * kl + balance)
         most_likely = logits_BKhw.argmax(dim=1).flatten()
         count_K = torch.bincount(most_likely, minlength=self.dvae.vocab_size).cpu()
-        return TokenizerStepReport(reconstruction.item(), kl.item(), temperature, count_K)
+        return TokenizerStepReport(
+            reconstruction.item(), kl.item(), temperature, kl_weight, count_K
+        )
 
     def _update(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

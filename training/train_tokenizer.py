@@ -76,7 +76,7 @@ def train_tokenizer(config: TokenizerTrainConfig) -> TokenizerResult:
     """
     check_output(config.output, config, may_change=_MAY_CHANGE, files=_FILES)
     torch.manual_seed(config.seed)
-    examples = read_examples(config.data.train)
+    examples = read_examples(config.data.train, for_training=True)
     evaluated = read_examples(config.data.evaluate) if config.data.evaluate else []
     with listen_for_stop() as stop:
         return _TokenizerRun(config, examples, evaluated, stop).train()

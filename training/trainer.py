@@ -87,7 +87,8 @@ def _train(config: TrainConfig, report: FilterReport | None, world: World) -> Tr
         check_output(config.output, config, may_change=MAY_CHANGE, files=FILES, longer=_LONGER)
     torch.manual_seed(config.seed)
     model, preprocess = make_model(config)
-    examples = [] if config.data.stream else read_examples(config.data.train)
+    stream = config.data.stream
+    examples = [] if stream else read_examples(config.data.train, for_training=True)
     cache = _feature_cache(config, model, preprocess, examples)
     captions = _caption_features(config, model, preprocess, examples)
     batches = make_batches(config, examples, cache, captions, preprocess, world)

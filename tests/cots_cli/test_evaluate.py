@@ -97,6 +97,10 @@ def test_evaluate_reads_karpathy_files(cots, photos, tiny_checkpoint, tmp_path):
     status, _, err = cots(*fixed, "--split", "test")
     assert status == 2
     assert "image_root: ...}, or --image-root" in err
+    status, _, err = cots(*fixed, "--image-root", photos)
+    assert status == 2
+    assert "holds the splits test (2), train (1), val (1); say which is meant" in err
+    assert "--split test" in err
 
 
 def test_evaluate_takes_sources_as_mappings(cots, photos, tiny_checkpoint, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from cots_model.errors import InputError
 from tests.training.conftest import png, two_colours, write_folder, write_tar
 from training.data import read_examples
+from training.formats.source import SourceConfig
+from training.trainer import train
 
 
 def test_tar_gives_captions_of_json_and_txt(tmp_path):
@@ -98,7 +100,6 @@ def karpathy(tmp_path) -> Path:
         ("restval", ["b.png"]),
         ("val", ["c.png"]),
         ("test", ["d.png"]),
-        (None, ["a.png", "b.png", "c.png", "d.png"]),
     ],
 )
 def test_karpathy_splits(karpathy, split, names):
@@ -122,7 +123,61 @@ def test_karpathy_names_its_splits_when_asked_for_another(karpathy):
 
 def test_karpathy_needs_an_image_root(karpathy):
     with pytest.raises(InputError, match="image_root: "):
-        read_examples([str(karpathy)])
+        read_examples([str(karpathy)], split="val")
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_karpathy_splits_are_never_taken_together(karpathy, for_training):
+    """Test pictures would enter training, and nothing would say so."""
+    usual = "train" if for_training else "test"
+    says = rf"restval \(1\), test \(2\), train \(1\), val \(1\); say.*split: {usual}\}}"
+    with pytest.raises(InputError, match=says) as caught:
+        read_examples([str(karpathy)], image_root=karpathy.parent, for_training=for_training)
+    assert ("--split test" in str(caught.value)) is not for_training
+
+
+def test_a_single_split_can_be_scored_but_training_must_name_it(karpathy):
+    root = karpathy.parent / "images"
+    content = json.loads(karpathy.read_text())
+    content["images"] = [image for image in content["images"] if image["split"] == "test"]
+    karpathy.write_text(json.dumps(content))
+    (scored,) = read_examples([str(karpathy)], image_root=root)
+    assert scored.id == "d.png"
+    with pytest.raises(InputError, match=r"the split test \(2\); say which.*split: test\}"):
+        read_examples([str(karpathy)], image_root=root, for_training=True)
+    (chosen,) = read_examples([str(karpathy)], image_root=root, split="test", for_training=True)
+    assert chosen == scored
+
+
+def test_a_list_of_pictures_says_as_much_as_a_split(karpathy):
+    names = karpathy.parent / "mine.txt"
+    names.write_text("b.png\na.png\n")
+    source = SourceConfig(path=str(karpathy), image_root=karpathy.parent, split_file=names)
+    examples = read_examples([source], for_training=True)
+    assert [e.id for e in examples] == ["a.png", "b.png"]
+
+
+def test_a_karpathy_file_without_splits_is_taken_whole(karpathy):
+    content = json.loads(karpathy.read_text())
+    for image in content["images"]:
+        del image["split"]
+    karpathy.write_text(json.dumps(content))
+    assert len(read_examples([str(karpathy)], image_root=karpathy.parent, for_training=True)) == 4
+    content["images"][0]["split"] = "test"
+    karpathy.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"the splits none \(4\), test \(1\)"):
+        read_examples([str(karpathy)], image_root=karpathy.parent)
+
+
+def test_runs_and_streams_refuse_files_whose_split_is_not_chosen(karpathy, configure):
+    source = {"path": str(karpathy), "image_root": str(karpathy.parent / "images")}
+    says = "holds the splits restval"
+    for stream in (False, True):
+        with pytest.raises(InputError, match=says):
+            train(configure(data={"train": [source], "stream": stream}))
+    data = {"train": [source | {"split": "train"}], "evaluate": [source]}
+    with pytest.raises(InputError, match=says):
+        train(configure(data=data, batch_size=1))
 
 
 @pytest.mark.parametrize(

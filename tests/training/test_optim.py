@@ -91,5 +91,39 @@ def test_set_lr_keeps_the_proportions(model):
         assert rates == pytest.approx([1e-3 * factor, 4e-3 * factor])
 
 
-def test_optimiser_is_adamw(model):
-    assert isinstance(make_optimiser(model, OptimiserConfig()), torch.optim.AdamW)
+def test_optimiser_is_adamw_with_adams_own_values_unless_told_otherwise(model):
+    optimiser = make_optimiser(model, OptimiserConfig())
+    assert isinstance(optimiser, torch.optim.AdamW)
+    assert {group["betas"] for group in optimiser.param_groups} == {(0.9, 0.999)}
+    assert {group["eps"] for group in optimiser.param_groups} == {1e-8}
+
+
+def test_betas_and_eps_are_as_configured(model):
+    optimiser = make_optimiser(model, OptimiserConfig(betas=[0.8, 0.98], eps=1e-6))
+    assert len(optimiser.param_groups) > 1
+    for group in optimiser.param_groups:
+        assert (group["betas"], group["eps"]) == ((0.8, 0.98), 1e-6)
+
+
+def test_a_step_is_the_formula_of_adamw():
+    """Two steps of one weight, written out: betas, eps and decay enter as they should."""
+    layer = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    config = OptimiserConfig(lr=0.1, weight_decay=0.02, betas=(0.8, 0.98), eps=1e-3)
+    optimiser = make_optimiser(layer, config)
+    expected, first, second = layer.weight.detach().clone(), 0.0, 0.0
+    for step, gradient in enumerate((torch.tensor([[0.5, -2.0]]), torch.tensor([[1.0, 3.0]])), 1):
+        gradient = gradient.double()
+        layer.weight.grad = gradient.clone()
+        optimiser.step()
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.98 * second + 0.02 * gradient**2
+        root = (second / (1 - 0.98**step)).sqrt()
+        expected = expected * (1 - 0.1 * 0.02)
+        expected = expected - 0.1 * first / (1 - 0.8**step) / (root + 1e-3)
+        torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("change", [{"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"eps": 0}])
+def test_values_that_adamw_cannot_use_are_refused(change):
+    with pytest.raises(ValueError, match=r"betas|eps"):
+        OptimiserConfig(**change)

@@ -132,7 +132,8 @@ def test_runs_load_and_build(path):
     model.image_projection.requires_grad_(True)
     model.text_projection.requires_grad_(True)
     assert make_optimiser(objective, config.optimiser).param_groups
-    assert len(config.init.beside) == len(shipped.model.image.beside)
+    brings_all = config.init.image.startswith("checkpoint:")
+    assert len(config.init.beside) == (0 if brings_all else len(shipped.model.image.beside))
 
 
 @pytest.mark.parametrize("path", TOKENIZERS, ids=stem)
@@ -221,6 +222,22 @@ def test_the_small_tokenizer_makes_the_small_towers_patches():
     assert grid == (tokenizer.model.grid, tokenizer.model.grid)
     assert tokenizer.picture.image_size == shipped.preprocess.image_size
     assert tokenizer.picture.resize == shipped.preprocess.resize
+
+
+def test_the_bundled_checkpoints_runs_follow_each_other():
+    """Closed-form start, all levels, fine-tuning; each starts where the one before ends."""
+    first, second, third = (load(f"cots-mini{part}") for part in ("-start", "-pretrain", ""))
+    assert (first.epochs, first.regression.when) == (0, "last")
+    for before, after in ((first, second), (second, third)):
+        start = f"checkpoint:./{before.output}"
+        assert (after.init.image, after.init.text) == (start, start)
+        assert {after.freeze_image, after.freeze_text} == {False}
+    assert all(second.objective.weights().values())
+    assert second.objective.filter.enabled
+    tokenizer = load_tokenizer_config(CONFIGS / "tokenizer_mini.yaml")
+    assert second.objective.vision.tokenizer == str(tokenizer.output)
+    on = {level for level, weight in third.objective.weights().items() if weight}
+    assert on == {"image_to_text", "text_to_image", "task"}
 
 
 def test_small_runs_name_shards_of_the_development_data(shared_data):

@@ -15,7 +15,7 @@ from tests.training.conftest import write_folder
 from training.batches import PairBatches
 from training.engine.world import World
 from training.evaluate import evaluate, format_metrics
-from training.trainer import make_model, make_stepper, train
+from training.trainer import make_batches, make_model, make_stepper, train
 
 
 def test_hidden_words_start_from_berts_own_head(configure, bert, tmp_path):
@@ -45,6 +45,28 @@ def test_the_time_of_a_run_has_the_waiting_for_data(configure, monkeypatch):
     assert train(config).wall_s > 4 * 0.1
     lines = [json.loads(line) for line in (config.output / "log.jsonl").read_text().splitlines()]
     assert [line["speed/wait_s"] >= 0.1 for line in lines] == [True] * 4
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 1e6])
+def test_the_gradient_is_clipped_to_the_norm_that_is_configured(configure, examples, clip_norm):
+    """With an eps far above the gradient, AdamW's first step is lr / eps times the gradient."""
+    config = configure(
+        "objective.language.weight=1",
+        optimiser={"lr": 1e3, "eps": 1e3, "weight_decay": 0, "clip_norm": clip_norm},
+    )
+    world = World(0, 1, torch.device("cpu"))
+    model, preprocess = make_model(config)
+    batches = make_batches(config, examples, None, None, preprocess, world)
+    stepper = make_stepper(config, model, preprocess, world, len(batches))
+    weights = list(stepper.objective.parameters())
+    before = [weight.detach().clone() for weight in weights]
+    report = stepper.run([next(batches.epoch(0))])
+    moved = (
+        sum(float((w.detach() - b).square().sum()) for w, b in zip(weights, before, strict=True))
+        ** 0.5
+    )
+    assert report.grad_norm > 0.1  # as it is without
+    assert moved == pytest.approx(min(report.grad_norm, clip_norm), rel=0.01)
 
 
 @pytest.mark.slow

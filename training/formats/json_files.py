@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from cots_model.errors import InputError
@@ -36,6 +37,33 @@ def guess_json(root: Cursor) -> Format:
         return "karpathy"
     keys = ", ".join(map(str, list(root.value)[:8])) if isinstance(root.value, dict) else "no keys"
     raise InputError(f"{root.file} is in no known format, its top has {keys}; {_ACCEPTED}")
+
+
+def check_split_is_chosen(root: Cursor, source: SourceConfig, *, for_training: bool) -> None:
+    """Refuse to take all splits of a Karpathy or MSR-VTT file together.
+
+    Its test part would enter training, or its training part the scores, and nothing would say so.
+    A file of one split can be scored as it is.
+
+    Raises:
+        InputError: if neither `split` nor `split_file` says which part is meant, with the splits.
+    """
+    if source.split is not None or source.split_file is not None:
+        return
+    top = "videos" if root.has("videos") else "images"
+    splits = Counter(
+        item.at("split").text() if item.has("split") else "" for item in root.at(top).items()
+    )
+    if len(splits) < 2 and not (for_training and any(splits)):
+        return
+    found = ", ".join(f"{name or 'none'} ({count:,})" for name, count in sorted(splits.items()))
+    usual = "train" if for_training else "test"
+    use = usual if usual in splits else max(splits)
+    raise InputError(
+        f"{root.file} holds the split{'s' * (len(splits) > 1)} {found}; say which is meant, "
+        f"{{path: ..., split: {use}}}, or name its pictures in a split_file"
+        f"{'' if for_training else f' (of cots evaluate: --split {use})'}"
+    )
 
 
 def read_karpathy(root: Cursor, source: SourceConfig) -> Iterator[Entry]:

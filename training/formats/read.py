@@ -16,6 +16,7 @@ from training.formats.cursor import Cursor, load_json
 from training.formats.entries import Entry
 from training.formats.flickr import looks_like_flickr, read_flickr
 from training.formats.json_files import (
+    check_split_is_chosen,
     guess_json,
     read_coco,
     read_frozen,
@@ -24,7 +25,7 @@ from training.formats.json_files import (
     read_msrvtt,
 )
 from training.formats.pairs import read_pairs
-from training.formats.source import Format, SourceConfig
+from training.formats.source import OPTIONS, Format, SourceConfig
 from training.formats.table import read_table
 from training.formats.text_file import choose, head, read_split_file
 
@@ -40,11 +41,17 @@ _JSON: dict[str, Callable[[Cursor, SourceConfig], Iterable[Entry]]] = {
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".token")
 
 
-def read_source(source: SourceConfig) -> list[Example]:
+def read_source(source: SourceConfig, *, for_training: bool = False) -> list[Example]:
     """All pictures and videos with captions of a source, in a fixed order.
 
+    Args:
+        source: what to read.
+        for_training: a file that knows splits must then be told which of them to take, even if
+            it has one only.
+
     Raises:
-        InputError: if it is missing or not in its format, saying where and what is accepted.
+        InputError: if it is missing or not in its format, saying where and what is accepted, or
+            has several splits and none is chosen.
         ConfigError: if a key of the source means nothing for its format.
     """
     kind = source.format if source.format != "auto" else _guess_by_name(source)
@@ -56,6 +63,8 @@ def read_source(source: SourceConfig) -> list[Example]:
         kind = guess_json(root)
     assert kind is not None
     source.check_options(kind)
+    if root is not None and "split" in OPTIONS[kind]:
+        check_split_is_chosen(root, source, for_training=for_training)
     return _examples(_entries(kind, root, source), source)
 
 

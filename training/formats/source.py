@@ -42,7 +42,8 @@ class SourceConfig(Frozen):
         image_root: folder or tar file that the names in an annotation file refer to; not needed
             where all of them are absolute.
         split: for Karpathy files `train` (which takes `restval` too), `val` or `test`; for
-            MSRVTT_data.json `train`, `validate` or `test`.
+            MSRVTT_data.json `train`, `validate` or `test`. Training needs it or `split_file`, and
+            so does evaluation where a file has several.
         split_file: keep only what this list names: a text file with one name a line, or a csv with
             a column `video_id`, `image` or `filename`; its column `sentence` replaces the captions.
         image_column: of a table; told from common names if left out.

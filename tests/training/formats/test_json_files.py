@@ -84,7 +84,6 @@ def test_videos_are_told_by_their_suffix(read, images):
         ("val", ["video1"]),
         ("validate", ["video1"]),
         ("test", ["video2", "video3"]),
-        (None, ["video0", "video1", "video2", "video3"]),
     ],
 )
 def test_msrvtt_has_the_full_split_in_itself(read, images, split, ids):
@@ -172,7 +171,8 @@ def broken(content: dict, *way: object, value: object = None) -> dict:
     ],
 )
 def test_a_bad_file_says_where_and_what(error, content, says):
-    message = error("x.json", content)
+    is_msrvtt = isinstance(content, dict) and "videos" in content
+    message = error("x.json", content, split="validate" if is_msrvtt else None)
     assert says in message
     assert "x.json" in message
 
@@ -192,10 +192,23 @@ def test_a_format_that_is_named_is_not_guessed(error):
     [
         (COCO, {"split": "train"}, "is of the format coco, which has no use for split"),
         (COCO, {"suffix": ".avi"}, "it takes image_root, split_file"),
+        (
+            MSRVTT,
+            {},
+            "the splits test (2), train (1), validate (1); say which is meant, {path: ..., ",
+        ),
         (MSRVTT, {"split": "dev"}, "no split 'dev'; it has ['test', 'train', 'validate']"),
         (MSRVTT, {"caption_column": "x"}, "no use for caption_column"),
-        (MSRVTT, {"image_root": "nowhere"}, "image_root nowhere is neither a folder nor a tar"),
-        (MSRVTT, {"image_root": None}, "names pictures without saying where, such as 'video0.mp4'"),
+        (
+            MSRVTT,
+            {"split": "test", "image_root": "nowhere"},
+            "image_root nowhere is neither a folder nor a tar",
+        ),
+        (
+            MSRVTT,
+            {"split": "train", "image_root": None},
+            "names pictures without saying where, such as 'video0.mp4'",
+        ),
         (MSRVTT, {"split_file": "no.csv"}, "no.csv cannot be read (No such file"),
     ],
 )
