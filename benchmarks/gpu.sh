@@ -5,10 +5,12 @@
 #   OUT=results bash benchmarks/gpu.sh bench table3   # these stages alone, in this order
 #   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh     # the same steps, tiny, on the CPU
 #
-# Stages: tokenizers, bench, mini (cots-mini from its start to its end), table3 (beside mini if both
-# are asked for), search, tests. DATA is the folder of development data (flickr8k/, web_pairs/, ...);
-# drawings are taken from shards/ where they are, see docs/training.md. Every step writes a log to
-# $OUT; a step that fails is reported at the end and does not stop the others.
+# Stages: starts (closed-form projections for both models), tokenizers, bench (alone on the card, or
+# its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, tests.
+# What a stage left in RUNS is not made again, so a machine that is lent for minutes can be given the
+# starts and tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
+# configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
+# to $OUT; a step that fails is reported at the end and does not stop the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?set OUT to the folder for results}
@@ -18,6 +20,7 @@ DRY_RUN=${DRY_RUN:-0}
 RUNS=${RUNS:-runs}
 SEEDS=${SEEDS:-"0 1 2"}
 MINI_EPOCHS=${MINI_EPOCHS:-15}
+LIMIT_S=${LIMIT_S:-3600} # of one step
 TABLE3_EPOCHS=${TABLE3_EPOCHS:-8}
 WORKERS=${WORKERS:-$(($(nproc) / 2))}
 JOBS=${JOBS:-3}
@@ -35,7 +38,7 @@ step() {
   shift
   echo "== $name: $*" >"$OUT/$name.log"
   local started=$SECONDS
-  if "$@" >>"$OUT/$name.log" 2>&1; then
+  if timeout "$LIMIT_S" "$@" >>"$OUT/$name.log" 2>&1; then
     echo "$name: done in $((SECONDS - started)) s"
   else
     echo "$name: FAILED with $? after $((SECONDS - started)) s; see $name.log"
@@ -43,7 +46,7 @@ step() {
   fi
 }
 
-cots() { "$PYTHON" -m cots_cli.main --log-level INFO "$@"; }
+cots=("$PYTHON" -m cots_cli.main --log-level INFO)
 
 {
   date -u +%Y-%m-%dT%H:%M:%SZ
@@ -54,7 +57,7 @@ cots() { "$PYTHON" -m cots_cli.main --log-level INFO "$@"; }
 evaluate=$DATA/flickr8k/val-00000.tar
 photos="['$DATA/flickr8k/train-{00000..00002}.tar']"
 pairs="['$DATA/flickr8k/train-{00000..00002}.tar', '$DATA/web_pairs/*.tar']"
-mini=()
+tiny=()
 tokenizer=(data.num_workers="$WORKERS" "device=$DEVICE")
 batch=256
 steps=20
@@ -67,19 +70,30 @@ with tarfile.open(sys.argv[1]) as whole, tarfile.open(sys.argv[2], "w") as tiny:
 PYTHON_END
   evaluate=$OUT/tiny.tar
   photos="[$evaluate]" pairs="[$evaluate]"
-  mini=("data.train=$photos" "data.evaluate=$photos")
+  tiny=("data.train=$photos" "data.evaluate=$photos")
   tokenizer+=(epochs=1 collapse.min_perplexity=1 collapse.min_usage=0)
   batch=16
   steps=1
 fi
 
+# Where cots-mini and the rows of Table 3 start.
+starts() {
+  local both=("device=$DEVICE" "data.cache_dir=$RUNS/cache" "data.evaluate=[]")
+  [[ -e $RUNS/cots-mini-gpu/start/config.json ]] || step start_mini "${cots[@]}" train pretrain \
+    --config training/configs/cots_mini_gpu/start.yaml "output=$RUNS/cots-mini-gpu/start" \
+    "${both[@]}" "${tiny[@]}"
+  [[ -e $RUNS/ablation-mini/start/config.json ]] || step start_table3 "${cots[@]}" train pretrain \
+    --config training/configs/ablation_mini/start.yaml "output=$RUNS/ablation-mini/start" \
+    "data.train=$pairs" "${both[@]}"
+}
+
 # Tokens of hidden patches, for both models.
 tokenizers() {
   local name
   for name in tokenizer_mini tokenizer_mini_112; do
-    [[ -e $RUNS/${name//_/-}/config.json ]] || step "$name" cots train tokenizer \
+    [[ -e $RUNS/${name//_/-}/config.json ]] || step "$name" "${cots[@]}" train tokenizer \
       --config "training/configs/$name.yaml" "output=$RUNS/${name//_/-}" "data.train=$photos" \
-      "data.evaluate=[$evaluate]" "${tokenizer[@]}" &
+      "data.evaluate=[]" "${tokenizer[@]}" &
   done
   wait
 }
@@ -90,35 +104,37 @@ bench() {
   local paper=(--config training/configs/pretrain_cc4m.yaml "init.image=checkpoint:$RUNS/base"
     "init.text=checkpoint:$RUNS/base" data.stream=false "data.evaluate=[]"
     "objective.vision.tokenizer=$RUNS/dalle.pt")
-  local small=("init.image=checkpoint:$RUNS/cots-mini-start" "init.text=checkpoint:$RUNS/cots-mini-start"
-    "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots-mini-pretrain.yaml)
+  local small=("init.image=checkpoint:$RUNS/cots-mini-gpu/start" "init.text=checkpoint:$RUNS/cots-mini-gpu/start"
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots_mini_gpu/pretrain.yaml)
   local all=("data.train=$pairs" "device=$DEVICE" data.num_workers="$WORKERS" --runs "$steps" --out "$OUT")
   local base_batch=128
   [[ $DRY_RUN == 1 ]] && base_batch=2
-  step bench_base cots bench train "${paper[@]}" batch_size=$base_batch \
+  step bench_base "${cots[@]}" bench train "${paper[@]}" batch_size=$base_batch \
     engine.activation_checkpointing=false "${all[@]}"
-  step bench_base_compiled cots bench train "${paper[@]}" batch_size=$base_batch \
+  step bench_base_compiled "${cots[@]}" bench train "${paper[@]}" batch_size=$base_batch \
     engine.activation_checkpointing=false engine.compile=true "${all[@]}"
-  step bench_base_recomputed cots bench train "${paper[@]}" batch_size=$base_batch "${all[@]}"
-  step bench_mini cots bench train "${small[@]}" batch_size=$batch "${all[@]}"
-  step bench_mini_channels_last cots bench train "${small[@]}" batch_size=$batch \
-    engine.channels_last=true "${all[@]}"
+  step bench_base_recomputed "${cots[@]}" bench train "${paper[@]}" batch_size=$base_batch "${all[@]}"
+  step bench_mini "${cots[@]}" bench train "${small[@]}" batch_size=$batch "${all[@]}"
+  step bench_mini_channels_first "${cots[@]}" bench train "${small[@]}" batch_size=$batch \
+    engine.channels_last=false "${all[@]}"
+  local row=("init.image=checkpoint:$RUNS/ablation-mini/start" "init.text=checkpoint:$RUNS/ablation-mini/start"
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini-112" data.resident_side=224 batch_size=$batch)
+  for name in instance full; do
+    step "bench_$name" "${cots[@]}" bench train --config "training/configs/ablation_mini/$name.yaml" "${row[@]}" "${all[@]}"
+  done
 }
 
-# The bundled checkpoint: its start, all levels, the fine-tuning.
+# cots-mini with nothing frozen: all levels, then the fine-tuning.
 mini() {
-  local both=("device=$DEVICE" data.num_workers="$WORKERS" "data.cache_dir=$RUNS/cache"
-    batch_size=$batch "${mini[@]}")
-  local start=$RUNS/cots-mini-start
-  [[ -e $start/config.json ]] || step mini_start cots train pretrain \
-    --config training/configs/cots-mini-start.yaml "output=$start" "${both[@]}"
-  step mini_pretrain cots train pretrain --config training/configs/cots-mini-pretrain.yaml \
+  local both=("device=$DEVICE" data.num_workers="$WORKERS" batch_size=$batch "${tiny[@]}")
+  local start=$RUNS/cots-mini-gpu/start
+  step mini_pretrain "${cots[@]}" train pretrain --config training/configs/cots_mini_gpu/pretrain.yaml \
     "init.image=checkpoint:$start" "init.text=checkpoint:$start" "epochs=$MINI_EPOCHS" \
-    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-pretrain" "${both[@]}"
-  step mini_finetune cots train finetune --config training/configs/cots-mini.yaml \
-    "init.image=checkpoint:$RUNS/cots-mini-pretrain" "init.text=checkpoint:$RUNS/cots-mini-pretrain" \
-    "output=$RUNS/cots-mini" "${both[@]}"
-  step mini_evaluate cots evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini" \
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-gpu/pretrain" "${both[@]}"
+  step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini_gpu/finetune.yaml \
+    "init.image=checkpoint:$RUNS/cots-mini-gpu/pretrain" "init.text=checkpoint:$RUNS/cots-mini-gpu/pretrain" \
+    "output=$RUNS/cots-mini-gpu/finetune" "${both[@]}"
+  step mini_evaluate "${cots[@]}" evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini-gpu/finetune" \
     --device "$DEVICE" --json
 }
 
@@ -127,25 +143,23 @@ table3() {
   local seeds=() seed
   for seed in $SEEDS; do seeds+=(--seed "$seed"); done
   local rows=("device=$DEVICE" "data.train=$pairs" "data.evaluate=[$evaluate]"
-    "data.cache_dir=$RUNS/cache" "objective.vision.tokenizer=$RUNS/tokenizer-mini-112"
+    data.resident_side=224 objective.vision.mask=random "objective.vision.tokenizer=$RUNS/tokenizer-mini-112"
     "epochs=$TABLE3_EPOCHS" evaluate_every=100 engine.save_every=1000000 engine.keep_states=1
     batch_size=$batch data.num_workers=$((WORKERS / 2)))
-  local start=$RUNS/ablation-mini-start
-  [[ -e $start/config.json ]] || step table3_start cots train pretrain \
-    --config training/configs/ablation_mini/start.yaml "${rows[@]}" epochs=0 "output=$start"
+  local start=$RUNS/ablation-mini/start
   step table3 "$PYTHON" benchmarks/table3.py --output "$RUNS/table3" --start "$start" --jobs "$JOBS" \
     "${seeds[@]}" "${rows[@]}"
-  cp "$RUNS/table3/table3.md" "$OUT/"
-  step filtered cots train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
+  step table3_copied cp "$RUNS/table3/table3.md" "$OUT/"
+  step filtered "${cots[@]}" train pretrain --config training/configs/ablation_mini/full.yaml seed=3 \
     "output=$RUNS/filtered" --report-filtered "$OUT/filtered.html" "${rows[@]}" \
     "init.image=checkpoint:$start" "init.text=checkpoint:$start"
 }
 
 # Building and searching a gallery on the GPU, queries one at a time.
 search() {
-  step index cots index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
-  step search cots search --gallery "$OUT/gallery" "a dog runs through snow" --json
-  step bench_query cots bench query --out "$OUT"
+  step index "${cots[@]}" index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
+  step search "${cots[@]}" search --gallery "$OUT/gallery" "a dog runs through snow" --json
+  step bench_query "${cots[@]}" bench query --out "$OUT"
   rm -rf "$OUT/gallery"
 }
 
@@ -155,15 +169,8 @@ tests() {
 }
 
 stages=("$@")
-((${#stages[@]})) || stages=(tokenizers bench mini table3 search tests)
-for stage in "${stages[@]}"; do
-  if [[ $stage == mini && " ${stages[*]} " == *" table3 "* ]]; then
-    mini &
-  else
-    "$stage"
-  fi
-done
-wait
+((${#stages[@]})) || stages=(starts tokenizers bench table3 mini search tests)
+for stage in "${stages[@]}"; do "$stage"; done
 if [[ -s $failed ]]; then
   echo "failed: $(tr '\n' ' ' <"$failed")"
   exit 1

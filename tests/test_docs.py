@@ -217,7 +217,7 @@ def test_commands_that_train_name_files_and_keys_that_exist(page, line, monkeypa
 
 def test_shards_of_drawings_that_the_bundled_checkpoint_needs_have_their_command():
     made = [parse(line)[2]["shard"] for line in commands("training.md") if ".collect " in line]
-    sources = load_train_config(CONFIGS / "cots-mini-pretrain.yaml").data.train
+    sources = load_train_config(CONFIGS / "cots_mini_gpu/pretrain.yaml").data.train
     needed = {source.path for source in sources if source.path.startswith("shards/")}
     assert set(made) - needed == {"shards/twemoji.tar"}  # to score on
     assert needed <= set(made)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cots_cli.main import SUB_COMMANDS
+from training.config import load_train_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -99,3 +100,30 @@ def test_setup_refuses_an_old_python_in_one_line(tmp_path):
     assert done.returncode == 2
     assert "is Python 3.9.2; Python 3.11 or newer is needed" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_gpu_script_names_data_that_configurations_take():
+    """A pattern with braces in a list must be quoted; a dry run replaces these values."""
+    lines = (REPOSITORY / "benchmarks/gpu.sh").read_text("utf-8").splitlines()
+    given = [line for line in lines if line.startswith(("photos=", "pairs=", "evaluate="))]
+    assert len(given) == 3
+    script = "\n".join(["DATA=data", *given, 'printf "%s\\n" "$photos" "$pairs" "[$evaluate]"'])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    photos, pairs, evaluate = done.stdout.splitlines()
+    config = load_train_config(
+        REPOSITORY / "training/configs/ablation_mini/full.yaml",
+        [f"data.train={pairs}", f"data.evaluate={evaluate}"],
+    )
+    assert [source.path for source in config.data.train] == [
+        "data/flickr8k/train-{00000..00002}.tar",
+        "data/web_pairs/*.tar",
+    ]
+    assert [source.path for source in config.data.evaluate] == ["data/flickr8k/val-00000.tar"]
+    assert yaml.safe_load(photos) == ["data/flickr8k/train-{00000..00002}.tar"]
+
+
+def test_gpu_script_names_configurations_that_are_there():
+    script = (REPOSITORY / "benchmarks/gpu.sh").read_text("utf-8")
+    named = set(re.findall(r"training/configs/[\w/]+\.yaml", script))
+    assert len(named) >= 5
+    assert not [name for name in sorted(named) if not (REPOSITORY / name).is_file()]

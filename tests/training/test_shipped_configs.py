@@ -225,8 +225,18 @@ def test_the_small_tokenizer_makes_the_small_towers_patches():
 
 
 def test_the_bundled_checkpoints_runs_follow_each_other():
+    """Contrast trains the text tower; then both projections alone."""
+    first, second = load("cots-mini-contrast"), load("cots-mini")
+    assert second.init.text == f"checkpoint:./{first.output}"
+    assert (second.init.image, second.init.beside) == (first.init.image, first.init.beside)
+    assert (first.freeze_image, first.freeze_text) == (True, False)
+    assert (second.freeze_image, second.freeze_text) == (True, True)
+
+
+def test_the_runs_on_a_gpu_follow_each_other():
     """Closed-form start, all levels, fine-tuning; each starts where the one before ends."""
-    first, second, third = (load(f"cots-mini{part}") for part in ("-start", "-pretrain", ""))
+    runs = ("start", "pretrain", "finetune")
+    first, second, third = (load(f"cots_mini_gpu/{name}") for name in runs)
     assert (first.epochs, first.regression.when) == (0, "last")
     for before, after in ((first, second), (second, third)):
         start = f"checkpoint:./{before.output}"
