@@ -7,7 +7,7 @@
 #
 # Stages: starts (closed-form projections for both models), tokenizers, bench (alone on the card, or
 # its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, tests.
-# What a stage left in RUNS is not made again, so a machine that is lent for minutes can be given the
+# What a stage left in RUNS is not made again, so a machine that is there for minutes can be given the
 # starts and tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
 # configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
 # to $OUT; a step that fails is reported at the end and does not stop the others.
