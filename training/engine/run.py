@@ -27,7 +27,8 @@ from training.engine.same_run import (
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.speed import Speed
 from training.engine.states import STATES, StateFolder
-from training.engine.stepper import Stepper, StepReport
+from training.engine.step_report import StepReport
+from training.engine.stepper import Stepper
 from training.engine.stopping import StoppedError, StopRequest
 from training.errors import TrainingError
 from training.example import Example
