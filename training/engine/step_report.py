@@ -17,7 +17,8 @@ class StepReport:
         std: its σ.
         threshold: below it a pair is dropped.
         grad_norm: before clipping.
-        lr_factor: of the peak learning rates.
+        lr: base learning rate of the step, before `lr_scale`.
+        is_full: whether the queues were full before it.
         dropped: of each dropped pair of this process: which batch, which row, its similarity.
     """
 
@@ -28,7 +29,8 @@ class StepReport:
     std: float
     threshold: float
     grad_norm: float
-    lr_factor: float
+    lr: float
+    is_full: bool
     dropped: tuple[tuple[int, int, float], ...]
 
     def figures(self) -> dict[str, float]:
@@ -41,5 +43,5 @@ class StepReport:
             "filter/std": self.std,
             "filter/threshold": self.threshold,
             "optimiser/grad_norm": self.grad_norm,
-            "optimiser/lr_factor": self.lr_factor,
+            "optimiser/lr": self.lr,
         }

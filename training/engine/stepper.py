@@ -106,7 +106,8 @@ class Stepper:
             self.optimiser.step()
         self._enqueue(prepared)
         self.step += 1
-        return self._report(prepared, totals, losses, accuracies, grad_norm, factor)
+        lr = factor * self.config.optimiser.lr
+        return self._report(prepared, totals, losses, accuracies, grad_norm, lr)
 
     def _enqueue(self, prepared: Sequence[Judged]) -> None:
         with self.times("queues"):
@@ -215,7 +216,7 @@ class Stepper:
         losses: dict[str, float],
         accuracies: dict[str, float],
         grad_norm: float,
-        factor: float,
+        lr: float,
     ) -> StepReport:
         judged = prepared[0].judged
         pairs = sum(len(one.keys.text_BE) for one in prepared) * self.world.size
@@ -232,7 +233,8 @@ class Stepper:
             judged.std,
             judged.threshold,
             grad_norm,
-            factor,
+            lr,
+            judged.active,
             dropped,
         )
 

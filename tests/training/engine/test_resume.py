@@ -20,7 +20,7 @@ from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
 from training.batches import PairBatches
 from training.config import TrainConfig
 from training.engine import checkpoints
-from training.engine.run import FILES
+from training.engine.run_files import FILES
 from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import StoppedError

@@ -243,8 +243,9 @@ def test_step_follows_the_schedule(configure, model, preprocess, batches):
     stepper = make_stepper(config, model, preprocess, steps_per_epoch=3)
     rates = []
     for batch in batches[:6]:
-        stepper.run([batch])
+        report = stepper.run([batch])
         rates.append(stepper.optimiser.param_groups[0]["lr"] / 1e-3)
+        assert report.figures()["optimiser/lr"] == pytest.approx(rates[-1] * 1e-3)
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 2 / 3, 1 / 3])
 
 
