@@ -54,14 +54,12 @@ def test_killed_at_random_moments_it_ends_the_same(configure, all_losses, shard,
     began = time.monotonic()
     finish(process)
     whole_s = time.monotonic() - began
-    rng, reached = random.Random(0), []
+    rng, kills = random.Random(0), 0
     for _ in range(6):
         process = start(config, run=BEGUN + RUN, stdout=subprocess.PIPE)
-        assert kill_after(process, rng.uniform(0, 0.6 * whole_s))
-        reached += StateFolder(config.output / STATES).steps()[:1]
-        if reached and reached[-1] == 16:
-            break
-    assert reached
+        kills += kill_after(process, rng.uniform(0, 0.3 * whole_s))
+    assert kills >= 4  # a run that has come to its end may end before
+    assert StateFolder(config.output / STATES).steps()
     finish(start(config))
     assert_same_run(config.output, whole.output)
     assert logged(config.output) == logged(whole.output)
