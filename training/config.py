@@ -189,7 +189,7 @@ class ObjectiveConfig(Frozen):
 
 
 class EngineConfig(Frozen):
-    """How a run is executed, and when it is given up; none changes what is computed but rounding.
+    """How a run is executed, and when it is given up; what is computed stays but for rounding.
 
     Attributes:
         parallel: of several processes, `ddp` copies the model to each, `fsdp` splits it.

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from cots_model.config import load_config
 from cots_model.encoder import Encoder
+from cots_model.model import CotsModel
 from index_builder.content import Location
 from training.data import read_examples
 from training.engine.hiding import Hider
+from training.engine.world import World
 from training.evaluate import _embed, evaluate
 from training.example import BrokenExampleError, Example
 from training.formats.source import SourceConfig
 from training.objective import per_frame, project_images
 from training.tokenizer_source import load_tokenizer_model
-from training.trainer import train
+from training.trainer import make_stepper, train
 
 pytest.importorskip("av", reason="PyAV is not installed; pip install 'cots-retrieval[video]'")
 
@@ -87,6 +90,26 @@ def test_all_frames_hide_the_same_patches(mixed, configure, model, preprocess, a
         assert (hidden.hidden_FP[at : at + count] == masks[-1]).all()
         at += count
     assert not torch.equal(masks[0], masks[1])
+
+
+def test_videos_count_by_their_frames_in_whichever_batch(
+    clips, configure, exact_yaml, preprocess, all_losses
+):
+    """Clips of 2 to 16 frames: all in one batch, or two at a time."""
+    from training.batches import PairBatches
+    from training.config import AugmentConfig
+
+    reports = []
+    for batch_size in (4, 2):
+        config = configure(*all_losses, f"model={exact_yaml}", f"accumulate={4 // batch_size}")
+        torch.manual_seed(0)
+        model = CotsModel(load_config(config.model).model)
+        stepper = make_stepper(config, model, preprocess, World(0, 1, torch.device("cpu")), 4)
+        pairs = read_examples([clips])
+        made = PairBatches(pairs, preprocess, AugmentConfig(), batch_size=batch_size, seed=0)
+        reports.append(stepper.run(list(made.epoch(0))))
+    assert reports[0].losses == pytest.approx(reports[1].losses, rel=1e-5)
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-4)
 
 
 def test_rows_of_pairs_are_repeated_for_their_frames(mixed):
