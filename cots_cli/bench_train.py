@@ -11,6 +11,8 @@ from cots_model.hardware import describe_hardware
 from training.config import TrainConfig
 from training.throughput import measure_steps
 
+_ABOVE = ("speed/pairs_per_s", "speed/step_s", "speed/wait_s")  # of the whole stretch
+
 
 def measure_training(config: TrainConfig, *, runs: int) -> Report:
     """Time steps of a run and their parts on this machine; see `training.throughput`.
@@ -50,7 +52,7 @@ def measure_training(config: TrainConfig, *, runs: int) -> Report:
             **{
                 name.removeprefix("speed/"): round(median(step[name] for step in times.speed), 4)
                 for name in times.speed[0]
-                if name != "speed/pairs_per_s"
+                if name not in _ABOVE
             },
         },
     )

@@ -192,16 +192,23 @@ class ObjectiveConfig(Frozen):
 
 
 class EngineConfig(Frozen):
-    """How a run is executed; none of it changes what is computed but for rounding.
+    """How a run is executed, and when it is given up; what is computed stays but for rounding.
 
     Attributes:
         parallel: of several processes, `ddp` copies the model to each, `fsdp` splits it.
         activation_checkpointing: recompute the towers' blocks in the backward pass.
         compile: compile the towers' blocks.
-        channels_last: keep the image tower's convolutions and what they see pixel by pixel.
+        channels_last: keep the image tower's convolutions and what they see pixel by pixel; not
+            with `fsdp` over several processes.
         save_every: optimiser steps between saved states; one is always saved when a run stops.
         keep_states: how many are kept.
         log_every: optimiser steps between log lines.
+        diverges_after: optimiser steps in a row, with full queues, whose loss is too high, or whose
+            features are one and the same, before the run stops as it does at a figure that is not
+            finite: with the step, its pictures and the saved state. 0 never stops it.
+        diverges_factor: too high is above so many times the median of as many good losses before.
+        collapses_below: features are one and the same where the standard deviation of the queue's
+            similarities (σ of eq. 15) is below it; 0 is never.
     """
 
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -211,6 +218,9 @@ class EngineConfig(Frozen):
     save_every: int = Field(default=500, ge=1)
     keep_states: int = Field(default=2, ge=1)
     log_every: int = Field(default=1, ge=1)
+    diverges_after: int = Field(default=200, ge=0)
+    diverges_factor: float = Field(default=3.0, gt=1)
+    collapses_below: float = Field(default=1e-4, ge=0)
 
 
 class RegressionConfig(Frozen):
@@ -256,7 +266,8 @@ class OptimiserConfig(Frozen):
         betas: decay rates of AdamW's averages of the gradient and of its square (open in the
             paper; chosen: Adam's usual ones).
         eps: what AdamW adds to the denominator (open in the paper; chosen: Adam's usual one).
-        weight_decay: paper: 0.02; never on biases, norms, position and class tokens.
+        weight_decay: paper: 0.02; never on biases, norms, position and class tokens, and what timm
+            spares in a network.
         warmup_steps: linear from 0 (chosen; 0 in the paper).
         constant_epochs: epochs at full rate; then linear to 0 (paper: 5).
         clip_norm: largest gradient norm.

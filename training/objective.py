@@ -31,14 +31,15 @@ class Hidden:
     """What the token-level losses hide in a batch.
 
     Attributes:
-        hidden_BP: bool, hidden patches; `None` without that loss.
-        code_BP: int64, the image tokenizer's codes of all patches.
+        hidden_FP: bool, hidden patches, of all frames of a video the same (chosen: a neighbouring
+            frame would show what is hidden); `None` without that loss.
+        code_FP: int64, the image tokenizer's codes of all patches.
         tok_BL: int64, the captions with hidden words; `None` without that loss.
         label_BL: int64, the hidden words, -100 elsewhere.
     """
 
-    hidden_BP: Tensor | None = None
-    code_BP: Tensor | None = None
+    hidden_FP: Tensor | None = None
+    code_FP: Tensor | None = None
     tok_BL: Tensor | None = None
     label_BL: Tensor | None = None
 
@@ -62,13 +63,14 @@ class Keys:
 
 @dataclass(frozen=True)
 class Shares:
-    """What part of a whole optimiser step's kept pairs and hidden words one batch has.
+    """What part of a whole optimiser step's kept pairs, their frames and words one batch has.
 
     Every term is a mean; weighed so, the terms of all processes and accumulated batches add up to
     the mean over the whole step, however many pairs the filter dropped in each.
     """
 
     pairs: float = 1.0
+    frames: float = 1.0
     words: float = 1.0
 
 
@@ -160,8 +162,8 @@ class Objective(nn.Module):
         accuracies: dict[str, Tensor] = {}
         if self.vision_head is not None:
             found = self._vision(self.vision_head, batch, hidden, text_BD, keep_B)
-            terms["vision"] = found.loss * shares.pairs
-            accuracies["vision"] = found.accuracy * shares.pairs
+            terms["vision"] = found.loss * shares.frames
+            accuracies["vision"] = found.accuracy * shares.frames
         if self.language_head is not None:
             found = self._language(self.language_head, batch, hidden, image_FD, keep_B)
             terms["language"] = found.loss * shares.words
@@ -213,9 +215,11 @@ class Objective(nn.Module):
         text_BD: Tensor,
         keep_B: Tensor,
     ) -> TokenLoss:
-        hidden_BP, code_BP = cast(Tensor, hidden.hidden_BP), cast(Tensor, hidden.code_BP)
-        h_BPD = self.model.image.masked_patches(batch.image, hidden_BP, head.mask_token_D)
-        return vision_token_loss(head, h_BPD, text_BD, code_BP, hidden_BP, keep_B=keep_B)
+        """Each frame of a video is a picture with the video's caption."""
+        hidden_FP, code_FP = cast(Tensor, hidden.hidden_FP), cast(Tensor, hidden.code_FP)
+        h_FPD = self.model.image.masked_patches(batch.image, hidden_FP, head.mask_token_D)
+        text_FD, keep_F = per_frame(text_BD, batch), per_frame(keep_B, batch)
+        return vision_token_loss(head, h_FPD, text_FD, code_FP, hidden_FP, keep_B=keep_F)
 
     def _language(
         self,
@@ -236,3 +240,11 @@ def project_images(model: CotsModel, image_FD: Tensor, batch: Batch) -> Tensor:
     """Unit vectors `[B,E]` of pictures, or of videos as the mean of their frames."""
     image_FE = model.project_image(image_FD)
     return image_FE if batch.num_frames_B is None else pool_frames(image_FE, batch.num_frames_B)
+
+
+def per_frame(x_B: Tensor, batch: Batch) -> Tensor:
+    """Rows of pairs `[B,…]`, each repeated for all frames of its video: `[F,…]`."""
+    if batch.num_frames_B is None:
+        return x_B
+    count_B = torch.tensor(batch.num_frames_B, device=x_B.device)
+    return x_B.repeat_interleave(count_B, dim=0, output_size=sum(batch.num_frames_B))

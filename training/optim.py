@@ -15,11 +15,13 @@ _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "position_embeddings")
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
     """AdamW over the trainable parameters, one group per (decay, rate).
 
-    Biases, norms, position, class and mask tokens do not decay. Each group carries its `peak_lr`.
+    Biases, norms, position, class and mask tokens do not decay, nor what timm spares in a network,
+    such as register tokens and tables of relative positions. Each group carries its `peak_lr`.
 
     Raises:
         ConfigError: if a prefix of `lr_scale` matches no trainable parameter.
     """
+    undecayed = _undecayed(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used, trained = set(), list[str]()
     for full_name, parameter in model.named_parameters():
@@ -29,7 +31,7 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
         used.add(prefix)
         trained.append(name)
-        decays = parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
+        decays = full_name not in undecayed
         rate = config.lr * config.lr_scale.get(prefix, 1.0)
         groups.setdefault((config.weight_decay if decays else 0.0, rate), []).append(parameter)
     unused = sorted(set(config.lr_scale) - used - _MAY_BE_OFF)
@@ -46,6 +48,20 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         betas=config.betas,
         eps=config.eps,
     )
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters that do not decay."""
+    names = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim <= 1 or any(part in name for part in _NEVER_DECAYED)
+    }
+    for prefix, part in model.named_modules():
+        spared = getattr(part, "no_weight_decay", None)  # timm's networks have it
+        if callable(spared):
+            names |= {f"{prefix}.{name}" if prefix else name for name in spared()}
+    return names
 
 
 def lr_factor(step: int, steps_per_epoch: int, epochs: int, config: OptimiserConfig) -> float:

@@ -45,6 +45,7 @@ from training.momentum import MomentumCopy
 from training.objective import Hidden, Keys, Objective, Shares, project_images
 from training.optim import make_optimiser
 from training.queues import PairQueues
+from training.seeds import row_seeds
 from training.tokenizer_source import load_tokenizer_model
 
 DALLE_SOURCE = "facebook/flava-image-codebook"
@@ -239,18 +240,19 @@ class _CountedSteps:
         self._optimiser.zero_grad(set_to_none=False)  # they are counted all the time
 
     def _hide(self, batch: Batch) -> Hidden:
-        size, length = batch.tok_BL.shape
-        hidden_BP = code_BP = tok_BL = label_BL = None
+        length = batch.tok_BL.shape[1]
+        hidden_FP = code_FP = tok_BL = label_BL = None
         vision, language = self._config.objective.vision, self._config.objective.language
         if self.tokenizer is not None:
             grid = self.objective.model.image.patch_grid
-            hidden_BP = patch_mask("random", size, grid, share=vision.share, rng=torch.Generator())
-            code_BP = torch.randint(self.tokenizer.vocab_size, hidden_BP.shape)
+            seed_F = row_seeds(0, 0, len(batch.image))
+            hidden_FP = patch_mask("random", seed_F, grid, share=vision.share)
+            code_FP = torch.randint(self.tokenizer.vocab_size, hidden_FP.shape)
         if language.weight:
             tok_BL, label_BL = batch.tok_BL, torch.full_like(batch.tok_BL, NOT_A_TARGET)
             count = math.ceil(language.share * length)
             label_BL[:, :count] = batch.tok_BL[:, :count]
-        return Hidden(hidden_BP, code_BP, tok_BL, label_BL)
+        return Hidden(hidden_FP, code_FP, tok_BL, label_BL)
 
 
 def _tokenizer(source: str) -> ImageTokenizer:

@@ -88,7 +88,8 @@ def _measure(stepper: Stepper, stream: Iterator[Batch], runs: int) -> StepTimes:
         batch = next(stream)
         begun = time.perf_counter()
         stepper.run([batch])  # its losses are read back, so a GPU is done, too
-        figures.append(speed.figures([batch], time.perf_counter() - begun))
+        step_s, wait_s = time.perf_counter() - begun, begun - asked
+        figures.append(speed.figures([batch], step_s=step_s, wait_s=wait_s))
         loading += begun - asked
     block = time.perf_counter() - started
     stepper.times.enabled = True

@@ -26,7 +26,8 @@ from training.config import TrainConfig
 from training.data import read_examples
 from training.engine.dropped import FilterReport
 from training.engine.hiding import Hider
-from training.engine.run import FILES, MAY_CHANGE, Run
+from training.engine.run import Run
+from training.engine.run_files import FILES, MAY_CHANGE
 from training.engine.same_run import check_output
 from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper

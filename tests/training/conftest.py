@@ -20,8 +20,12 @@ from cots_model.preprocess import Preprocess
 from cots_model.testing import make_tokenizer, tiny_model_config
 from training.config import TrainConfig, load_train_config
 from training.data import Example, read_examples
+from training.dvae import Dvae
+from training.tokenizer_config import DvaeConfig
+from training.tokenizer_source import save_dvae
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "white")
+EXACT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 PAIRS = tuple(product(COLOURS, COLOURS))[:32]
 
 
@@ -87,6 +91,16 @@ def model_yaml(tmp_path_factory: pytest.TempPathFactory, preprocess: Preprocess)
     return path
 
 
+@pytest.fixture
+def exact_yaml(model_yaml: Path, tmp_path: Path) -> Path:
+    """The tiny model without dropout, whose masks depend on the process."""
+    values = yaml.safe_load(model_yaml.read_text())
+    values["model"]["text"]["options"] |= EXACT
+    path = tmp_path / "exact.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as Hugging Face saves a BERT, pooler and tokenizer included."""
@@ -131,6 +145,24 @@ def configure(
         return load_train_config(path, overrides)
 
     return make
+
+
+@pytest.fixture
+def codes(tmp_path: Path) -> Path:
+    """A folder with an image tokenizer for the tiny model's patches, with random weights."""
+    torch.manual_seed(7)
+    save_dvae(Dvae(DvaeConfig(vocab_size=8, grid=4, widths=[8, 8])), tmp_path / "codes")
+    return tmp_path / "codes"
+
+
+@pytest.fixture
+def all_losses(codes: Path) -> tuple[str, ...]:
+    """Switches every loss on."""
+    return (
+        "objective.task.weight=1",
+        "objective.language.weight=1",
+        f"objective.vision={{weight: 1, tokenizer: '{codes}', min_block: 2}}",
+    )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import timm
 import torch
 
 from cots_model.config import ImageTowerConfig
@@ -38,6 +39,27 @@ def test_decay_spares_the_norms_of_convolutions():
     groups = settings_of(tower, OptimiserConfig())
     assert groups["trunk.bn2.weight"]["weight_decay"] == 0
     assert groups["trunk.conv_head.weight"]["weight_decay"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "spared"),
+    [
+        ("vit_pwee_patch16_reg1_gap_256", 64, "trunk.reg_token"),
+        ("deit_tiny_distilled_patch16_224", 64, "trunk.dist_token"),
+        ("beit_base_patch16_224", 32, "trunk.blocks.3.attn.relative_position_bias_table"),
+        (
+            "swin_tiny_patch4_window7_224",
+            224,
+            "trunk.layers.1.blocks.0.attn.relative_position_bias_table",
+        ),
+    ],
+)
+def test_decay_spares_what_timm_spares(arch, size, spared):
+    with torch.device("meta"):
+        trunk = timm.create_model(arch, img_size=size, num_classes=0)
+    groups = settings_of(torch.nn.ModuleDict({"trunk": trunk}), OptimiserConfig())
+    assert groups[spared]["weight_decay"] == 0
+    assert groups[spared.split(".")[0] + ".patch_embed.proj.weight"]["weight_decay"] == 0.02
 
 
 def test_the_longest_prefix_sets_the_rate(model):

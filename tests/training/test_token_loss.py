@@ -1,5 +1,6 @@
 """The token-level losses against naive loops over single tokens."""
 
+import itertools
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from cots_model.testing import tiny_model_config
 from cots_model.text_tower import TextTower
 from training.heads import LanguageTokenHead, VisionTokenHead
 from training.masking import NOT_A_TARGET, TextMasker, patch_mask
+from training.seeds import row_seeds
 from training.token_loss import language_token_loss, vision_token_loss
 
 B, P, D, G, V = 3, 6, 4, 5, 7
@@ -228,10 +230,11 @@ def test_hidden_patches_are_learnt_from_the_caption(towers, preprocess, rng):
     tok_BL, mask_BL = preprocess.text(["red dog", "blue cat"] * 8)
     code_BP = torch.tensor([0, 1] * 8)[:, None].expand(-1, 16)
     image, text, head = towers["image"], towers["text"], towers["vision"]
+    seeds = (row_seeds(step, 0, 16) for step in itertools.count())
 
     def loss_of():
         img_BCHW = torch.randn(16, 3, 32, 32, generator=rng)
-        hidden_BP = patch_mask("block", 16, image.patch_grid, rng=rng)
+        hidden_BP = patch_mask("block", next(seeds), image.patch_grid)
         h_BPD = image.masked_patches(img_BCHW, hidden_BP, head.mask_token_D)
         text_BG = text.feature(tok_BL, mask_BL)
         return vision_token_loss(head, h_BPD, text_BG, code_BP, hidden_BP).loss
@@ -248,9 +251,10 @@ def test_hidden_words_are_learnt_from_the_picture(towers, preprocess, rng):
     brightness_B111 = torch.tensor([-1.0, 1.0] * 8)[:, None, None, None]
     image, text, head = towers["image"], towers["text"], towers["language"]
     masker = TextMasker.from_tokenizer(preprocess.tokenizer, share=1.0)
+    seeds = (row_seeds(step, 0, 16) for step in itertools.count())
 
     def loss_of():
-        masked = masker(tok_BL, mask_BL, rng)
+        masked = masker(tok_BL, mask_BL, next(seeds))
         h_BLD = text(masked.tok_BL, mask_BL)
         img_BCHW = torch.randn(16, 3, 32, 32, generator=rng) + brightness_B111
         word_VW = text.word_embedding_VW

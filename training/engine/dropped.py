@@ -19,7 +19,7 @@ from cots_model.errors import ConfigError, CotsError, InputError
 from training.batches import Batch
 from training.config import TrainConfig
 from training.dropped_page import DroppedPair, write_page
-from training.engine.stepper import StepReport
+from training.engine.step_report import StepReport
 from training.engine.stopping import StoppedError
 from training.engine.world import World
 

@@ -1,12 +1,13 @@
 """What the token-level losses hide in each batch, from a seed alone.
 
-Shape letters: B pairs, P patches, L tokens.
+Shape letters: B pairs, F pictures or frames, P patches, L tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +16,10 @@ from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch
 from training.config import ObjectiveConfig
-from training.engine.world import World
 from training.image_tokenizer import ImageTokenizer
 from training.masking import TextMasker, patch_mask
-from training.objective import Hidden
-from training.seeds import mix_seeds
+from training.objective import Hidden, per_frame
+from training.seeds import mix_seeds, row_seeds
 
 
 class Hider:
@@ -61,40 +61,39 @@ class Hider:
                 preprocess.tokenizer, share=config.language.share
             )
 
-    def __call__(self, batch: Batch, img_BCHW: Tensor, *, seed: int, world: World) -> Hidden:
+    def __call__(self, batch: Batch, img_FCHW: Tensor, *, seed: int, first_row: int) -> Hidden:
         """Hide in a batch that is still on the CPU, and whose normalised pixels are on the device.
 
-        Patches are drawn for all processes together, so that what is hidden does not depend on
-        their number; words are drawn by each for its own captions.
-        """
-        hidden_BP = code_BP = tok_BL = label_BL = None
-        if self._grid is not None and self.tokenizer is not None:
-            patch_seed = mix_seeds(seed, 0)
-            hidden_BP = self._patches(len(batch.tok_BL), self._grid, patch_seed, world)
-            code_BP = self._codes(img_BCHW, self._preprocess.mean, self._preprocess.std)
-        if self._mask_words is not None:
-            rng = torch.Generator().manual_seed(mix_seeds(seed, 1, world.rank))
-            masked = self._mask_words(batch.tok_BL, batch.mask_BL, rng)
-            tok_BL, label_BL = masked.tok_BL, masked.label_BL
-        return Hidden(hidden_BP, code_BP, tok_BL, label_BL)
+        Each pair has its own draws by its row in the whole optimiser step, so that what is hidden
+        depends neither on the number of processes nor on how many batches are accumulated.
 
-    def _patches(self, batch: int, grid: tuple[int, int], seed: int, world: World) -> Tensor:
+        Args:
+            batch: pairs.
+            img_FCHW: their pictures, or the frames of their videos.
+            seed: of the step.
+            first_row: of the batch, among the rows of all batches and processes of the step.
+        """
+        hidden_FP = code_FP = tok_BL = label_BL = None
+        size = len(batch.tok_BL)
+        if self._grid is not None:
+            seed_B = row_seeds(mix_seeds(seed, 0), first_row, size)
+            hidden_FP = per_frame(self._patches(seed_B, self._grid), batch)
+            code_FP = self._codes(img_FCHW, self._preprocess.mean, self._preprocess.std)
+        if self._mask_words is not None:
+            seed_B = row_seeds(mix_seeds(seed, 1), first_row, size)
+            masked = self._mask_words(batch.tok_BL, batch.mask_BL, seed_B)
+            tok_BL, label_BL = masked.tok_BL, masked.label_BL
+        return Hidden(hidden_FP, code_FP, tok_BL, label_BL)
+
+    def _patches(self, seed_B: np.ndarray, grid: tuple[int, int]) -> Tensor:
         vision = self._config.vision
-        hidden_SP = patch_mask(
-            vision.mask,
-            batch * world.size,
-            grid,
-            share=vision.share,
-            min_block=vision.min_block,
-            rng=torch.Generator().manual_seed(seed),
-        )
-        return hidden_SP[world.rank * batch : (world.rank + 1) * batch]
+        return patch_mask(vision.mask, seed_B, grid, share=vision.share, min_block=vision.min_block)
 
     @torch.no_grad()
-    def _codes(self, img_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    def _codes(self, img_FCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         assert self.tokenizer is not None
-        labels_Bhw = self.tokenizer.labels(img_BCHW, mean, std)
-        return labels_Bhw.flatten(1)
+        labels_Fhw = self.tokenizer.labels(img_FCHW, mean, std)
+        return labels_Fhw.flatten(1)
 
 
 def check_grid(grid: tuple[int, int], tokenizer: ImageTokenizer, image_size: int) -> None:

@@ -1,4 +1,4 @@
-"""How far an epoch is: a bar on a terminal, a line a minute elsewhere."""
+"""How far a run is, and how that is shown: a bar on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,23 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 _LINE_EVERY_S = 60.0
+
+
+@dataclass
+class Progress:
+    """Where a run is, besides the stepper's state.
+
+    Attributes:
+        epoch: that is being trained, from 0.
+        place: in the epoch's stream; `None` at its start.
+        wall_s: seconds of training so far, with what loading the data took.
+        best_r1: best mean of the two R@1 so far; below 0 before the first scoring.
+    """
+
+    epoch: int = 0
+    place: dict[str, Any] | None = None
+    wall_s: float = 0.0
+    best_r1: float = -1.0
 
 
 class StepsShown(contextlib.ExitStack):

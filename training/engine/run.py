@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from cots_model.checkpoint import CARD_FILE, CONFIG_FILE, HASHED_FILES
 from cots_model.errors import CotsError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.batches import Batch, PairBatches
 from training.config import TrainConfig
-from training.engine.checkpoints import BEST, Done, figures_of, keep_if_best, write_checkpoint
-from training.engine.dropped import FILTERED, DroppedLog, FilterReport
-from training.engine.progress import StepsShown
-from training.engine.run_log import EVENTS, LOG_FILE, RunLog
+from training.engine.checkpoints import Done, figures_of, keep_if_best, write_checkpoint
+from training.engine.divergence import LossWatch
+from training.engine.dropped import DroppedLog, FilterReport
+from training.engine.failed import keep_failed
+from training.engine.progress import Progress, StepsShown
+from training.engine.run_log import RunLog
 from training.engine.same_run import (
     check_same_data,
     sums_of,
@@ -27,46 +28,14 @@ from training.engine.same_run import (
 from training.engine.snapshot import capture, full_weights, restore
 from training.engine.speed import Speed
 from training.engine.states import STATES, StateFolder
-from training.engine.stepper import Stepper, StepReport
+from training.engine.step_report import StepReport
+from training.engine.stepper import Stepper
 from training.engine.stopping import StoppedError, StopRequest
 from training.errors import TrainingError
 from training.example import Example
 from training.metrics import RetrievalMetrics
 
 log = logging.getLogger(__name__)
-
-FAILED = "failed"
-MAY_CHANGE = (
-    "output",
-    "device",
-    "engine",
-    "data.train",  # its contents are compared
-    "data.evaluate",
-    "data.cache_dir",
-    "data.num_workers",
-    "data.max_broken_share",
-    "notes",
-    "evaluate_every",
-)
-FILES = (*HASHED_FILES, CONFIG_FILE, CARD_FILE, LOG_FILE, STATES, BEST, FAILED, FILTERED, EVENTS)
-_NAMED = 64  # pictures that an error lists; the rest is in the state
-
-
-@dataclass
-class Progress:
-    """Where a run is, besides the stepper's state.
-
-    Attributes:
-        epoch: that is being trained, from 0.
-        place: in the epoch's stream; `None` at its start.
-        wall_s: seconds of training so far, with what loading the data took.
-        best_r1: best mean of the two R@1 so far; below 0 before the first scoring.
-    """
-
-    epoch: int = 0
-    place: dict[str, Any] | None = None
-    wall_s: float = 0.0
-    best_r1: float = -1.0
 
 
 class Run:
@@ -109,9 +78,11 @@ class Run:
         self._sums = sums_of(self.world.device) | {
             "engine.compile": config.engine.compile,
             "engine.parallel": config.engine.parallel if self.world.size > 1 else "",
+            "engine.channels_last": config.engine.channels_last,
         }
         self.states = StateFolder(config.output / STATES, keep=config.engine.keep_states)
         self.progress = Progress()
+        self.watch = LossWatch(config.engine)
         self.metrics: RetrievalMetrics | None = None
         self.fingerprint = ""
         self.speed = Speed(config, stepper) if self.world.is_main else None
@@ -138,6 +109,7 @@ class Run:
             warn_of_other_sums(state.get("sums", {}), self._sums)
         restore(self.stepper, state["stepper"])
         self.progress = Progress(**state["progress"])
+        self.watch.restore(state.get("watch", {}))
         log.info("going on at step %d of %s", step, self.config.output)
 
     def train(self) -> None:
@@ -148,13 +120,9 @@ class Run:
             TrainingError: if a figure is not finite; the state is saved beside the others.
             CotsError: of the data, the evaluation or another process.
         """
-        main = self.world.is_main
-        if main:
+        if self.world.is_main:
             write_run(self.config.output, self.config)
-        with (
-            self.dropped,
-            RunLog(self.config.output, step=self.stepper.step, enabled=main) as file,
-        ):
+        with self.dropped, self._open_log() as file:
             if self.progress.epoch >= self.config.epochs:
                 if self._went_on:
                     log.info(
@@ -168,13 +136,17 @@ class Run:
                 self.progress.place = None
                 self._finish_epoch(file, scored=scored)
 
+    def _open_log(self) -> RunLog:
+        step, epoch = self.stepper.step, self.progress.epoch
+        return RunLog(self.config.output, step=step, epoch=epoch, enabled=self.world.is_main)
+
     def _epoch(self, file: RunLog) -> None:
         """Train the rest of one epoch."""
         shown = StepsShown(
             log,
             f"epoch {self.progress.epoch}",
             total=self.stepper.steps_per_epoch,
-            initial=self.stepper.step - self.progress.epoch * self.stepper.steps_per_epoch,
+            initial=self._steps_of_epoch(),
             enabled=self.world.is_main,
         )
         losses, epoch_s = list[float](), -self.progress.wall_s
@@ -195,6 +167,13 @@ class Run:
             epoch_s += self.progress.wall_s
             mean = sum(losses) / len(losses)
             log.info("epoch %d: loss %.4f, %.0f s", self.progress.epoch, mean, epoch_s)
+            if self._is_scored_after_epoch():  # which may fail
+                self._save()
+
+    def _steps_of_epoch(self) -> int:
+        """Done in this epoch; a batch of which no picture could be read counts."""
+        place = self.progress.place
+        return 0 if place is None else int(place["step"]) // self.config.accumulate
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The batches of each optimiser step; a short last group of an epoch is dropped."""
@@ -217,36 +196,25 @@ class Run:
 
     def _step(self, group: list[Batch]) -> StepReport:
         try:
-            return self.stepper.run(group)
+            report = self.stepper.run(group)
+            with self.world.together():
+                self.watch.check(report, step=self.stepper.step - 1)
         except TrainingError as err:
-            raise self._keep_failed(err, group) from err
-
-    def _keep_failed(self, err: TrainingError, group: list[Batch]) -> TrainingError:
-        """Save the state and what the step saw; all processes come here together."""
-        own = [draw.example.id for batch in group for draw in batch.draws]
-        names = list(dict.fromkeys(name for ids in self.world.gather_objects(own) for name in ids))
-        state = self._state() | {"pictures": names}
-        folder = StateFolder(self.config.output / FAILED, keep=1)
-        if self.world.is_main:
-            folder.save(self.stepper.step, state)
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return TrainingError(
-            f"{err}; pictures {', '.join(names[:_NAMED])}{more}; state in {folder.folder}"
-        )
+            output, step, state = self.config.output, self.stepper.step, self._state()
+            raise keep_failed(err, output, step, state, group, self.world) from err
+        return report
 
     def _record(
         self, file: RunLog, report: StepReport, group: list[Batch], wait_s: float, step_s: float
     ) -> None:
         step = self.stepper.step - 1
         if self.speed is not None and step % self.config.engine.log_every == 0:
-            speed = self.speed.figures(group, step_s) | {"speed/wait_s": wait_s}
+            speed = self.speed.figures(group, step_s=step_s, wait_s=wait_s)
             file.record(step, {**report.figures(), **speed})
 
     def _save_if_due(self) -> None:
         self._stop_if_asked()
-        done = self.stepper.step - self.progress.epoch * self.stepper.steps_per_epoch
-        to_be_scored = done == self.stepper.steps_per_epoch and self._is_scored_after_epoch()
-        if to_be_scored or self.stepper.step % self.config.engine.save_every == 0:
+        if self.stepper.step % self.config.engine.save_every == 0:
             self._save()
 
     def _stop_if_asked(self, *, is_saved: bool = False) -> None:
@@ -274,6 +242,7 @@ class Run:
         return {
             "stepper": capture(self.stepper),
             "progress": asdict(self.progress),
+            "watch": self.watch.state(),
             "data": self._data(),
             "sums": self._sums,
         }
@@ -288,7 +257,8 @@ class Run:
             if self.world.is_main:
                 self._write_checkpoint(weights, self.evaluated if scored else [])
                 if self.metrics is not None:
-                    file.record(self.stepper.step - 1, figures_of(self.metrics))
+                    epoch = self.progress.epoch - 1
+                    file.record_scores(self.stepper.step - 1, epoch, figures_of(self.metrics))
                     self.progress.best_r1 = keep_if_best(
                         self.config.output, self.metrics, self.progress.best_r1
                     )

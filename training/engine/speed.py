@@ -71,21 +71,33 @@ class Speed:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def figures(self, batches: Sequence[Batch], step_s: float) -> dict[str, float]:
-        """Of a step that took `step_s` seconds, waiting for data not included.
+    def figures(
+        self, batches: Sequence[Batch], *, step_s: float, wait_s: float
+    ) -> dict[str, float]:
+        """Of a step.
 
         `speed/pairs_per_s` is of all processes; `speed/tflops_per_s` and `speed/mfu` are of this
         one's device, the latter left out where its peak is unknown: what the step would take at
-        it, of what it took. `speed/peak_memory_gib` is the most memory that its tensors have
+        it, of what it took. All are over the whole time, waiting included; `speed/mfu_computing`
+        is that of the step alone. `speed/peak_memory_gib` is the most memory that its tensors have
         taken, on a GPU.
+
+        Args:
+            batches: of the step.
+            step_s: seconds of the step.
+            wait_s: seconds between the step before and it: for data, and for saving and logging.
         """
-        flops = self._flops(batches)
+        flops, whole_s = self._flops(batches), step_s + wait_s
         figures = {
-            "speed/pairs_per_s": self._pairs / step_s,
-            "speed/tflops_per_s": flops.total / step_s / 1e12,
+            "speed/step_s": step_s,
+            "speed/wait_s": wait_s,
+            "speed/pairs_per_s": self._pairs / whole_s,
+            "speed/tflops_per_s": flops.total / whole_s / 1e12,
         }
         if self._device.type == "cuda":
             figures["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         if self._peak:
-            figures["speed/mfu"] = self._peak.seconds(flops, self._precision) / step_s
+            ideal_s = self._peak.seconds(flops, self._precision)
+            figures["speed/mfu"] = ideal_s / whole_s
+            figures["speed/mfu_computing"] = ideal_s / step_s
         return figures

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,72 +21,18 @@ from training.batches import Batch
 from training.config import TrainConfig
 from training.engine.hiding import Hider
 from training.engine.part_times import PartTimes
+from training.engine.prepared import Encoded, Judged
+from training.engine.step_report import StepReport
 from training.engine.world import World
 from training.engine.wrap import wrap
 from training.errors import TrainingError
-from training.filter import AdaptiveMomentumFilter, FilterResult
+from training.filter import AdaptiveMomentumFilter
 from training.masking import NOT_A_TARGET
 from training.momentum import MomentumCopy
-from training.objective import Hidden, Keys, Objective, Shares, Terms
+from training.objective import Keys, Objective, Shares, Terms, per_frame
 from training.optim import lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 from training.seeds import mix_seeds
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimiser step did, over all processes.
-
-    Attributes:
-        losses: mean over the kept pairs, by name; `total` is the weighted sum.
-        accuracies: share of the hidden patches and words that were named rightly, by loss.
-        kept: share of the pairs that the filter kept.
-        mean: μ of the similarity queue; NaN while it is empty.
-        std: its σ.
-        threshold: below it a pair is dropped.
-        grad_norm: before clipping.
-        lr_factor: of the peak learning rates.
-        dropped: of each dropped pair of this process: which batch, which row, its similarity.
-    """
-
-    losses: dict[str, float]
-    accuracies: dict[str, float]
-    kept: float
-    mean: float
-    std: float
-    threshold: float
-    grad_norm: float
-    lr_factor: float
-    dropped: tuple[tuple[int, int, float], ...]
-
-    def figures(self) -> dict[str, float]:
-        """For the log."""
-        return {
-            **{f"loss/{name}": value for name, value in self.losses.items()},
-            **{f"accuracy/{name}": value for name, value in self.accuracies.items()},
-            "filter/kept": self.kept,
-            "filter/mean": self.mean,
-            "filter/std": self.std,
-            "filter/threshold": self.threshold,
-            "optimiser/grad_norm": self.grad_norm,
-            "optimiser/lr_factor": self.lr_factor,
-        }
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A batch with its keys and what is hidden in it."""
-
-    batch: Batch
-    keys: Keys
-    hidden: Hidden
-
-
-@dataclass(frozen=True)
-class _Prepared(_Encoded):
-    """With everything that needs no gradient."""
-
-    judged: FilterResult
 
 
 class Stepper:
@@ -161,9 +106,10 @@ class Stepper:
             self.optimiser.step()
         self._enqueue(prepared)
         self.step += 1
-        return self._report(prepared, totals, losses, accuracies, grad_norm, factor)
+        lr = factor * self.config.optimiser.lr
+        return self._report(prepared, totals, losses, accuracies, grad_norm, lr)
 
-    def _enqueue(self, prepared: Sequence[_Prepared]) -> None:
+    def _enqueue(self, prepared: Sequence[Judged]) -> None:
         with self.times("queues"):
             for one in prepared:
                 self.queues.enqueue(
@@ -172,24 +118,26 @@ class Stepper:
                     self.world.gather(one.batch.image_id_B),
                 )
 
-    def _encode(self, batch: Batch, place: int) -> _Encoded:
+    def _encode(self, batch: Batch, place: int) -> Encoded:
         """Keys and hidden tokens of one batch."""
-        seed, device = mix_seeds(self.config.seed, self.step, place), self.world.device
+        device, world = self.world.device, self.world
         loaded, batch = batch, batch.to(device)
+        first_row = (place * world.size + world.rank) * len(batch.tok_BL)
         with self.times("codes and masks"):
-            hidden = self.hider(loaded, batch.image, seed=seed, world=self.world)
+            seed = mix_seeds(self.config.seed, self.step)
+            hidden = self.hider(loaded, batch.image, seed=seed, first_row=first_row)
         with self.times("keys"), torch.no_grad(), self._autocast():
             keys = self._keys(batch)
-        return _Encoded(batch, keys, hidden.to(device))
+        return Encoded(batch, keys, hidden.to(device))
 
-    def _judge(self, encoded: Sequence[_Encoded]) -> list[_Prepared]:
+    def _judge(self, encoded: Sequence[Encoded]) -> list[Judged]:
         """Filter all batches; where one process cannot, all stop."""
         with self.times("filter"), self.world.together():
             prepared = []
             for one in encoded:
                 keys = one.keys
                 judged = self.filter(keys.image_BE, keys.text_BE, self.queues, step=self.step)
-                prepared.append(_Prepared(one.batch, keys, one.hidden, judged))
+                prepared.append(Judged(one.batch, keys, one.hidden, judged))
         return prepared
 
     def _keys(self, batch: Batch) -> Keys:
@@ -202,22 +150,23 @@ class Stepper:
             return Keys(image_FE, model.project_text(batch.text_BD))
         return Keys(image_FE, model.encode_text(batch.tok_BL, batch.mask_BL))
 
-    def _keep(self, one: _Prepared) -> Tensor:
+    def _keep(self, one: Judged) -> Tensor:
         enabled = self.config.objective.filter.enabled
         return one.judged.keep_B if enabled else torch.ones_like(one.judged.keep_B)
 
-    def _totals(self, prepared: Sequence[_Prepared]) -> Tensor:
-        """Kept pairs and hidden words of the whole step, `[2]`."""
+    def _totals(self, prepared: Sequence[Judged]) -> Tensor:
+        """Kept pairs, their frames and their hidden words of the whole step, `[3]`."""
         counts = torch.stack([self._counts(one) for one in prepared]).sum(dim=0)
         return self.world.sum(counts)
 
-    def _counts(self, one: _Prepared) -> Tensor:
+    def _counts(self, one: Judged) -> Tensor:
         keep_B, label_BL = self._keep(one), one.hidden.label_BL
         words = 0 if label_BL is None else (label_BL[keep_B] != NOT_A_TARGET).sum()
-        return torch.tensor([int(keep_B.sum()), int(words)], device=self.world.device).double()
+        counts = [int(keep_B.sum()), int(per_frame(keep_B, one.batch).sum()), int(words)]
+        return torch.tensor(counts, device=self.world.device).double()
 
     def _backward(
-        self, prepared: Sequence[_Prepared], totals: Tensor
+        self, prepared: Sequence[Judged], totals: Tensor
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Losses and accuracies of the whole step; the gradients are where they belong."""
         sums = Terms({}, {})
@@ -262,12 +211,12 @@ class Stepper:
 
     def _report(
         self,
-        prepared: Sequence[_Prepared],
+        prepared: Sequence[Judged],
         totals: Tensor,
         losses: dict[str, float],
         accuracies: dict[str, float],
         grad_norm: float,
-        factor: float,
+        lr: float,
     ) -> StepReport:
         judged = prepared[0].judged
         pairs = sum(len(one.keys.text_BE) for one in prepared) * self.world.size
@@ -284,7 +233,8 @@ class Stepper:
             judged.std,
             judged.threshold,
             grad_norm,
-            factor,
+            lr,
+            judged.active,
             dropped,
         )
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
 from training.config import EngineConfig
 from training.engine.blocks import check_compiles, checkpoint_blocks, compile_blocks
@@ -21,8 +22,15 @@ def wrap(
     Names of parameters stay as they are, so that states and checkpoints do not depend on it.
 
     Raises:
-        ConfigError: if a tower cannot recompute its blocks, or nothing can be compiled here.
+        ConfigError: if a tower cannot recompute its blocks, nothing can be compiled here, or the
+            image tower is to be split and kept in channels last.
     """
+    splits = config.parallel == "fsdp" and world.size > 1
+    if splits and config.channels_last:
+        raise ConfigError(
+            "engine.parallel=fsdp splits weights into rows and loses the order of "
+            "engine.channels_last=true; use engine.parallel=ddp, or engine.channels_last=false"
+        )
     if config.channels_last:
         for model in (objective.model, momentum):
             model.image.to(memory_format=torch.channels_last)
@@ -34,7 +42,7 @@ def wrap(
             compile_blocks(model)
     if world.size == 1:
         return objective
-    if config.parallel == "fsdp":
+    if splits:
         from training.engine.fsdp import split
 
         split(objective, momentum)

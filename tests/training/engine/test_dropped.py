@@ -12,8 +12,9 @@ from PIL import Image
 
 from cots_model.errors import ConfigError, CotsError, InputError
 from index_builder.content import Location
+from tests.training.conftest import EXACT
 from tests.training.engine.test_resume import stop_at
-from tests.training.engine.test_two_processes import EXACT, launch
+from tests.training.engine.test_two_processes import launch
 from training.dropped_page import DroppedPair, write_page
 from training.engine.dropped import FILTERED, FilterReport
 from training.engine.stopping import StoppedError

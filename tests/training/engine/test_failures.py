@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.training.engine.test_two_processes import start_all
-from training.engine.run import FAILED
+from training.engine.failed import FAILED
 from training.engine.states import StateFolder
 
 HEAD = """

@@ -1,7 +1,6 @@
 """A run that is stopped, at any step and in any way, ends with the same weights."""
 
 import os
-import random
 import re
 import shutil
 import signal
@@ -20,7 +19,7 @@ from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
 from training.batches import PairBatches
 from training.config import TrainConfig
 from training.engine import checkpoints
-from training.engine.run import FILES
+from training.engine.run_files import FILES
 from training.engine.states import STATES, StateFolder
 from training.engine.stepper import Stepper
 from training.engine.stopping import StoppedError
@@ -103,22 +102,6 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, err.decode()
 
 
-@pytest.mark.slow
-def test_killed_five_times_it_ends_the_same(configure, tmp_path):
-    config, whole = configure(*FULL), configure(*FULL, f"output={tmp_path / 'whole'}")
-    finish(start(whole))
-    states, rng = StateFolder(config.output / STATES), random.Random(0)
-    for _ in range(5):
-        process = start(config)
-        reached = (states.steps() or [0])[0] + rng.randint(1, 3)
-        while process.poll() is None and (states.steps() or [0])[0] < reached:
-            time.sleep(0.001)
-        process.kill()
-        process.communicate()
-    train(config)
-    assert_same_run(config.output, whole.output)
-
-
 def test_a_damaged_state_is_not_the_end(configure, whole, monkeypatch):
     config = configure(*FULL)
     with monkeypatch.context() as patch:
@@ -129,6 +112,15 @@ def test_a_damaged_state_is_not_the_end(configure, whole, monkeypatch):
     newest.write_bytes(newest.read_bytes()[:1000])
     train(config)
     assert_same_run(config.output, whole.output)
+
+
+def test_another_order_of_pixels_is_said(configure, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(StoppedError):
+            train(configure(*FULL))
+    train(configure(*FULL, "engine.channels_last=true"))
+    assert "rounded otherwise: engine.channels_last False -> True" in caplog.text
 
 
 def test_another_number_of_threads_is_said(configure, monkeypatch, caplog):

@@ -12,7 +12,7 @@ from training.dvae import Dvae
 from training.engine.flops import Flops, StepFlops, count_forward
 from training.engine.hiding import Hider
 from training.engine.run_log import LOG_FILE
-from training.engine.speed import Peak, peak_of
+from training.engine.speed import Peak, Speed, peak_of
 from training.engine.stepper import Stepper
 from training.engine.world import World
 from training.objective import Objective
@@ -96,6 +96,24 @@ def test_the_speed_is_logged(configure):
     assert all(line["speed/tflops_per_s"] > 0 for line in lines)
     assert all(line["speed/pairs_per_s"] > 0 for line in lines)
     assert not any("speed/mfu" in line for line in lines)  # nobody knows the peak of a CPU
+    for line in lines:
+        whole_s = line["speed/step_s"] + line["speed/wait_s"]
+        assert line["speed/pairs_per_s"] == pytest.approx(8 / whole_s)
+
+
+def test_waiting_counts(configure, model, preprocess, examples, monkeypatch):
+    """A step of 2 s after 6 s without work does a quarter of what it could."""
+    config = configure()
+    made = PairBatches(examples, preprocess, AugmentConfig(), batch_size=8, seed=0)
+    batch = next(made.epoch(0))
+    hider = Hider(config.objective, model, preprocess, None)
+    objective = Objective(model, config.objective)
+    speed = Speed(config, Stepper(config, objective, hider, World(0, 1, CPU), steps_per_epoch=4))
+    monkeypatch.setattr(speed, "_peak", Peak(bf16=1.0, tf32=1.0, fp32=1.0))
+    figures = speed.figures([batch], step_s=2.0, wait_s=6.0)
+    assert figures["speed/pairs_per_s"] == 1.0
+    assert figures["speed/mfu"] == pytest.approx(figures["speed/tflops_per_s"])  # of one
+    assert figures["speed/mfu_computing"] == pytest.approx(4 * figures["speed/mfu"])
 
 
 def test_hidden_patches_cost_a_pass_a_head_and_a_tokenizer(configure, model, preprocess, examples):

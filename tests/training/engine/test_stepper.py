@@ -1,20 +1,26 @@
 """One optimiser step: each part as the paper says, in its order."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
+from cots_model.config import load_config
 from cots_model.errors import CotsError, InputError
+from cots_model.model import CotsModel
 from training.batches import Batch, PairBatches
 from training.config import AugmentConfig
 from training.engine.hiding import Hider
 from training.engine.stepper import Stepper
 from training.engine.world import World
 from training.errors import TrainingError
-from training.losses import instance_loss
-from training.objective import Objective
+from training.filter import FilterResult
+from training.losses import instance_loss, task_loss
+from training.objective import Hidden, Objective
 from training.seeds import mix_seeds
+from training.token_loss import language_token_loss, vision_token_loss
+from training.trainer import make_stepper as build_stepper
 
 
 @pytest.fixture
@@ -85,6 +91,117 @@ def test_second_step_has_the_loss_of_its_parts(stepper, batches):
     assert loss.losses["total"] == pytest.approx(expected.total.item(), rel=1e-5, abs=1e-5)
 
 
+WEIGHTS = {"instance": 2.0, "task": 0.5, "vision": 0.25, "language": 3.0}
+
+
+@pytest.fixture
+def full(configure, exact_yaml, preprocess, codes) -> Stepper:
+    """All terms with unequal weights, and the filter; no dropout."""
+    vision = f"objective.vision={{weight: {WEIGHTS['vision']}, tokenizer: '{codes}'}}"
+    config = configure(
+        vision,
+        f"model={exact_yaml}",
+        *(f"objective.{name}.weight={WEIGHTS[name]}" for name in WEIGHTS if name != "vision"),
+        "objective.filter.enabled=true",
+        "optimiser.clip_norm=1e9",
+    )
+    torch.manual_seed(0)
+    model = CotsModel(load_config(config.model).model)
+    world = World(0, 1, torch.device("cpu"))
+    return build_stepper(config, model, preprocess, world, 4)
+
+
+def drop_second(judged: FilterResult) -> FilterResult:
+    keep_B = torch.ones_like(judged.keep_B)
+    keep_B[1] = False
+    return dataclasses.replace(judged, keep_B=keep_B)
+
+
+def by_hand(stepper: Stepper, batch: Batch, hidden: Hidden, keep_B: torch.Tensor):
+    """Every term by the functions of the losses, of the kept pairs alone."""
+    objective, model, queues = stepper.objective, stepper.objective.model, stepper.queues
+    image_BD, text_BD = model.image.feature(batch.image), model.text.feature(*words_of(batch))
+    contrast = instance_loss(
+        model.project_image(image_BD)[keep_B],
+        model.project_text(text_BD)[keep_B],
+        *(key_BE[keep_B] for key_BE in keys_of(stepper, batch)),
+        queues.image_NE,
+        queues.text_NE,
+        queues.filled_N & (queues.image_id_N != batch.image_id_B[keep_B][:, None]),
+        temperature=0.05,
+    )
+    head, token_D = objective.vision_head, objective.vision_head.mask_token_D
+    h_BPD = model.image.masked_patches(batch.image, hidden.hidden_FP, token_D)[keep_B]
+    codes = hidden.code_FP[keep_B], hidden.hidden_FP[keep_B]
+    h_BLD = model.text(hidden.tok_BL, batch.mask_BL)[keep_B]
+    labels, word_VW = hidden.label_BL[keep_B], model.text.word_embedding_VW
+    return {
+        "image_to_text": contrast.image_to_text,
+        "text_to_image": contrast.text_to_image,
+        "task": task_loss(contrast.i2t_BC, contrast.t2i_BC),
+        "vision": vision_token_loss(head, h_BPD, text_BD[keep_B], *codes).loss,
+        "language": language_token_loss(
+            objective.language_head, h_BLD, image_BD[keep_B], labels, word_VW
+        ).loss,
+    }
+
+
+def words_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch.tok_BL, batch.mask_BL
+
+
+def test_a_step_is_the_weighted_sum_of_all_terms_of_the_kept_pairs(full, batches, monkeypatch):
+    """Loss and gradient; of 8 pairs the second is dropped."""
+    for batch in batches[:3]:
+        full.run([batch])
+    batch, judge = batches[3], full.filter
+    full.momentum.update(full.objective.model)
+    monkeypatch.setattr(full.momentum, "update", lambda _online: None)
+    monkeypatch.setattr(full, "filter", lambda *args, **keys: drop_second(judge(*args, **keys)))
+    shown = batch.to(torch.device("cpu"))
+    hidden = full.hider(batch, shown.image, seed=mix_seeds(0, 3), first_row=0)
+    terms = by_hand(full, shown, hidden, torch.arange(8) != 1)
+    weights = WEIGHTS | dict.fromkeys(("image_to_text", "text_to_image"), WEIGHTS["instance"])
+    total = sum(weights[name] * term for name, term in terms.items())
+    trained = [p for p in full.objective.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    norm = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+    report = full.run([batch])
+    assert report.kept == 7 / 8
+    assert [row for _, row, _ in report.dropped] == [1]
+    expected = {name: term.item() for name, term in terms.items()} | {"total": total.item()}
+    assert report.losses == pytest.approx(expected, rel=1e-4)
+    assert report.grad_norm == pytest.approx(norm, rel=1e-4)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_one_loss_that_is_not_finite_is_named_alone(full, batches):
+    """The keys and all other losses are finite."""
+    full.run([batches[0]])
+    before = parameters_of(full.objective.model)
+    with torch.no_grad():
+        full.objective.language_head.bias[0] = torch.nan
+    with pytest.raises(TrainingError, match=r"^language, total, the gradient not finite at step 1"):
+        full.run([batches[1]])
+    for now, then in zip(full.objective.model.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+    assert full.step == 1
+
+
+def test_a_gradient_that_is_not_finite_is_named_alone(full, batches):
+    full.run([batches[0]])
+    before = parameters_of(full.objective.model)
+    bias = full.objective.model.image_projection.bias
+    bias.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingError, match=r"^the gradient not finite at step 1"):
+        full.run([batches[1]])
+    for now, then in zip(full.objective.model.parameters(), before, strict=True):
+        assert torch.equal(now, then)
+    assert int(full.queues.pointer) == 8
+
+
 def test_rates_are_given_by_the_names_of_the_encoders(configure, model, preprocess):
     config = configure("optimiser.lr=1e-3", "optimiser.lr_scale={image_projection: 5}")
     stepper = make_stepper(config, model, preprocess)
@@ -126,8 +243,9 @@ def test_step_follows_the_schedule(configure, model, preprocess, batches):
     stepper = make_stepper(config, model, preprocess, steps_per_epoch=3)
     rates = []
     for batch in batches[:6]:
-        stepper.run([batch])
+        report = stepper.run([batch])
         rates.append(stepper.optimiser.param_groups[0]["lr"] / 1e-3)
+        assert report.figures()["optimiser/lr"] == pytest.approx(rates[-1] * 1e-3)
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 2 / 3, 1 / 3])
 
 

@@ -1,5 +1,6 @@
 """Two processes do what one does with the doubled batch."""
 
+import json
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from training.engine.run_log import LOG_FILE
 from training.engine.states import STATES, StateFolder
 
 RUN = """
@@ -28,7 +30,6 @@ WITHOUT_A_COMPILER = """
 from training.engine import blocks
 blocks.COMPILER = "aot_eager"
 """
-EXACT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def free_port() -> int:
@@ -80,28 +81,35 @@ def weights_after(path: Path, config, size: int, *, run: str = RUN) -> dict[str,
     return state["stepper"]["objective"] | state["stepper"]["queues"]
 
 
-@pytest.fixture
-def exact_yaml(model_yaml, tmp_path):
-    """The tiny model without dropout, whose masks depend on the process."""
-    values = yaml.safe_load(model_yaml.read_text())
-    values["model"]["text"]["options"] |= EXACT
-    path = tmp_path / "exact.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+LOGGED = ("loss/", "accuracy/", "filter/", "optimiser/")
+
+
+def assert_same_figures(ours: Path, theirs: Path) -> None:
+    """Of every step: AdamW hides by which factor gradients are wrong, their norm does not."""
+    logs = [
+        [
+            {name: value for name, value in json.loads(line).items() if name.startswith(LOGGED)}
+            for line in (folder / LOG_FILE).read_text().splitlines()
+        ]
+        for folder in (ours, theirs)
+    ]
+    assert len(logs[0]) == len(logs[1]) > 0
+    for step, (our, their) in enumerate(zip(*logs, strict=True)):
+        assert our == pytest.approx(their, rel=1e-3, abs=1e-4), step
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("filtered", ["true", "false"])
 def test_two_processes_equal_one_with_the_doubled_batch(
-    configure, exact_yaml, tmp_path, parallel, filtered
+    configure, exact_yaml, all_losses, tmp_path, parallel, filtered
 ):
     """The queue of 12 is no multiple of the batch of 8; tolerance: sums in another order."""
     shared = (
+        *all_losses,
         f"model={exact_yaml}",
         f"objective.filter.enabled={filtered}",
         "objective.filter.num_sigmas=0.5",
-        "objective.task.weight=1",
         "epochs=5",
         "optimiser.lr=1e-4",
     )
@@ -114,6 +122,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert_same_figures(two.output, one.output)
 
 
 STOPPED = """
@@ -209,12 +218,12 @@ def test_projections_of_frozen_towers_are_trained_alike(configure, exact_yaml, t
 
 
 @pytest.mark.slow
-def test_accumulated_batches_equal_a_larger_one(configure, exact_yaml, tmp_path):
+def test_accumulated_batches_equal_a_larger_one(configure, exact_yaml, all_losses, tmp_path):
     shared = (
+        *all_losses,
         f"model={exact_yaml}",
         "objective.filter.enabled=true",
         "objective.filter.num_sigmas=0.5",
-        "objective.task.weight=1",
         "epochs=5",
         "optimiser.lr=1e-4",
     )
@@ -224,17 +233,63 @@ def test_accumulated_batches_equal_a_larger_one(configure, exact_yaml, tmp_path)
     ours = weights_after(tmp_path / "two.yaml", two, 1)
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert_same_figures(two.output, one.output)
+
+
+SECOND_HALF_DROPPED = """
+import dataclasses, os
+from training.filter import AdaptiveMomentumFilter
+judge = AdaptiveMomentumFilter.__call__
+def dropping(self, image_key_BE, text_key_BE, queues, *, step):
+    judged = judge(self, image_key_BE, text_key_BE, queues, step=step)
+    keep_B = judged.keep_B.clone()
+    if judged.active and os.environ["WORLD_SIZE"] == "2":
+        keep_B &= os.environ["RANK"] == "0"
+    elif judged.active:
+        keep_B[len(keep_B) // 2:] = False
+    return dataclasses.replace(judged, keep_B=keep_B)
+AdaptiveMomentumFilter.__call__ = dropping
+"""
 
 
 @pytest.mark.slow
-def test_a_process_without_kept_pairs_does_not_hang_the_other(configure, exact_yaml, tmp_path):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_process_without_kept_pairs_waits_for_the_other(
+    configure, exact_yaml, all_losses, tmp_path, parallel
+):
+    """The first keeps all: each step ends on both, as that of one process which drops a half."""
+    shared = (
+        *all_losses,
+        f"model={exact_yaml}",
+        "objective.filter={enabled: true, num_sigmas: 50}",
+        "epochs=3",
+        "optimiser.lr=1e-4",
+    )
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(
+        *shared, "batch_size=4", f"engine.parallel={parallel}", f"output={tmp_path / 'two'}"
+    )
+    run = SECOND_HALF_DROPPED + RUN
+    expected = weights_after(tmp_path / "one.yaml", one, 1, run=run)
+    ours = weights_after(tmp_path / "two.yaml", two, 2, run=run)
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert_same_figures(two.output, one.output)
+    last = json.loads((two.output / LOG_FILE).read_text().splitlines()[-1])
+    assert last["filter/kept"] == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_nothing_kept_anywhere_is_no_end(configure, exact_yaml, all_losses, tmp_path, parallel):
     """Minus fifty deviations keep nothing: every step still ends, on every process."""
     config = configure(
+        *all_losses,
         f"model={exact_yaml}",
-        "objective.filter.enabled=true",
-        "objective.filter.num_sigmas=-50",
+        "objective.filter={enabled: true, num_sigmas: -50}",
+        f"engine.parallel={parallel}",
         "batch_size=4",
-        "epochs=5",
+        "epochs=2",
     )
     weights = weights_after(tmp_path / "run.yaml", config, 2)
     assert all(torch.isfinite(value).all() for value in weights.values())
