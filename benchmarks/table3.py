@@ -55,13 +55,15 @@ def main(
     start = given or output / "start"
     if given is None and not _trained("start", start, [*overrides, "epochs=0"]):
         raise click.ClickException("all rows need the start, and it failed")
+    made = start / "config.json"  # it has the start's fingerprint
+    begun = made.read_text() if made.exists() else ""
     init = [f"init.{side}=checkpoint:{start.resolve()}" for side in ("image", "text")]
     failed = []
 
     def run(seed_and_row: tuple[int, str]) -> None:
         seed, row = seed_and_row
         folder = output / f"{row}-{seed}"
-        if not _trained(row, folder, [*overrides, *init, f"seed={seed}"], own_log=jobs > 1):
+        if not _trained(row, folder, [*overrides, *init, f"seed={seed}"], begun, own_log=jobs > 1):
             failed.append(folder.name)
         (output / "table3.md").write_text(_table(output, seeds))
 
@@ -73,17 +75,22 @@ def main(
         raise click.ClickException(f"failed: {', '.join(failed)}; run this again for these")
 
 
-def _trained(name: str, folder: Path, overrides: Sequence[str], *, own_log: bool = False) -> bool:
+def _trained(
+    name: str, folder: Path, overrides: Sequence[str], begun: str = "", *, own_log: bool = False
+) -> bool:
     """Run `cots train pretrain` unless that has ended before; whether it succeeded.
 
     Args:
         name: of the row's configuration.
         folder: of the run.
         overrides: KEY=VALUE.
+        begun: what tells its start from others at the same place.
         own_log: what the run says goes into `FOLDER.log`, not to the terminal.
     """
     config, done = CONFIGS / f"{name}.yaml", folder / "done"
-    asked = "\n".join([config.read_text(), (CONFIGS / "instance.yaml").read_text(), *overrides])
+    asked = "\n".join(
+        [config.read_text(), (CONFIGS / "instance.yaml").read_text(), *overrides, begun]
+    )
     if done.exists():
         if done.read_text() != asked:
             raise click.ClickException(

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
-from service.settings import Settings
+from service.settings import CLOSE_S, Settings
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(settings.grace_s - settings.drain_s)),
+        timeout_graceful_shutdown=max(1, int(settings.grace_s - settings.drain_s - CLOSE_S)),
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = GracefulServer(config, settings)

@@ -20,6 +20,8 @@ from cots_model.config import Precision
 from cots_model.errors import ConfigError, InputError
 
 MIB = 1024 * 1024
+CLOSE_S = 1.0
+"""Time that the threads have to end, the last part of the grace time."""
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """Paths that answer whoever asks: balancers and container runtimes know neither key nor name."""
 

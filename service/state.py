@@ -15,7 +15,7 @@ from service.encoding import Embedder
 from service.galleries import Registry
 from service.readiness import Readiness
 from service.root import find_galleries
-from service.settings import Settings
+from service.settings import CLOSE_S, Settings
 from service.thumbnails import ThumbnailCache
 from service.worker import Done, WorkerPool
 
@@ -107,7 +107,7 @@ class Service:
             max_age_s=settings.probe_max_age_s,
         )
 
-    def close(self, *, timeout_s: float = 2.0) -> bool:
+    def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""
         pools = (self.embedder, self.decoding, self.searching)
         for pool in pools:

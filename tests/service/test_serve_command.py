@@ -220,7 +220,7 @@ def test_sigterm_exits_0_within_the_grace_time_when_work_hangs(root, checkpoint)
         begun_s = time.monotonic()
         running.popen.send_signal(signal.SIGTERM)
         assert running.end() == 0
-        assert time.monotonic() - begun_s < 4
+        assert time.monotonic() - begun_s < 3.5  # 0.6 drained, 1 at least for requests, 1 to end
         thread.join(20)
 
 

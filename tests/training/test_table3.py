@@ -95,3 +95,15 @@ def test_rows_start_from_a_given_checkpoint(table3, tmp_path):
     call(table3, "--output", tmp_path / "runs", "--seed", 0, "--start", given)
     assert {row["init.text"] for row in table3.asked} == {f"checkpoint:{given}"}
     assert len(table3.asked) == 6
+
+
+def test_rows_of_another_start_are_not_taken_for_finished(table3, tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "config.json").write_text('{"fingerprint": "a"}')
+    output = ["--output", tmp_path / "runs", "--seed", 0, "--start", given]
+    call(table3, *output)
+    call(table3, *output)
+    assert len(table3.asked) == 6
+    (given / "config.json").write_text('{"fingerprint": "b"}')
+    assert "was trained as another configuration" in call(table3, *output, status=1)
