@@ -43,6 +43,7 @@ step() {
   else
     echo "$name: FAILED with $? after $((SECONDS - started)) s; see $name.log"
     echo "$name" >>"$failed"
+    return 1
   fi
 }
 
@@ -91,7 +92,7 @@ starts() {
 tokenizers() {
   local name
   for name in tokenizer_mini tokenizer_mini_112; do
-    [[ -e $RUNS/${name//_/-}/config.json ]] || step "$name" "${cots[@]}" train tokenizer \
+    step "$name" "${cots[@]}" train tokenizer \
       --config "training/configs/$name.yaml" "output=$RUNS/${name//_/-}" "data.train=$photos" \
       "data.evaluate=[]" "${tokenizer[@]}" &
   done
@@ -130,11 +131,11 @@ mini() {
   local start=$RUNS/cots-mini-gpu/start
   step mini_pretrain "${cots[@]}" train pretrain --config training/configs/cots_mini_gpu/pretrain.yaml \
     "init.image=checkpoint:$start" "init.text=checkpoint:$start" "epochs=$MINI_EPOCHS" \
-    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-gpu/pretrain" "${both[@]}"
-  step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini_gpu/finetune.yaml \
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-gpu/pretrain" "${both[@]}" &&
+    step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini_gpu/finetune.yaml \
     "init.image=checkpoint:$RUNS/cots-mini-gpu/pretrain" "init.text=checkpoint:$RUNS/cots-mini-gpu/pretrain" \
-    "output=$RUNS/cots-mini-gpu/finetune" "${both[@]}"
-  step mini_evaluate "${cots[@]}" evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini-gpu/finetune" \
+    "output=$RUNS/cots-mini-gpu/finetune" "${both[@]}" &&
+    step mini_evaluate "${cots[@]}" evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini-gpu/finetune" \
     --device "$DEVICE" --json
 }
 
@@ -168,8 +169,14 @@ tests() {
   [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q -x tests/cots_model tests/training
 }
 
+known=(starts tokenizers bench table3 mini search tests)
 stages=("$@")
-((${#stages[@]})) || stages=(starts tokenizers bench table3 mini search tests)
+((${#stages[@]})) || stages=("${known[@]}")
+for stage in "${stages[@]}"; do
+  [[ " ${known[*]} " == *" $stage "* ]] && continue
+  echo "Error: no stage '$stage'; there are: ${known[*]}" >&2
+  exit 2
+done
 for stage in "${stages[@]}"; do "$stage"; done
 if [[ -s $failed ]]; then
   echo "failed: $(tr '\n' ' ' <"$failed")"

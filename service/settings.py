@@ -147,8 +147,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_times(self) -> Settings:
-        if self.drain_s >= self.grace_s:
-            raise ValueError(f"drain_s ({self.drain_s}) must be shorter than grace_s")
+        least = self.drain_s + 1 + CLOSE_S  # requests in flight get a second at least
+        if self.grace_s < least:
+            raise ValueError(
+                f"grace_s ({self.grace_s:g}) is too short for drain_s ({self.drain_s:g}); "
+                f"set grace_s to {least:g} or more, or drain_s to less"
+            )
         return self
 
     def check_bind(self) -> None:

@@ -3,9 +3,9 @@
     pictures = ResidentPictures.load(examples, preprocess, side=256, device=device, num_workers=8)
     img_BCHW = pictures.views(view_B6)    # normalised, ready for the image tower
 
-For sets that fit (196 kB a picture at 256 pixels): what trains a small model on a large GPU would
+For sets that fit (442 kB a picture at 384 pixels): what trains a small model on a large GPU would
 otherwise wait for decoding. Crops are interpolated from the kept picture, not from the file's own
-pixels, so numbers differ a little from those of pictures that are decoded anew.
+pixels: what the kept side lost stays lost. Every process keeps all pictures.
 
 Shape letters: M pictures, S side that is kept, B batch, C channels, H and W pixels.
 """
@@ -117,7 +117,7 @@ class ResidentPictures:
         Args:
             examples: the M pictures.
             preprocess: of the model.
-            side: S, at least that of the model's input or crops are blurred.
+            side: S; below the model's side / sqrt(augment.min_area), small crops are blurred.
             device: that keeps them.
             num_workers: processes that decode.
             max_broken_share: of pictures that may be broken.

@@ -213,14 +213,14 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_0(root, checkpoint) -> Non
 
 
 def test_sigterm_exits_0_within_the_grace_time_when_work_hangs(root, checkpoint) -> None:
-    code = SLOW.replace("SLOW_S", "60").replace("GRACE_S", "2")
+    code = SLOW.replace("SLOW_S", "60").replace("GRACE_S", "3")
     with process(code, root, checkpoint) as running:
         thread, _ = in_flight(running.url())
         time.sleep(0.5)
         begun_s = time.monotonic()
         running.popen.send_signal(signal.SIGTERM)
         assert running.end() == 0
-        assert time.monotonic() - begun_s < 3.5  # 0.6 drained, 1 at least for requests, 1 to end
+        assert time.monotonic() - begun_s < 3 + 1.5  # a busy machine ends a process slowly
         thread.join(20)
 
 

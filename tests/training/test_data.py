@@ -143,7 +143,7 @@ def test_a_single_split_can_be_scored_but_training_must_name_it(karpathy):
     karpathy.write_text(json.dumps(content))
     (scored,) = read_examples([str(karpathy)], image_root=root)
     assert scored.id == "d.png"
-    with pytest.raises(InputError, match=r"the split test \(2\); say which.*split: test\}"):
+    with pytest.raises(InputError, match=r"the split test \(2\); say which.*split: NAME\}"):
         read_examples([str(karpathy)], image_root=root, for_training=True)
     (chosen,) = read_examples([str(karpathy)], image_root=root, split="test", for_training=True)
     assert chosen == scored

@@ -58,7 +58,7 @@ def check_split_is_chosen(root: Cursor, source: SourceConfig, *, for_training: b
         return
     found = ", ".join(f"{name or 'none'} ({count:,})" for name, count in sorted(splits.items()))
     usual = "train" if for_training else "test"
-    use = usual if usual in splits else max(splits)
+    use = usual if usual in splits else "NAME"
     raise InputError(
         f"{root.file} holds the split{'s' * (len(splits) > 1)} {found}; say which is meant, "
         f"{{path: ..., split: {use}}}, or name its pictures in a split_file"
