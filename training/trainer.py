@@ -75,7 +75,9 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     Raises:
         ConfigError: if the configuration does not fit the model, or the run in its folder.
         InputError: if data or first weights are missing or broken.
-        TrainingError: if the loss stops being finite, or the process is asked to end.
+        TrainingError: if a figure stops being finite, the loss diverges or the features collapse,
+            with the state saved in the run's folder `failed`, or if all saved states are damaged;
+            if the process is asked to end, with the state saved to go on from.
     """
     if report is not None:
         report.check(config)
