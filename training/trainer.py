@@ -187,14 +187,15 @@ def make_batches(
     data = config.data
     resident = None
     if data.resident_side:
-        resident = ResidentPictures.load(
-            examples,
-            preprocess,
-            side=data.resident_side,
-            device=world.device,
-            num_workers=data.num_workers,
-            max_broken_share=data.max_broken_share,
-        )
+        with world.together(patient=True):  # one may lack the memory, or read more slowly
+            resident = ResidentPictures.load(
+                examples,
+                preprocess,
+                side=data.resident_side,
+                device=world.device,
+                num_workers=data.num_workers,
+                max_broken_share=data.max_broken_share,
+            )
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
         preprocess,
