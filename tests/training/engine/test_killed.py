@@ -77,7 +77,7 @@ def logged(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same(configure, all_losses, shard, tmp_path):
-    """In steps, while a state or a checkpoint is written, or while it is scored."""
+    """In steps, and while a batch is read or a state or a checkpoint is written."""
     run = (
         *all_losses,
         "objective.filter.enabled=true",
@@ -88,10 +88,13 @@ def test_killed_at_random_moments_it_ends_the_same(configure, all_losses, shard,
     )
     whole, config = configure(*run, f"output={tmp_path / 'whole'}"), configure(*run)
     finish(start(whole))
-    rng = random.Random(0)
-    for lines in sorted(rng.sample(range(1, 15), 6)):  # of 20: none is after the end
-        place = {"files": rng.randrange(12), "calls": rng.randrange(1000)}
-        assert is_killed(start_dying(config, lines=lines, **place)), place
+    rng = random.Random(1)
+    places = [(4, 16, 500)]  # the first checkpoint is written
+    for lines in sorted(rng.sample(range(5, 15), 5)):  # of 20: none is after the end
+        places.append((lines, rng.randrange(24), rng.randrange(3000)))
+    for lines, files, calls in places:
+        dying = start_dying(config, lines=lines, files=files, calls=calls)
+        assert is_killed(dying), (lines, files, calls)
     assert StateFolder(config.output / STATES).steps()
     finish(start(config))
     assert_same_run(config.output, whole.output)

@@ -112,7 +112,10 @@ def start(config: TrainConfig, *, run: str = RUN, **options) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen) -> None:
-    _, err = process.communicate(timeout=250)
+    try:
+        _, err = process.communicate(timeout=250)
+    finally:
+        process.kill()
     assert process.returncode == 0, err.decode()
 
 
