@@ -206,9 +206,12 @@ class EngineConfig(Frozen):
         diverges_after: optimiser steps in a row, with full queues, whose loss is too high, or whose
             features are one and the same, before the run stops as it does at a figure that is not
             finite: with the step, its pictures and the saved state. 0 never stops it.
-        diverges_factor: too high is above so many times the median of as many good losses before.
-        collapses_below: features are one and the same where the standard deviation of the queue's
-            similarities (σ of eq. 15) is below it; 0 is never.
+        diverges_factor: too high is above so many times the median of the last `diverges_after`
+            good losses; nothing is before there are as many. Steps without a kept pair have no
+            loss, and are passed over.
+        collapses_below: features are one and the same where 1 - |mean of the rows|, all unit
+            vectors, of the image queue or of the text queue is below it; 0 is never, and a queue of
+            length 1 does not tell.
     """
 
     parallel: Literal["ddp", "fsdp"] = "ddp"

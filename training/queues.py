@@ -5,6 +5,8 @@ Shape letters: B batch, N queue length, E joint width.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,19 @@ class PairQueues(nn.Module):
     def filled_N(self) -> Tensor:
         """Bool `[N]`: rows that hold a pair."""
         return torch.arange(len(self), device=self.fill.device) < self.fill
+
+    @torch.no_grad()
+    def spread(self) -> tuple[float, float]:
+        """How far the image rows and the text rows point apart: 1 - |their mean|, 0 to 1.
+
+        0 where all are one and the same; NaN of fewer than two rows, which cannot differ.
+        """
+        fill = int(self.fill)
+        if fill < 2:
+            return math.nan, math.nan
+        means = [rows_NE.float().sum(dim=0) / fill for rows_NE in (self.image_NE, self.text_NE)]
+        image, text = (1 - torch.stack(means).norm(dim=1)).clamp(min=0).tolist()
+        return image, text
 
     @torch.no_grad()
     def enqueue(self, image_key_BE: Tensor, text_key_BE: Tensor, image_id_B: Tensor) -> None:

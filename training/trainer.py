@@ -75,7 +75,9 @@ def train(config: TrainConfig, *, report: FilterReport | None = None) -> TrainRe
     Raises:
         ConfigError: if the configuration does not fit the model, or the run in its folder.
         InputError: if data or first weights are missing or broken.
-        TrainingError: if the loss stops being finite, or the process is asked to end.
+        TrainingError: if a figure stops being finite, the loss diverges or the features collapse,
+            with the state saved in the run's folder `failed`, or if all saved states are damaged;
+            if the process is asked to end, with the state saved to go on from.
     """
     if report is not None:
         report.check(config)
@@ -185,14 +187,15 @@ def make_batches(
     data = config.data
     resident = None
     if data.resident_side:
-        resident = ResidentPictures.load(
-            examples,
-            preprocess,
-            side=data.resident_side,
-            device=world.device,
-            num_workers=data.num_workers,
-            max_broken_share=data.max_broken_share,
-        )
+        with world.together(patient=True):  # one may lack the memory, or read more slowly
+            resident = ResidentPictures.load(
+                examples,
+                preprocess,
+                side=data.resident_side,
+                device=world.device,
+                num_workers=data.num_workers,
+                max_broken_share=data.max_broken_share,
+            )
     return PairBatches(
         ShardOrder(data.train, block_size=data.block_size) if data.stream else examples,
         preprocess,

@@ -1,5 +1,7 @@
 """The queues against a plain list."""
 
+import math
+
 import pytest
 import torch
 
@@ -93,3 +95,41 @@ def test_queue_keeps_float32_for_bf16_keys():
 def test_queue_refuses_no_length():
     with pytest.raises(ValueError, match="queue length 0 leaves no negatives"):
         PairQueues(0, 2)
+
+
+def unit(*angles: float) -> torch.Tensor:
+    angle_B = torch.tensor(angles)
+    return torch.stack([angle_B.cos(), angle_B.sin()], dim=1)
+
+
+def test_spread_is_what_the_mean_of_the_written_rows_lacks_to_one():
+    queues = PairQueues(5, 2)
+    queues.enqueue(unit(0.2, 0.2, 0.2), unit(0.0, math.pi / 2, math.pi), torch.arange(3))
+    assert queues.spread() == pytest.approx((0.0, 2 / 3), abs=1e-6)
+    queues.enqueue(unit(0.2, 0.2), unit(0.0, math.pi), torch.arange(2))
+    assert queues.spread() == pytest.approx((0.0, 4 / 5), abs=1e-6)
+
+
+def test_pairs_that_fit_equally_well_have_a_spread():
+    queues = PairQueues(4, 2)
+    rows_BE = unit(0.0, 1.0, 2.0, 3.0)
+    queues.enqueue(rows_BE, rows_BE, torch.arange(4))
+    image, text = queues.spread()
+    assert image == text > 0.3
+
+
+def test_rows_of_many_equal_features_have_no_spread():
+    """Sums of float32 are exact enough for `engine.collapses_below`."""
+    queues = PairQueues(12_800, 256)
+    rows_BE = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    rows_BE = torch.nn.functional.normalize(rows_BE, dim=1).expand(12_800, -1)
+    queues.enqueue(rows_BE, rows_BE, torch.arange(12_800))
+    assert max(queues.spread()) < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_fewer_than_two_rows_have_no_spread(length):
+    queues = PairQueues(length, 2)
+    assert all(map(math.isnan, queues.spread()))
+    queues.enqueue(unit(0.5), unit(0.5), torch.arange(1))
+    assert all(map(math.isnan, queues.spread()))

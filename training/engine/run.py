@@ -117,7 +117,9 @@ class Run:
 
         Raises:
             StoppedError: if the process was asked to end; the state is saved.
-            TrainingError: if a figure is not finite; the state is saved beside the others.
+            TrainingError: if a figure is not finite, or the loss has diverged or the features have
+                collapsed (see `diverges_after` of `EngineConfig`). The state is saved in `failed`
+                beside the others: before the step of that figure, or after the last bad one.
             CotsError: of the data, the evaluation or another process.
         """
         if self.world.is_main:

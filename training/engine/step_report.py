@@ -19,6 +19,8 @@ class StepReport:
         grad_norm: before clipping.
         lr: base learning rate of the step, before `lr_scale`.
         is_full: whether the queues were full before it.
+        image_spread: of the image queue after it, 1 - |mean of its rows|; NaN below two rows.
+        text_spread: that of the text queue.
         dropped: of each dropped pair of this process: which batch, which row, its similarity.
     """
 
@@ -31,6 +33,8 @@ class StepReport:
     grad_norm: float
     lr: float
     is_full: bool
+    image_spread: float
+    text_spread: float
     dropped: tuple[tuple[int, int, float], ...]
 
     def figures(self) -> dict[str, float]:
@@ -42,6 +46,8 @@ class StepReport:
             "filter/mean": self.mean,
             "filter/std": self.std,
             "filter/threshold": self.threshold,
+            "queue/image_spread": self.image_spread,
+            "queue/text_spread": self.text_spread,
             "optimiser/grad_norm": self.grad_norm,
             "optimiser/lr": self.lr,
         }

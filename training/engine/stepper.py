@@ -235,6 +235,7 @@ class Stepper:
             grad_norm,
             lr,
             judged.active,
+            *self.queues.spread(),
             dropped,
         )
 

@@ -27,6 +27,7 @@ from training.engine import checkpoints, stepper, world
 from training.trainer import train
 from training.batches import PairBatches
 from training.objective import Keys
+from training.resident import ResidentPictures
 rank = int(os.environ["RANK"])
 """
 TAIL = """
@@ -49,6 +50,14 @@ def broken(self, number, state=None):
             raise InputError("the disk is gone")
         yield batch
 PairBatches.epoch = broken
+"""
+NO_ROOM = """
+load = ResidentPictures.load
+def without_room(*args, **kwargs):
+    if rank == 1:
+        raise InputError("no room for them")
+    return load(*args, **kwargs)
+ResidentPictures.load = without_room
 """
 UNSCORABLE = """
 def broken(*args, **kwargs):
@@ -116,6 +125,14 @@ def test_data_that_one_cannot_read_stop_all(ends, configure):
     assert main.code == other.code == 1
     assert other.error.endswith("InputError: the disk is gone")
     assert main.error.endswith("TrainingError: process 1 of 2 failed: the disk is gone")
+
+
+@pytest.mark.slow
+def test_pictures_that_one_cannot_keep_stop_all(ends, configure):
+    main, other = ends(configure("batch_size=4", "data.resident_side=32"), NO_ROOM)
+    assert main.code == other.code == 1
+    assert other.error.endswith("InputError: no room for them")
+    assert main.error.endswith("TrainingError: process 1 of 2 failed: no room for them")
 
 
 @pytest.mark.slow

@@ -2,24 +2,71 @@
 
 import json
 import random
+import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.training.engine.test_resume import RUN, assert_same_run, finish, start
+from training.config import TrainConfig
 from training.engine.run_log import LOG_FILE
 from training.engine.states import STATES, StateFolder
 
-BEGUN = """
-from training.engine.run import Run
-train_run = Run.train
-def begun(self):
-    print("begun", flush=True)
-    train_run(self)
-Run.train = begun
+WATCHED = """
+import os, signal, sys, threading
+from training.engine.run_log import LOG_FILE, RunLog
+main, write, armed = threading.get_ident(), RunLog._write, False
+
+def called(*_):
+    global CALLS
+    CALLS -= 1
+    if CALLS < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def counted():
+    global FILES
+    if FILES == 0:
+        sys.setprofile(called)
+    FILES -= 1
+
+def audited(event, args):
+    if armed and event in ("open", "os.mkdir", "os.rename", "os.remove"):
+        if threading.get_ident() == main and str(args[0]).startswith(FOLDER):
+            counted()
+
+def written(self, place, figures):
+    global armed
+    write(self, place, figures)
+    with open(os.path.join(FOLDER, LOG_FILE)) as file:
+        enough = len(file.readlines()) >= LINES
+    if enough and not armed:
+        armed = True
+        counted()
+
+RunLog._write = written
+sys.addaudithook(audited)
 """
+
+
+def start_dying(config: TrainConfig, *, lines: int, files: int, calls: int) -> subprocess.Popen:
+    """A run that kills itself with SIGKILL at a place that no machine's speed changes.
+
+    When its log has so many lines, and so many files were opened, renamed or removed after that,
+    and so many functions called.
+    """
+    where = f"LINES, FILES, CALLS, FOLDER = {lines}, {files}, {calls}, {str(config.output)!r}\n"
+    return start(config, run=where + WATCHED + RUN, stdout=subprocess.DEVNULL)
+
+
+def is_killed(process: subprocess.Popen) -> bool:
+    """Whether that is how it ends."""
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    return process.returncode == -signal.SIGKILL
 
 
 def logged(folder: Path) -> list[dict]:
@@ -28,18 +75,9 @@ def logged(folder: Path) -> list[dict]:
     return [{n: v for n, v in line.items() if not n.startswith("speed/")} for line in lines]
 
 
-def kill_after(process: subprocess.Popen, delay_s: float) -> bool:
-    """Kill a run so long after it begins; whether it was still running."""
-    assert process.stdout.readline() == b"begun\n"
-    time.sleep(delay_s)
-    process.kill()
-    process.communicate()
-    return process.returncode != 0
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same(configure, all_losses, shard, tmp_path):
-    """In steps, while a state or a checkpoint is written, or while it is scored."""
+    """In steps, and while a batch is read or a state or a checkpoint is written."""
     run = (
         *all_losses,
         "objective.filter.enabled=true",
@@ -49,16 +87,14 @@ def test_killed_at_random_moments_it_ends_the_same(configure, all_losses, shard,
         "epochs=4",
     )
     whole, config = configure(*run, f"output={tmp_path / 'whole'}"), configure(*run)
-    process = start(whole, run=BEGUN + RUN, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"begun\n"
-    began = time.monotonic()
-    finish(process)
-    whole_s = time.monotonic() - began
-    rng, kills = random.Random(0), 0
-    for _ in range(6):
-        process = start(config, run=BEGUN + RUN, stdout=subprocess.PIPE)
-        kills += kill_after(process, rng.uniform(0, 0.3 * whole_s))
-    assert kills >= 4  # a run that has come to its end may end before
+    finish(start(whole))
+    rng = random.Random(1)
+    places = [(4, 16, 500)]  # the first checkpoint is written
+    for lines in sorted(rng.sample(range(5, 15), 5)):  # of 20: none is after the end
+        places.append((lines, rng.randrange(24), rng.randrange(3000)))
+    for lines, files, calls in places:
+        dying = start_dying(config, lines=lines, files=files, calls=calls)
+        assert is_killed(dying), (lines, files, calls)
     assert StateFolder(config.output / STATES).steps()
     finish(start(config))
     assert_same_run(config.output, whole.output)

@@ -89,6 +89,20 @@ def test_stopped_by_sigterm_it_goes_on_exactly(configure, whole, monkeypatch, st
     assert_same_run(config.output, whole.output)
 
 
+def test_a_run_on_resident_pictures_goes_on_exactly(configure, tmp_path, monkeypatch):
+    """In the midst of an epoch; their crops are drawn as those of decoded pictures."""
+    run = (*FULL, "data.resident_side=48")
+    whole = configure(*run, f"output={tmp_path / 'whole'}")
+    train(whole)
+    config = configure(*run)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(StoppedError):
+            train(config)
+    train(config)
+    assert_same_run(config.output, whole.output)
+
+
 def start(config: TrainConfig, *, run: str = RUN, **options) -> subprocess.Popen:
     """The run in a process of its own."""
     path = config.output.with_suffix(".yaml")
@@ -98,7 +112,10 @@ def start(config: TrainConfig, *, run: str = RUN, **options) -> subprocess.Popen
 
 
 def finish(process: subprocess.Popen) -> None:
-    _, err = process.communicate()
+    try:
+        _, err = process.communicate(timeout=250)
+    finally:
+        process.kill()
     assert process.returncode == 0, err.decode()
 
 

@@ -125,6 +125,20 @@ def test_two_processes_equal_one_with_the_doubled_batch(
     assert_same_figures(two.output, one.output)
 
 
+@pytest.mark.slow
+def test_two_processes_on_resident_pictures_equal_one(configure, exact_yaml, tmp_path):
+    """Each keeps all pictures, and crops those of its own pairs."""
+    shared = (f"model={exact_yaml}", "data.resident_side=48", "epochs=3", "optimiser.lr=1e-4")
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(*shared, "batch_size=4", f"output={tmp_path / 'two'}")
+    expected = weights_after(tmp_path / "one.yaml", one, 1)
+    ours = weights_after(tmp_path / "two.yaml", two, 2)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert_same_figures(two.output, one.output)
+
+
 STOPPED = """
 import os, signal
 from training.engine.stepper import Stepper
