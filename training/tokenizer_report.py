@@ -108,8 +108,8 @@ def check_collapse(
         remedy = "the codes say nothing: lower relaxation.kl_weight and kl_weight_end"
     elif report.perplexity < config.min_perplexity or report.usage < config.min_usage:
         remedy = (
-            "few codes say all: lower optimiser.lr, raise relaxation.kl_weight or anneal_epochs, "
-            "or take a smaller model.vocab_size or more pictures"
+            "few codes say all: lower optimiser.lr, raise relaxation.balance_weight or "
+            "anneal_epochs, or take a smaller model.vocab_size or more pictures"
         )
     else:
         return
