@@ -108,6 +108,20 @@ def test_emoji_are_drawn_and_asked_for_as_said(tmp_path, names, svgs):
     assert min(dog.getpixel((250, 250))) > 235
 
 
+def test_emoji_may_be_pictures_named_by_code_points(tmp_path, names):
+    """Transparent ones lie on white."""
+    for name in ("1f436.webp", "assets/2615-fe0f.png", "logo.png", "1f1eb-1f1f7.txt"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(path, "PNG" if "txt" in name else None)
+    shard = tmp_path / "w.tar"
+    done = collect("emoji", tmp_path / "pictures", shard, "--names", names, "--ask", "label")
+    assert done.exit_code == 0, done.output
+    dog, coffee = read_examples([str(shard)])
+    assert (dog.captions, coffee.captions) == (("dog face",), ("hot beverage",))
+    assert min(dog.picture().getpixel((10, 10))) > 250
+
+
 def test_a_broken_drawing_is_left_out(tmp_path, names, svgs, caplog):
     pytest.importorskip("resvg_py")
     (svgs / "1F436.svg").write_text("<svg>")
