@@ -1,6 +1,6 @@
 """Pictures that stay in the device's memory: decoded once, cropped there at every visit.
 
-    pictures = ResidentPictures.load(examples, preprocess, side=256, device=device, num_workers=8)
+    pictures = ResidentPictures.load(examples, preprocess, side=384, device=device, num_workers=8)
     img_BCHW = pictures.views(view_B6)    # normalised, ready for the image tower
 
 For sets that fit (442 kB a picture at 384 pixels): what trains a small model on a large GPU would
