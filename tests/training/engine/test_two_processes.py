@@ -98,6 +98,22 @@ def assert_same_figures(ours: Path, theirs: Path) -> None:
         assert our == pytest.approx(their, rel=1e-3, abs=1e-4), step
 
 
+def assert_two_equal_one(configure, tmp_path: Path, *shared: str, run: str = RUN) -> Path:
+    """Weights and figures of two processes, and of one with the doubled batch; the two's output.
+
+    Tolerance: sums in another order.
+    """
+    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
+    two = configure(*shared, "batch_size=4", f"output={tmp_path / 'two'}")
+    expected = weights_after(tmp_path / "one.yaml", one, 1, run=run)
+    ours = weights_after(tmp_path / "two.yaml", two, 2, run=run)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    assert_same_figures(two.output, one.output)
+    return two.output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("filtered", ["true", "false"])
@@ -113,30 +129,14 @@ def test_two_processes_equal_one_with_the_doubled_batch(
         "epochs=5",
         "optimiser.lr=1e-4",
     )
-    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
-    two = configure(
-        *shared, "batch_size=4", f"engine.parallel={parallel}", f"output={tmp_path / 'two'}"
-    )
-    expected = weights_after(tmp_path / "one.yaml", one, 1)
-    ours = weights_after(tmp_path / "two.yaml", two, 2)
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
-    assert_same_figures(two.output, one.output)
+    assert_two_equal_one(configure, tmp_path, *shared, f"engine.parallel={parallel}")
 
 
 @pytest.mark.slow
 def test_two_processes_on_resident_pictures_equal_one(configure, exact_yaml, tmp_path):
     """Each keeps all pictures, and crops those of its own pairs."""
     shared = (f"model={exact_yaml}", "data.resident_side=48", "epochs=3", "optimiser.lr=1e-4")
-    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
-    two = configure(*shared, "batch_size=4", f"output={tmp_path / 'two'}")
-    expected = weights_after(tmp_path / "one.yaml", one, 1)
-    ours = weights_after(tmp_path / "two.yaml", two, 2)
-    assert ours.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
-    assert_same_figures(two.output, one.output)
+    assert_two_equal_one(configure, tmp_path, *shared)
 
 
 STOPPED = """
@@ -279,17 +279,9 @@ def test_a_process_without_kept_pairs_waits_for_the_other(
         "epochs=3",
         "optimiser.lr=1e-4",
     )
-    one = configure(*shared, "batch_size=8", f"output={tmp_path / 'one'}")
-    two = configure(
-        *shared, "batch_size=4", f"engine.parallel={parallel}", f"output={tmp_path / 'two'}"
-    )
-    run = SECOND_HALF_DROPPED + RUN
-    expected = weights_after(tmp_path / "one.yaml", one, 1, run=run)
-    ours = weights_after(tmp_path / "two.yaml", two, 2, run=run)
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
-    assert_same_figures(two.output, one.output)
-    last = json.loads((two.output / LOG_FILE).read_text().splitlines()[-1])
+    shared = (*shared, f"engine.parallel={parallel}")
+    output = assert_two_equal_one(configure, tmp_path, *shared, run=SECOND_HALF_DROPPED + RUN)
+    last = json.loads((output / LOG_FILE).read_text().splitlines()[-1])
     assert last["filter/kept"] == 0.5
 
 
