@@ -6,7 +6,6 @@ usage or input, 130 interrupted. `COTS_TRACEBACK=1` shows where an unexpected fa
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from cots_cli import __version__
+from cots_cli.lazy_group import LazyGroup
 from cots_model.errors import CotsError, InputError
 
 SUB_COMMANDS = {
@@ -40,40 +40,10 @@ Examples:
 """
 
 
-class LazyGroup(click.Group):
-    """A group that knows its sub-commands by name and imports the one that is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the help table."""
-        return list(SUB_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `cots_cli.<name>` and return its `command`."""
-        if cmd_name not in SUB_COMMANDS:
-            return None
-        module = importlib.import_module(f"cots_cli.{cmd_name}")
-        command = module.command
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module.__name__}.command is no click command")
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Refuse an unknown name, saying which names there are."""
-        if args and not args[0].startswith("-") and args[0] not in SUB_COMMANDS:
-            known = ", ".join(SUB_COMMANDS)
-            raise click.UsageError(f"no command {args[0]!r}; there are: {known}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of sub-commands, without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(SUB_COMMANDS.items()))
-
-
 @click.group(
     cls=LazyGroup,
+    package="cots_cli",
+    sub_commands=SUB_COMMANDS,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     no_args_is_help=False,

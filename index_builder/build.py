@@ -24,24 +24,22 @@ import torch
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
-from index_builder.background import Background
-from index_builder.decode import Decoded, DecodePool
-from index_builder.entries import unique, with_metadata
-from index_builder.index import Vectors
 from index_builder.items import Item
 from index_builder.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     SKIPPED_FILE,
-    VERSION_FILES,
     IndexInfo,
     Manifest,
+    Recipe,
     sha256_of,
+    version_files,
 )
-from index_builder.metadata_file import MetadataFile, read_metadata_file
-from index_builder.open_source import open_source
 from index_builder.options import BuildOptions, BuildReport
 from index_builder.parts import PartWriter
+from index_builder.pipeline.background import Background
+from index_builder.pipeline.decode import DecodePool
+from index_builder.pipeline.result import Decoded, Result
 from index_builder.publish import (
     Pointer,
     builder_lock,
@@ -51,7 +49,11 @@ from index_builder.publish import (
     start_partial,
     version_folder,
 )
-from index_builder.sources import IMAGE_SUFFIXES, Candidate, Skip, Source
+from index_builder.sources.entry import IMAGE_SUFFIXES, Candidate, Skip, Source
+from index_builder.sources.metadata_file import MetadataFile, read_metadata_file
+from index_builder.sources.open import open_source
+from index_builder.sources.stages import unique, with_metadata
+from index_builder.vectors import Vectors
 
 _UNIT_TOLERANCE = 1e-3
 
@@ -127,7 +129,7 @@ def _embed_all(
         results = Background(pool.decode(entries), size=options.batch_size)
         try:
             for count, result in enumerate(_timed(iter(results), run), start=1):
-                _take(run, result, options.batch_size)
+                _take(run, result.value, options.batch_size)
                 if count % options.part_items == 0:
                     _finish_part(run)
                 if progress is not None:
@@ -151,7 +153,7 @@ def _encode(run: _Run) -> None:
     if not run.batch:
         return
     with run.timed("encode"):
-        img_BCHW = torch.from_numpy(np.stack([decoded.img_CHW for decoded in run.batch]))
+        img_BCHW = torch.from_numpy(np.concatenate([decoded.pixels_U for decoded in run.batch]))
         z_BE = run.encoder.encode_pixels(img_BCHW)
     norms_B = np.linalg.norm(z_BE, axis=1)
     for decoded, z_E, norm in zip(run.batch, z_BE, norms_B, strict=True):
@@ -191,7 +193,7 @@ def _note_skip(run: _Run, skip: Skip) -> None:
     run.first_skip = run.first_skip or skip
 
 
-def _timed(results: Iterator[Decoded | Skip], run: _Run) -> Iterator[Decoded | Skip]:
+def _timed(results: Iterator[Result], run: _Run) -> Iterator[Result]:
     while True:
         with run.timed("wait"):
             result = next(results, None)
@@ -223,9 +225,11 @@ def _publish(
         model_fingerprint=encoder.fingerprint,
         model_name=encoder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={name: sha256_of(folder / name) for name in VERSION_FILES},
+        files={name: sha256_of(folder / name) for name in version_files("image", "flat")},
         skipped=dict(sorted(run.skipped.items())),
         source=source.name,
+        roots=source.roots,
+        recipe=Recipe(sources=options.sources),
     )
     data = manifest.to_bytes()
     (folder / MANIFEST_FILE).write_bytes(data)

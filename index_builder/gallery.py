@@ -27,7 +27,8 @@ from index_builder.content import (
     path_of_uri,
     read_location,
 )
-from index_builder.index import ExactIndex, Rows, Vectors, open_flat
+from index_builder.indexes.base import SearchIndex
+from index_builder.indexes.exact import open_flat
 from index_builder.items import Item, ItemTable, read_items
 from index_builder.manifest import (
     INDEX_FILE,
@@ -41,6 +42,7 @@ from index_builder.manifest import (
     parse_manifest,
 )
 from index_builder.publish import read_pointer, version_folder
+from index_builder.vectors import Rows, StoredVectors, Vectors, open_vectors
 
 __all__ = ["FileInfo", "Gallery", "IndexInfo", "Item", "ItemNotFoundError", "Manifest"]
 
@@ -58,14 +60,14 @@ class Gallery:
         self,
         root: Path,
         manifest: Manifest,
-        vectors_NE: Vectors,
+        vectors: StoredVectors,
         items: ItemTable,
-        index: ExactIndex,
+        index: SearchIndex,
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
         self.root = root
         self.manifest = manifest
-        self._vectors_NE = vectors_NE
+        self._vectors = vectors
         self._items = items
         self._index = index
 
@@ -104,14 +106,15 @@ class Gallery:
                 raise GalleryError(
                     f"{folder / name} is damaged: {problem}; build the gallery again"
                 )
-        vectors_NE = _open_vectors(folder / VECTORS_FILE, manifest)
+        shape = (manifest.count, manifest.dim)
+        vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
         items = read_items(folder / ITEMS_FILE)
         if len(items) != manifest.count:
             raise GalleryError(
                 f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
                 f"{manifest.count:,}; build the gallery again"
             )
-        return cls(root, manifest, vectors_NE, items, open_flat(folder / INDEX_FILE, vectors_NE))
+        return cls(root, manifest, vectors, items, open_flat(folder / INDEX_FILE, vectors))
 
     @property
     def name(self) -> str:
@@ -172,12 +175,13 @@ class Gallery:
     def vector(self, row: int) -> Vectors:
         """The stored unit vector `[E]` of a row, float32 (a copy)."""
         self._check_row(row)
-        return np.array(self._vectors_NE[row], dtype=np.float32)
+        [vector_E] = self._vectors.rows(np.array([row]))
+        return np.array(vector_E)
 
     @property
-    def vectors_NE(self) -> Vectors:
-        """All unit vectors `[N,E]`, float32, memory-mapped and read-only."""
-        return self._vectors_NE
+    def vectors(self) -> StoredVectors:
+        """All unit vectors, memory-mapped and read-only."""
+        return self._vectors
 
     def ids(self) -> list[str]:
         """All ids, in row order."""
@@ -215,7 +219,7 @@ class Gallery:
         path = path_of_uri(item.uri)
         if item.offset_bytes is not None:
             return Location(path, item.offset_bytes, item.size_bytes)
-        return Location(path, root=os.path.realpath(self.manifest.source))
+        return Location(path, root=self.manifest.roots[0])
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
@@ -240,20 +244,6 @@ def read_manifest(root: Path) -> tuple[Path, Manifest]:
             f"{path} is damaged: its sha256 is not the one that was published; build again"
         )
     return folder, parse_manifest(data, path)
-
-
-def _open_vectors(path: Path, manifest: Manifest) -> Vectors:
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as err:
-        raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
-    if vectors.dtype != np.float32 or vectors.shape != (manifest.count, manifest.dim):
-        raise GalleryError(
-            f"{path} holds {vectors.dtype} {vectors.shape}; the manifest says float32 "
-            f"{(manifest.count, manifest.dim)}; build the gallery again"
-        )
-    opened: Vectors = vectors
-    return opened
 
 
 def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:

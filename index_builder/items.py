@@ -1,8 +1,9 @@
 """Items and their table, `items.parquet`: the one place that writes and reads it.
 
-Columns `id, uri, size_bytes, mtime_s, sha256, offset_bytes`, then one `metadata.<key>` per metadata
-key. A key whose values share one simple type (bool, int, float, str) is a column of that type;
-any other is stored as JSON text, marked in the column's field metadata.
+Columns `id, uri, size_bytes, mtime_s, sha256, offset_bytes, text, start_s, end_s, duration_s`, then
+one `metadata.<key>` per metadata key. A key whose values share one simple type (bool, int, float,
+str) is a column of that type; any other is stored as JSON text, marked in the column's field
+metadata.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _FIXED = pa.schema(
         pa.field("mtime_s", pa.float64(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("offset_bytes", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("duration_s", pa.float64()),
     ]
 )
 _SIMPLE: dict[frozenset[type], pa.DataType] = {
@@ -55,6 +60,10 @@ class Item:
         mtime_s: modification time of the file, or of the shard, seconds since 1970.
         sha256: hex digest of the original's bytes.
         offset_bytes: start of the member inside its shard; `None` for a file of its own.
+        text: the text that was embedded, in a text gallery.
+        start_s: where the segment of a video begins; `None` for pictures, texts and whole videos.
+        end_s: where it ends.
+        duration_s: length of the whole video; `None` for pictures and texts.
         metadata: captions, labels and whatever else came with it; null values are left out.
     """
 
@@ -64,6 +73,10 @@ class Item:
     mtime_s: float
     sha256: str
     offset_bytes: int | None = None
+    text: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    duration_s: float | None = None
     metadata: dict[str, Json] = field(default_factory=dict)
 
 

@@ -10,17 +10,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cots_model.errors import GalleryError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.faiss"
 VECTORS_FILE = "vectors.npy"
 ITEMS_FILE = "items.parquet"
 SKIPPED_FILE = "skipped.jsonl"
-VERSION_FILES = (INDEX_FILE, VECTORS_FILE, ITEMS_FILE, SKIPPED_FILE)
+EXCLUDED_FILE = "excluded.jsonl"
+FRAMES_FILE = "frames.npy"
+FRAME_TIMES_FILE = "frame_times.npy"
+
+Modality = Literal["image", "video", "text"]
+IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "milvus"]
+VectorType = Literal["float32", "float16", "int8"]
+Parameter = bool | int | float | str
+
+_ALWAYS = (ITEMS_FILE, SKIPPED_FILE, EXCLUDED_FILE)
+_VIDEO = (FRAMES_FILE, FRAME_TIMES_FILE)
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Version(BaseModel):
+    format_version: int
 
 
 class FileInfo(_Frozen):
@@ -35,16 +49,76 @@ class FileInfo(_Frozen):
     size_bytes: int = Field(ge=0)
 
 
-class IndexInfo(_Frozen):
-    """The FAISS index.
+class Measured(_Frozen):
+    """How an index did at build time beside an exact search, on a sample of its own vectors.
 
     Attributes:
-        kind: `flat` is exact.
-        parameters: what it was built with; empty for `flat`.
+        num_queries: how many queries were tried, one at a time.
+        recall_at_10: share of the ten best that the index finds.
+        latency_ms: median time of one query.
+        exact_latency_ms: the same of the exact search.
+        bytes: size of the index file.
     """
 
-    kind: Literal["flat"]
-    parameters: dict[str, int | float | str] = {}
+    num_queries: int = Field(ge=0)
+    recall_at_10: float = Field(ge=0, le=1)
+    latency_ms: float = Field(ge=0)
+    exact_latency_ms: float = Field(ge=0)
+    bytes: int = Field(ge=0)
+
+
+class IndexInfo(_Frozen):
+    """The search index.
+
+    Attributes:
+        kind: `flat` is exact; `milvus` keeps vectors and items in a Milvus collection.
+        parameters: what it was built with; empty for `flat`.
+        search: what it is searched with (`ef_search`, `num_probes`, `refine`, ...).
+        reason: why this kind, in words, where `auto` chose it.
+        measured: recall and latency at build time; `None` for `flat`, which is exact.
+    """
+
+    kind: IndexKind
+    parameters: dict[str, Parameter] = {}
+    search: dict[str, Parameter] = {}
+    reason: str = ""
+    measured: Measured | None = None
+
+
+class VectorsInfo(_Frozen):
+    """How the vectors are stored.
+
+    Attributes:
+        type: of the numbers in `vectors.npy`.
+        scale: stored number x scale = component of the unit vector; 1 but for int8.
+    """
+
+    type: VectorType = "float32"
+    scale: float = Field(default=1.0, gt=0)
+
+
+class Recipe(_Frozen):
+    """What `update` needs to do the same again.
+
+    Attributes:
+        sources: SRC as given, made absolute.
+        metadata: the metadata file, absolute, if there was one.
+        index: the kind asked for, `auto` included.
+        target_recall: recall@10 that approximate indexes are tuned to.
+        vectors: how vectors are stored.
+        batch_size: embedded at once.
+        precision: of the computation.
+        segment_seconds: length of the segments long videos are cut into, if they are.
+    """
+
+    sources: tuple[str, ...]
+    metadata: str | None = None
+    index: str = "flat"
+    target_recall: float = 0.95
+    vectors: VectorType = "float32"
+    batch_size: int = 32
+    precision: str = "float32"
+    segment_seconds: float | None = None
 
 
 class Manifest(_Frozen):
@@ -56,31 +130,45 @@ class Manifest(_Frozen):
         modality: what the items are.
         dim: width E of the vectors.
         count: number N of items.
-        index: the FAISS index.
+        index: the search index.
+        vectors: how vectors are stored.
         model_fingerprint: hash of the weights, configuration and preprocessing that embedded it.
         model_name: short name of that model.
         created: ISO 8601 time, UTC.
         files: hash and size of each file beside the manifest.
         skipped: number of items left out, by reason; they are listed in `skipped.jsonl`.
-        source: what was indexed: a folder, or shards separated by `, `.
+        source: what was indexed, for people.
+        roots: absolute folders, files or urls that originals lie in; none is served from outside.
+        recipe: how it was built.
     """
 
     format_version: int
     version: str
-    modality: Literal["image", "video", "text"]
+    modality: Modality
     dim: int = Field(gt=0)
     count: int = Field(gt=0)
     index: IndexInfo
+    vectors: VectorsInfo = VectorsInfo()
     model_fingerprint: str
     model_name: str
     created: str
     files: dict[str, FileInfo]
     skipped: dict[str, int]
     source: str
+    roots: tuple[str, ...]
+    recipe: Recipe
 
     def to_bytes(self) -> bytes:
         """The bytes of `manifest.json`."""
         return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+def version_files(modality: Modality, kind: IndexKind) -> tuple[str, ...]:
+    """Names of the files that a version has beside its manifest."""
+    if kind == "milvus":
+        return (SKIPPED_FILE, EXCLUDED_FILE)
+    local = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
+    return (*local, *_VIDEO) if modality == "video" else local
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
@@ -90,6 +178,12 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         GalleryError: if it is damaged, or of another format version.
     """
     try:
+        version = _Version.model_validate_json(data).format_version
+        if version != FORMAT_VERSION:
+            raise GalleryError(
+                f"{path} has format version {version}; this program reads version "
+                f"{FORMAT_VERSION}; build the gallery again or use the program that made it"
+            )
         manifest = Manifest.model_validate_json(data)
     except ValidationError as err:
         fault = err.errors()[0]
@@ -97,13 +191,9 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise GalleryError(
             f"{path} is damaged ({where}: {fault['msg']}); build the gallery again"
         ) from err
-    if manifest.format_version != FORMAT_VERSION:
-        raise GalleryError(
-            f"{path} has format version {manifest.format_version}; this program reads version "
-            f"{FORMAT_VERSION}; build the gallery again or use the program that made it"
-        )
-    if set(manifest.files) != set(VERSION_FILES):
-        raise GalleryError(f"{path} lists {sorted(manifest.files)}; expected {VERSION_FILES}")
+    expected = version_files(manifest.modality, manifest.index.kind)
+    if set(manifest.files) != set(expected):
+        raise GalleryError(f"{path} lists {sorted(manifest.files)}; expected {sorted(expected)}")
     return manifest
 
 

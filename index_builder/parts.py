@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from index_builder.index import Vectors, build_flat
+from index_builder.indexes.exact import build_flat
 from index_builder.items import Item, read_items, write_items
-from index_builder.manifest import INDEX_FILE, ITEMS_FILE, SKIPPED_FILE, VECTORS_FILE
-from index_builder.sources import Skip
+from index_builder.manifest import (
+    EXCLUDED_FILE,
+    INDEX_FILE,
+    ITEMS_FILE,
+    SKIPPED_FILE,
+    VECTORS_FILE,
+    VectorsInfo,
+)
+from index_builder.sources.entry import Skip
+from index_builder.vectors import Vectors, create_array, open_vectors
 
 _PARTS = "parts"
-_BLOCK = 65536
 
 
 class PartWriter:
@@ -60,18 +67,15 @@ class PartWriter:
         with (self._folder / SKIPPED_FILE).open("wb") as handle:
             for part in self._folders():
                 handle.write((part / SKIPPED_FILE).read_bytes())
-        vectors_NE = np.load(self._folder / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        build_flat(_blocks(vectors_NE), self._dim, self._folder / INDEX_FILE)
+        (self._folder / EXCLUDED_FILE).touch()
+        shape = (len(items), self._dim)
+        vectors = open_vectors(self._folder / VECTORS_FILE, shape, VectorsInfo())
+        build_flat(vectors.blocks(), self._dim, self._folder / INDEX_FILE)
         self._remove_parts()
 
     def _join_vectors(self, row_of_item_N: np.ndarray) -> None:
-        out_NE = np.lib.format.open_memmap(
-            self._folder / VECTORS_FILE,
-            mode="w+",
-            dtype=np.float32,
-            shape=(len(row_of_item_N), self._dim),
-        )
-        _reserve(self._folder / VECTORS_FILE)
+        shape = (len(row_of_item_N), self._dim)
+        out_NE = create_array(self._folder / VECTORS_FILE, shape, np.float32)
         start = 0
         for part, size in zip(self._folders(), self._sizes, strict=True):
             rows = row_of_item_N[start : start + size]
@@ -88,15 +92,3 @@ class PartWriter:
                 path.unlink()
             part.rmdir()
         self._parts.rmdir()
-
-
-def _reserve(path: Path) -> None:
-    """Claim the disk space of a sparse file, so that a full disk is an error and not a SIGBUS."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-
-
-def _blocks(vectors_NE: Vectors) -> Iterator[Vectors]:
-    for start in range(0, len(vectors_NE), _BLOCK):
-        yield vectors_NE[start : start + _BLOCK]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from cots_model.errors import InputError
 from index_builder.gallery import Gallery
-from index_builder.index import Vectors
 from index_builder.items import Json
+from index_builder.vectors import Vectors
 
 
 @dataclass(frozen=True)

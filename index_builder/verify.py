@@ -9,7 +9,7 @@ import numpy as np
 
 from cots_model.errors import GalleryError
 from index_builder.gallery import Gallery, read_manifest
-from index_builder.index import index_vectors
+from index_builder.indexes.exact import index_vectors
 from index_builder.manifest import (
     INDEX_FILE,
     ITEMS_FILE,
@@ -53,13 +53,14 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
         gallery = Gallery.open(root, verify_checksums=False)
     except GalleryError as err:
         return {"contents": str(err)}
-    vectors_NE = gallery.vectors_NE
+    vectors = gallery.vectors
     ids = gallery.ids()
     found: dict[str, str | None] = {}
     if any(first >= second for first, second in pairwise(ids)):
         found[ITEMS_FILE] = "its ids are not sorted and unique"
-    if not np.allclose(np.linalg.norm(vectors_NE, axis=1), 1.0, atol=1e-3):
+    norms = [np.linalg.norm(block_NE, axis=1) for block_NE in vectors.blocks()]
+    if not np.allclose(np.concatenate(norms), 1.0, atol=1e-3):
         found[VECTORS_FILE] = "its rows are not unit vectors"
-    if not index_vectors(folder / INDEX_FILE, vectors_NE):
+    if not index_vectors(folder / INDEX_FILE, vectors):
         found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
     return found

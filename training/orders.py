@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from cots_model.errors import InputError
-from index_builder.open_source import open_source
-from index_builder.shard_source import ShardSource
+from index_builder.sources.open import open_source
+from index_builder.sources.shards import ShardSource
 from training.example import Example
 from training.formats.pairs import iterate_pairs
 from training.formats.read import kind_of, read_source

@@ -191,7 +191,7 @@ def test_build_metadata_by_filename_matches_shard_members(build, tmp_path, photo
 def test_build_keeps_two_versions_and_an_open_gallery_goes_on(build, tmp_path, photos):
     build(photos, tmp_path / "g")
     old = Gallery.open(tmp_path / "g")
-    query = np.array(old.vectors_NE[:1])
+    query = old.vectors.rows(np.array([0]))
     before = old.search(query, 5)
     reports = [build(photos, tmp_path / "g") for _ in range(2)]
     kept = sorted(path.name for path in (tmp_path / "g/versions").iterdir())

@@ -13,7 +13,7 @@ from cots_model.errors import GalleryError, InputError
 from cots_model.testing import make_tiny_checkpoint
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, ItemNotFoundError
-from index_builder.manifest import VERSION_FILES
+from index_builder.manifest import version_files
 from index_builder.search import search_gallery
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture
@@ -57,7 +57,7 @@ def test_gallery_gives_copies_of_one_picture_in_order_of_id(build, tmp_path, enc
     save_picture(tmp_path / "src/other.png", seed=6)
     build(tmp_path / "src", tmp_path / "g", batch_size=1)
     gallery = Gallery.open(tmp_path / "g")
-    query_1E = gallery.vectors_NE[gallery.row("a.png")][None]
+    query_1E = gallery.vector(gallery.row("a.png"))[None]
     [all_hits] = search_gallery(gallery, query_1E, k=8)
     tied = [hit.id for hit in all_hits if hit.id != "other.png"]
     assert len({hit.score for hit in all_hits if hit.id != "other.png"}) == 1
@@ -116,7 +116,7 @@ def test_gallery_refuses_another_model_naming_both(gallery_root, encoder, tmp_pa
     assert "--checkpoint" in message
 
 
-@pytest.mark.parametrize("name", [*VERSION_FILES, "manifest.json"])
+@pytest.mark.parametrize("name", [*version_files("image", "flat"), "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_gallery_refuses_a_damaged_file_naming_it(copy, name, damage):
     path = version_file(copy, name)
@@ -159,10 +159,10 @@ def test_gallery_never_unpickles(copy):
 
 
 def test_gallery_refuses_a_newer_format_and_files_that_disagree(copy):
-    republish(copy, format_version=2)
-    with pytest.raises(GalleryError, match="format version 2"):
+    republish(copy, format_version=3)
+    with pytest.raises(GalleryError, match="format version 3"):
         Gallery.open(copy)
-    republish(copy, format_version=1, count=19)
+    republish(copy, format_version=2, count=19)
     with pytest.raises(GalleryError, match=r"vectors\.npy"):
         Gallery.open(copy)
     path = version_file(copy, "vectors.npy")

@@ -11,7 +11,7 @@ from index_builder.items import Item, clean_metadata, read_items, write_items
 
 
 def item(name: str, **metadata: object) -> Item:
-    return Item(name, f"file:///{name}", 3, 1.5, "0" * 64, None, metadata)
+    return Item(name, f"file:///{name}", 3, 1.5, "0" * 64, metadata=metadata)
 
 
 def test_items_come_back_as_written(tmp_path):
@@ -19,7 +19,7 @@ def test_items_come_back_as_written(tmp_path):
         item("a", year=2020, price=1.5, ok=True, title="é", tags=["x", "y"]),
         item("b", year=2021, mixed=1),
         item("c", mixed="one", nested={"p": [1, None]}, huge=2**70),
-        Item("d", "file:///s.tar#d", 3, 1.5, "0" * 64, 512, {}),
+        Item("d", "file:///s.tar#d", 3, 1.5, "0" * 64, 512),
     ]
     write_items(items, tmp_path / "items.parquet")
     table = read_items(tmp_path / "items.parquet")

@@ -9,7 +9,7 @@ import torch
 
 from cots_model.config import load_config
 from cots_model.model import CotsModel
-from index_builder.open_source import open_source
+from index_builder.sources.open import open_source
 from tests.conftest import REPOSITORY
 from training.config import TrainConfig, load_train_config
 from training.dvae import Dvae, DvaeConfig

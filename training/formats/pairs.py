@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from index_builder.open_source import open_source
-from index_builder.sources import Skip, Source
+from index_builder.sources.entry import Skip, Source
+from index_builder.sources.open import open_source
 from training.example import Example
 from training.formats.entries import clean_captions
 
@@ -28,7 +28,7 @@ def iterate_pairs(source: Source, *, label: str, quiet: bool = False) -> Iterato
     """Pictures with captions as the source yields them; what is left out is counted in the log.
 
     Args:
-        source: as `index_builder.open_source` gives it.
+        source: as `index_builder.sources.open` gives it.
         label: its name in the log.
         quiet: log nothing, for a source that is read again and again.
     """

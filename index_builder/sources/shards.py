@@ -16,7 +16,7 @@ from pathlib import Path
 
 from index_builder.content import Location, file_uri
 from index_builder.items import Json
-from index_builder.sources import (
+from index_builder.sources.entry import (
     IMAGE_SUFFIXES,
     SIDECAR_SUFFIXES,
     UNREAD_IMAGE_SUFFIXES,
@@ -44,6 +44,11 @@ class ShardSource:
     def shards(self) -> list[Path]:
         """The shards, absolute, in the order they are read."""
         return [Path(shard) for shard in self._shards]
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The shards."""
+        return tuple(self._shards)
 
     def read(self) -> Iterator[Candidate | Skip]:
         """Every picture, in the order of the shards; a damaged shard ends where the damage is."""

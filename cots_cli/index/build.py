@@ -1,4 +1,4 @@
-"""`cots index`: build a gallery, look at it, check it."""
+"""`cots index build`: a source becomes a gallery."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 _LATER = {"modality": ("image",), "index": ("flat",), "engine": ("local",)}
 
 
-@click.group(name="index")
-def command() -> None:
-    """Build galleries and check them."""
-
-
 def _only_known(_: click.Context, option: click.Parameter, value: str) -> str:
     accepted = _LATER[str(option.name)]
     if value not in accepted:
@@ -32,13 +27,14 @@ def _only_known(_: click.Context, option: click.Parameter, value: str) -> str:
     return value
 
 
-@command.command(
+@click.command(
+    name="build",
     epilog="""\b
 Examples:
   cots index build photos --gallery galleries/photos
   cots index build 'shards/{00000..00009}.tar' --gallery galleries/web
   cots index build images.tar --gallery galleries/shop --metadata items.parquet --json
-"""
+""",
 )
 @click.argument("src", nargs=-1, required=True)
 @click.option(
@@ -65,7 +61,7 @@ Examples:
     help="csv, json, jsonl or parquet with a column `id` (or `filename`).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def build(
+def command(
     src: tuple[str, ...],
     gallery: Path,
     modality: str,
@@ -84,8 +80,8 @@ def build(
 
     from cots_model.encoder import Encoder
     from index_builder.build import build_gallery
-    from index_builder.open_source import open_source
     from index_builder.options import BuildOptions
+    from index_builder.sources.open import open_source
 
     options = BuildOptions(
         sources=src, gallery=gallery, batch_size=batch_size, workers=workers, metadata=metadata
@@ -121,38 +117,3 @@ def _print_report(report: BuildReport, *, as_json: bool) -> None:
         matched, rows = report.metadata_matched, report.metadata_rows
         line = f"metadata: {matched:,} items matched one of {rows:,} rows"
         click.echo(line, err=not report.metadata_matched)
-
-
-@command.command(epilog="\b\nExample:\n  cots index info galleries/photos --json\n")
-@click.argument("gallery", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def info(gallery: Path, as_json: bool) -> None:
-    """Print the manifest of GALLERY's current version."""
-    from index_builder.gallery import read_manifest
-
-    _, manifest = read_manifest(gallery)
-    if as_json:
-        click.echo(manifest.model_dump_json())
-        return
-    for name, value in manifest.model_dump(mode="json").items():
-        click.echo(f"{name:18} {value if not isinstance(value, dict) else json.dumps(value)}")
-
-
-@command.command(epilog="\b\nExample:\n  cots index verify galleries/photos\n")
-@click.argument("gallery", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify(gallery: Path, as_json: bool) -> None:
-    """Check every file of GALLERY's current version; exit 1 if one is damaged."""
-    from cots_model.errors import CotsError
-    from index_builder.verify import verify_gallery
-
-    problems = verify_gallery(gallery)
-    damaged = {name: problem for name, problem in problems.items() if problem}
-    if as_json:
-        files = [{"file": name, "problem": problem} for name, problem in problems.items()]
-        click.echo(json.dumps({"ok": not damaged, "files": files}))
-    elif not damaged:
-        click.echo(f"{gallery}: {len(problems)} files are as they were published")
-    if damaged:
-        faults = "; ".join(f"{name}: {problem}" for name, problem in damaged.items())
-        raise CotsError(f"{gallery} is damaged: {faults}; build it again")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cots_model.errors import InputError
 from index_builder.items import Json, clean_metadata
-from index_builder.sources import Candidate
+from index_builder.sources.entry import Candidate
 
 _KEYS = ("id", "filename")
 

@@ -22,35 +22,17 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from cots_model.errors import CotsError
 from cots_model.preprocess import PicturePreprocess
-from index_builder.content import Stamp
-from index_builder.sources import Candidate, Skip
-from index_builder.worker import READY, Failure, Picture, worker_main
+from index_builder.pipeline.result import Decoded, Result
+from index_builder.pipeline.worker import READY, Failure, Picture, worker_main
+from index_builder.sources.entry import Candidate, Skip
 
 _TASKS_PER_WORKER = 2
 _STARTUP_LIMIT_S = 180.0
 _POLL_S = 0.25
-_PRELOAD = ["cots_model.images", "cots_model.preprocess", "index_builder.worker"]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A picture ready to be embedded.
-
-    Attributes:
-        candidate: which one.
-        stamp: size and time of the original.
-        sha256: hex digest of the original's bytes.
-        img_CHW: float32 pixels, preprocessed; of an ensemble `[X]`, all its members' pixels.
-    """
-
-    candidate: Candidate
-    stamp: Stamp
-    sha256: str
-    img_CHW: npt.NDArray[np.float32]
+_PRELOAD = ["cots_model.images", "cots_model.preprocess", "index_builder.pipeline.worker"]
 
 
 Task = tuple[int, Candidate]
@@ -112,8 +94,8 @@ class DecodePool:
             _end(worker)
         self._workers = []
 
-    def decode(self, entries: Iterator[Candidate | Skip]) -> Iterator[Decoded | Skip]:
-        """Decode every candidate; skips are passed on. One result per entry, in their order.
+    def decode(self, entries: Iterator[Candidate | Skip]) -> Iterator[Result]:
+        """Decode every candidate; skips are passed on. Results come in the order of the entries.
 
         Raises:
             CotsError: if workers cannot be started.
@@ -130,7 +112,7 @@ class DecodePool:
                 num_in += entry is not None
                 self._hand_out()
             while num_out in self._done:
-                yield self._done.pop(num_out)
+                yield Result(num_out, self._done.pop(num_out))
                 num_out += 1
             if exhausted and num_in == num_out:
                 return
@@ -190,8 +172,8 @@ class DecodePool:
         if isinstance(message, Failure):
             self._done[number] = _skip(candidate, message.reason, message.message)
             return
-        img_CHW = np.frombuffer(bytearray(pixels), np.float32).reshape(message.shape)
-        self._done[number] = Decoded(candidate, message.stamp, message.sha256, img_CHW)
+        pixels_U = np.frombuffer(bytearray(pixels), np.float32).reshape(1, *message.shape)
+        self._done[number] = Decoded(candidate, message.stamp, message.sha256, pixels_U)
 
     def _replace(self, worker: _Worker, reason: str, message: str) -> None:
         """Skip the picture the worker was busy with, and give the others to a new worker."""

@@ -8,8 +8,8 @@ import pytest
 
 from cots_model.errors import InputError
 from index_builder.content import read_location
-from index_builder.open_source import expand_pattern, open_source
-from index_builder.sources import Candidate, Skip
+from index_builder.sources.entry import Candidate, Skip
+from index_builder.sources.open import expand_pattern, open_source
 from tests.index_builder.conftest import save_picture
 
 

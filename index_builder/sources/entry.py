@@ -1,7 +1,7 @@
-"""What a source of pictures yields, and what its sidecars say.
+"""What a source lists, and what its sidecars say.
 
 A source is read once, in an order that does not change between runs, and yields a `Candidate` for
-every picture that may be indexed and a `Skip` for every one that cannot be.
+everything that may be indexed and a `Skip` for everything that cannot be.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from index_builder.content import ContentError, Location, read_location
+from index_builder.content import ContentError, Location, Stamp, read_location
 from index_builder.items import Json, clean_metadata
 
 IMAGE_SUFFIXES = frozenset(
@@ -47,14 +47,16 @@ MAX_SIDECAR_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture to be decoded and embedded.
+    """Something to be embedded: a picture, a video or a text.
 
     Attributes:
         id: the item's id.
         uri: where it is, for people.
-        location: where it is, for reading.
+        location: where its bytes are; of a text, the file that it stands in.
         filename: its name with extension, as `--metadata` files may name it.
-        metadata: what its sidecars say.
+        metadata: what its sidecars or its row say.
+        stamp: its size and time as listed; `None` where listing does not tell them.
+        text: the text itself; `None` for pictures and videos.
     """
 
     id: str
@@ -62,11 +64,13 @@ class Candidate:
     location: Location
     filename: str
     metadata: dict[str, Json] = field(default_factory=dict)
+    stamp: Stamp | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A picture that is left out, as a line of `skipped.jsonl` tells it."""
+    """Something that is left out, as a line of `skipped.jsonl` tells it."""
 
     id: str
     uri: str
@@ -90,13 +94,24 @@ class ReaderCounts:
 
 
 class Source(Protocol):
-    """Anything that yields pictures."""
+    """Anything that lists what may be indexed.
+
+    Attributes:
+        name: what was named as SRC, absolute, for people and the manifest.
+        roots: absolute folders, files or urls; every original lies in or under one of them.
+        counts: what was met besides.
+    """
 
     name: str
     counts: ReaderCounts
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Where the originals lie; content is only ever served from inside."""
+        ...
+
     def read(self) -> Iterator[Candidate | Skip]:
-        """All pictures, in a fixed order."""
+        """All entries, in a fixed order."""
         ...
 
 

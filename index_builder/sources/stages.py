@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from index_builder.metadata_file import MetadataFile
-from index_builder.sources import Candidate, Skip
+from index_builder.sources.entry import Candidate, Skip
+from index_builder.sources.metadata_file import MetadataFile
 
 
 def unique(entries: Iterator[Candidate | Skip]) -> Iterator[Candidate | Skip]:

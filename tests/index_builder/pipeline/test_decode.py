@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from cots_model.errors import CotsError
-from index_builder.background import Background
 from index_builder.content import Location
-from index_builder.decode import Decoded, DecodePool
-from index_builder.sources import Candidate, Skip
+from index_builder.pipeline.background import Background
+from index_builder.pipeline.decode import DecodePool
+from index_builder.pipeline.result import Decoded
+from index_builder.sources.entry import Candidate, Skip
 
 
 class HostilePreprocess:
@@ -62,18 +63,20 @@ def test_decode_pool_keeps_the_order_of_the_source(entries):
     with pool(HostilePreprocess()) as workers:
         results = list(workers.decode(mixed()))
         assert workers.decode_s > 0
-    names = [r.id if isinstance(r, Skip) else r.candidate.id for r in results]
+    values = [result.value for result in results]
+    names = [v.id if isinstance(v, Skip) else v.candidate.id for v in values]
     expected = [n for k in range(40) for n in [f"{k:03d}.png"] + [f"skip{k}"] * (k % 10 == 0)]
     assert names == expected
-    decoded = [result for result in results if isinstance(result, Decoded)]
-    assert [int(result.img_CHW[0, 0, 0]) for result in decoded] == list(range(40))
+    decoded = [value for value in values if isinstance(value, Decoded)]
+    assert [int(value.pixels_U[0, 0, 0, 0]) for value in decoded] == list(range(40))
 
 
 def test_decode_pool_skips_pictures_that_kill_or_hang_a_worker(entries):
     sides = [8, 13, 9, 13, 17, 10, 19, 11, 17, 12]
     with pool(HostilePreprocess(), timeout_s=2.0) as workers:
         results = list(workers.decode(entries(sides)))
-    reasons = [r.reason if isinstance(r, Skip) else r.img_CHW.shape[1] for r in results]
+    values = [result.value for result in results]
+    reasons = [v.reason if isinstance(v, Skip) else v.pixels_U.shape[2] for v in values]
     crashed, hung = "decoder_crashed", "decoder_timeout"
     assert reasons == [8, crashed, 9, crashed, hung, 10, "damaged", 11, hung, 12]
 
@@ -84,7 +87,7 @@ def test_decode_pool_does_not_blame_a_picture_for_a_slow_consumer(entries):
         for result in workers.decode(entries([8] * 6)):
             results.append(result)
             time.sleep(1.2 if len(results) < 3 else 0)
-    assert all(isinstance(result, Decoded) for result in results)
+    assert all(isinstance(result.value, Decoded) for result in results)
 
 
 def test_decode_pool_says_when_workers_cannot_start(entries, capfd):

@@ -15,7 +15,7 @@ from pathlib import Path
 from cots_model.errors import InputError
 from index_builder.content import ContentError, Location, file_uri, open_location
 from index_builder.items import Json
-from index_builder.sources import (
+from index_builder.sources.entry import (
     IMAGE_SUFFIXES,
     SIDECAR_SUFFIXES,
     UNREAD_IMAGE_SUFFIXES,
@@ -64,6 +64,11 @@ class FolderSource:
             os.scandir(self.root).close()
         except OSError as err:
             raise InputError(f"{folder} cannot be listed ({err.strerror}); check it") from err
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folder."""
+        return (self.root,)
 
     def read(self) -> Iterator[Candidate | Skip]:
         """Every picture, in order of folder and name."""

@@ -15,12 +15,9 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from cots_model.errors import GalleryError
-
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
+from index_builder.vectors import Rows, StoredVectors, VectorRows, Vectors
 
 GPU_MAX_K = 2048
 _MARGIN = 32
@@ -30,23 +27,26 @@ _HEADER_BYTES = 512
 class ExactIndex:
     """Inner-product search over all rows, on the GPU where FAISS has one."""
 
-    def __init__(self, cpu_index: faiss.IndexFlatIP, vectors_NE: Vectors) -> None:
-        """Hold an index and the vectors it was built from (memory-mapped or not)."""
+    exact = True
+
+    def __init__(self, cpu_index: faiss.IndexFlatIP, vectors: VectorRows) -> None:
+        """Hold an index and the vectors it was built from."""
         self._cpu = cpu_index
-        self._vectors_NE = vectors_NE
+        self._vectors = vectors
+        self._num_rows = vectors.shape[0]
         self._gpu = _GpuIndex(cpu_index) if faiss.get_num_gpus() > 0 else None
-        self._max_norm = _max_norm(vectors_NE)
+        self._max_norm = _max_norm(vectors)
 
     def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
         """The `k` best rows of each query: scores `[Q,K]` float32 and rows `[Q,K]` int64.
 
         Best first; equal scores by row, also across the k-th place. `k` is capped at N.
         """
-        k = min(k, len(self._vectors_NE))
+        k = min(k, self._num_rows)
         scores_QK = np.empty((len(query_QE), k), np.float32)
         rows_QK = np.empty((len(query_QE), k), np.int64)
         pending = np.arange(len(query_QE))
-        width = min(k + _MARGIN, len(self._vectors_NE))
+        width = min(k + _MARGIN, self._num_rows)
         while len(pending):
             found_QW, candidates_QW = self._scan(query_QE[pending], width)
             unsettled = []
@@ -54,13 +54,10 @@ class ExactIndex:
                 scores_W, rows_W = self._rank(query_QE[query], candidates_QW[at])
                 scores_QK[query], rows_QK[query] = scores_W[:k], rows_W[:k]
                 tolerance = self._rounding(query_QE[query])
-                if (
-                    width < len(self._vectors_NE)
-                    and found_QW[at, -1] + tolerance >= scores_W[k - 1]
-                ):
+                if width < self._num_rows and found_QW[at, -1] + tolerance >= scores_W[k - 1]:
                     unsettled.append(query)  # a row not looked at could tie with the k-th
             pending = np.array(unsettled, dtype=np.int64)
-            width = min(width * 4, len(self._vectors_NE))
+            width = min(width * 4, self._num_rows)
         return scores_QK, rows_QK
 
     def _scan(self, query_QE: Vectors, width: int) -> tuple[Vectors, Rows]:
@@ -71,7 +68,7 @@ class ExactIndex:
 
     def _rank(self, query_E: Vectors, rows_W: Rows) -> tuple[Vectors, Rows]:
         rows_W = np.sort(rows_W)
-        scores_W = exact_scores(query_E, self._vectors_NE[rows_W])
+        scores_W = exact_scores(query_E, self._vectors.rows(rows_W))
         order = np.argsort(-scores_W, kind="stable")
         return scores_W[order], rows_W[order]
 
@@ -104,7 +101,7 @@ def build_flat(blocks: Iterator[Vectors], dim: int, path: Path) -> None:
         raise OSError(f"{path} could not be written: {err}") from err
 
 
-def open_flat(path: Path, vectors_NE: Vectors) -> ExactIndex:
+def open_flat(path: Path, vectors: StoredVectors) -> ExactIndex:
     """Open an index written by `build_flat`.
 
     The file's length is checked before FAISS parses it; check its sha256 before calling.
@@ -112,32 +109,31 @@ def open_flat(path: Path, vectors_NE: Vectors) -> ExactIndex:
     Raises:
         GalleryError: if it is damaged, or does not fit the vectors.
     """
-    payload_bytes = vectors_NE.size * 4
+    num_rows, dim = vectors.shape
+    payload_bytes = num_rows * dim * 4
     if not payload_bytes <= path.stat().st_size <= payload_bytes + _HEADER_BYTES:
         raise GalleryError(
             f"{path} holds {path.stat().st_size:,} bytes, which does not fit "
-            f"{vectors_NE.shape[0]:,} vectors of {vectors_NE.shape[1]}; build the gallery again"
+            f"{num_rows:,} vectors of {dim}; build the gallery again"
         )
     try:
         index = faiss.read_index(str(path))
     except Exception as err:  # FAISS raises bare RuntimeError, or what SWIG makes of it
         raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
-    if not isinstance(index, faiss.IndexFlatIP) or (index.ntotal, index.d) != vectors_NE.shape:
+    if not isinstance(index, faiss.IndexFlatIP) or (index.ntotal, index.d) != vectors.shape:
         raise GalleryError(f"{path} is not a flat index of these vectors; build the gallery again")
-    return ExactIndex(index, vectors_NE)
+    return ExactIndex(index, vectors)
 
 
-def index_vectors(path: Path, vectors_NE: Vectors) -> bool:
+def index_vectors(path: Path, vectors: StoredVectors) -> bool:
     """Whether the index holds exactly these vectors, bit for bit (for `verify`)."""
     index = faiss.read_index(str(path))
-    step = 65536
-    return all(
-        np.array_equal(
-            index.reconstruct_n(start, min(step, index.ntotal - start)),
-            vectors_NE[start : start + step],
-        )
-        for start in range(0, index.ntotal, step)
-    )
+    start = 0
+    for block_NE in vectors.blocks():
+        if not np.array_equal(index.reconstruct_n(start, len(block_NE)), block_NE):
+            return False
+        start += len(block_NE)
+    return True
 
 
 class _GpuIndex:
@@ -154,8 +150,5 @@ class _GpuIndex:
         return found_QW, candidates_QW
 
 
-def _max_norm(vectors_NE: Vectors, step: int = 65536) -> float:
-    return max(
-        float(np.linalg.norm(vectors_NE[start : start + step], axis=1).max())
-        for start in range(0, len(vectors_NE), step)
-    )
+def _max_norm(vectors: VectorRows) -> float:
+    return max(float(np.linalg.norm(block_NE, axis=1).max()) for block_NE in vectors.blocks())

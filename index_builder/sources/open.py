@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cots_model.errors import InputError
-from index_builder.folder_source import FolderSource
-from index_builder.shard_source import ShardSource
-from index_builder.sources import Source
+from index_builder.sources.entry import Source
+from index_builder.sources.folder import FolderSource
+from index_builder.sources.shards import ShardSource
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]+)\}")

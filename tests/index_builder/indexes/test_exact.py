@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from cots_model.errors import GalleryError
-from index_builder.index import (
-    Vectors,
+from index_builder.indexes.exact import (
     build_flat,
     exact_scores,
     index_vectors,
     open_flat,
 )
+from index_builder.vectors import StoredVectors, Vectors
 
 
 def unit(vectors: np.ndarray) -> Vectors:
@@ -20,7 +20,7 @@ def unit(vectors: np.ndarray) -> Vectors:
 
 def opened(vectors_NE: Vectors, tmp_path):
     build_flat(iter([vectors_NE[:7], vectors_NE[7:]]), vectors_NE.shape[1], tmp_path / "i.faiss")
-    return open_flat(tmp_path / "i.faiss", vectors_NE)
+    return open_flat(tmp_path / "i.faiss", StoredVectors(vectors_NE))
 
 
 def reference(query_QE: Vectors, vectors_NE: Vectors, k: int):
@@ -79,18 +79,18 @@ def test_exact_index_caps_k_at_its_size(tmp_path):
 def test_index_vectors_notices_one_changed_number(tmp_path):
     vectors_NE = unit(np.random.default_rng(3).standard_normal((50, 16)))
     opened(vectors_NE, tmp_path)
-    assert index_vectors(tmp_path / "i.faiss", vectors_NE)
+    assert index_vectors(tmp_path / "i.faiss", StoredVectors(vectors_NE))
     vectors_NE[49, 15] += 1e-3
-    assert not index_vectors(tmp_path / "i.faiss", vectors_NE)
+    assert not index_vectors(tmp_path / "i.faiss", StoredVectors(vectors_NE))
 
 
 def test_open_flat_refuses_an_index_that_does_not_fit(tmp_path):
     vectors_NE = unit(np.random.default_rng(4).standard_normal((50, 16)))
     opened(vectors_NE, tmp_path)
     with pytest.raises(GalleryError, match="does not fit"):
-        open_flat(tmp_path / "i.faiss", vectors_NE[:20])
+        open_flat(tmp_path / "i.faiss", StoredVectors(vectors_NE[:20]))
     (tmp_path / "junk.faiss").write_bytes(b"x" * (vectors_NE.nbytes + 45))
     with pytest.raises(GalleryError, match=r"junk\.faiss is damaged"):
-        open_flat(tmp_path / "junk.faiss", vectors_NE)
+        open_flat(tmp_path / "junk.faiss", StoredVectors(vectors_NE))
     with pytest.raises(GalleryError, match="not a flat index"):
-        open_flat(tmp_path / "i.faiss", vectors_NE.reshape(25, 32))
+        open_flat(tmp_path / "i.faiss", StoredVectors(vectors_NE.reshape(25, 32)))

@@ -1,0 +1,16 @@
+"""`cots index`: build galleries, change them, look at them, check them."""
+
+from __future__ import annotations
+
+from cots_cli.lazy_group import LazyGroup
+
+command = LazyGroup(
+    name="index",
+    package="cots_cli.index",
+    sub_commands={
+        "build": "Index a source and publish it as a gallery.",
+        "info": "Print the manifest of a gallery.",
+        "verify": "Check every file of a gallery.",
+    },
+    help="Build galleries, change them, look at them, check them.",
+)

@@ -1,0 +1,1 @@
+"""Searching vectors: exact and approximate FAISS indexes behind one interface."""

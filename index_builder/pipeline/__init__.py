@@ -1,0 +1,1 @@
+"""From a listed entry to pixels: fetched, decoded and preprocessed in processes of their own."""
