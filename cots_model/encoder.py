@@ -66,7 +66,7 @@ class Encoder:
         self.preprocess = preprocess
         self.fingerprint = fingerprint
         self.device = next(model.parameters()).device
-        self._precision = precision
+        self._precision: Precision = precision
 
     @classmethod
     def load(
@@ -106,6 +106,11 @@ class Encoder:
     def name(self) -> str:
         """The model's short name."""
         return self.model.config.name
+
+    @property
+    def precision(self) -> Precision:
+        """Of the computation."""
+        return self._precision
 
     @property
     def dim(self) -> int:

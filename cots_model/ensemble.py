@@ -95,6 +95,11 @@ class EnsembleEncoder(Encoder):
         return self._name
 
     @property
+    def precision(self) -> Precision:
+        """Of the members' computation."""
+        return self.members[0].precision
+
+    @property
     def dim(self) -> int:
         """Width of the joint space: the sum of the members'."""
         return sum(member.dim for member in self.members)

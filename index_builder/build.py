@@ -1,273 +1,291 @@
-"""The builder: reader -> decode -> encode -> write, joined, timed and published here.
+"""The builder: list -> decode -> encode -> write parts -> join -> index -> publish.
 
     report = build_gallery(BuildOptions(sources=("photos",), gallery=Path("g")), encoder)
 
-Pictures are decoded by worker processes and a thread that collects from them, while the calling
-thread embeds: no stage waits for another unless its own queue is full.
+A source is listed anew by every run; parts that an earlier, interrupted run finished are kept where
+they are still what is wanted. So running the same command again after a kill goes on from the last
+finished part, and gives the bytes that an uninterrupted run would have given.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import importlib
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
-from index_builder.items import Item
-from index_builder.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    SKIPPED_FILE,
-    IndexInfo,
-    Manifest,
-    Recipe,
-    sha256_of,
-    version_files,
-)
-from index_builder.options import BuildOptions, BuildReport
-from index_builder.parts import PartWriter
+from index_builder.assemble import Plan, Published, assemble
+from index_builder.join import Piece, part_piece
+from index_builder.listing import Entry, Listing, PartSpec, plain
+from index_builder.manifest import Recipe, ShardInfo
+from index_builder.options import BuildOptions, BuildReport, absolute_sources
+from index_builder.part_builder import PartBuilder, PartSettings, check_roots
+from index_builder.parts import Part, open_part, remove_others
 from index_builder.pipeline.background import Background
-from index_builder.pipeline.decode import DecodePool
-from index_builder.pipeline.result import Decoded, Result
-from index_builder.publish import (
-    Pointer,
-    builder_lock,
-    new_version_name,
-    prune,
-    publish,
-    start_partial,
-    version_folder,
-)
-from index_builder.sources.entry import IMAGE_SUFFIXES, Candidate, Skip, Source
+from index_builder.progress import Progress, as_progress
+from index_builder.publish import WORK, builder_lock, writing
+from index_builder.report import build_report, nothing_indexed
+from index_builder.sources.entry import Candidate, Skip, Source
 from index_builder.sources.metadata_file import MetadataFile, read_metadata_file
 from index_builder.sources.open import open_source
-from index_builder.sources.stages import unique, with_metadata
-from index_builder.vectors import Vectors
+from index_builder.sources.stages import with_metadata
 
-_UNIT_TOLERANCE = 1e-3
+
+class Base:
+    """The published version that an update starts from; of a build there is none.
+
+    Attributes:
+        folder: of the version.
+        sha256: of its manifest.
+        excluded: ids that stay out.
+    """
+
+    folder: Path | None = None
+    sha256: str | None = None
+    excluded: frozenset[str] = frozenset()
+
+    def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
+        """Say of each entry which rows still hold for it."""
+        return plain(entries)
+
+    def leftover(self) -> list[Piece]:
+        """Rows to be taken over that no entry was listed for."""
+        return []
 
 
 @dataclass
-class _Run:
-    """The state of a build under way."""
+class Run:
+    """A build under way.
 
+    Attributes:
+        options: what to build.
+        encoder: embeds.
+        source: what is indexed.
+        metadata: columns laid over the items.
+        progress: who is told.
+        base: what an update starts from.
+        roots: where originals lie besides the source's own roots.
+    """
+
+    options: BuildOptions
     encoder: Encoder
-    writer: PartWriter
-    batch: list[Decoded] = field(default_factory=list)
-    items: list[Item] = field(default_factory=list)
-    vectors: list[Vectors] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    first_skip: Skip | None = None
+    source: Source
+    metadata: MetadataFile | None
+    progress: Progress
+    base: Base = field(default_factory=Base)
+    roots: tuple[str, ...] = ()
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    parts: list[Part] = field(default_factory=list)
+    num_continued: int = 0
+    num_unchanged: int = 0
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - start
+    @property
+    def work(self) -> Path:
+        """The folder of work in progress."""
+        return self.options.gallery / WORK
 
 
 def build_gallery(
-    options: BuildOptions, encoder: Encoder, *, progress: Callable[[int], object] | None = None
+    options: BuildOptions,
+    encoder: Encoder,
+    *,
+    progress: Callable[[int], object] | Progress | None = None,
 ) -> BuildReport:
-    """Build a version of a gallery and publish it.
+    """Build a version of a gallery and publish it; goes on where an interrupted build stopped.
 
     Args:
         options: what to build.
-        encoder: embeds the pictures; its fingerprint goes into the manifest.
-        progress: called with the number of entries dealt with since the last call.
+        encoder: embeds the originals; its fingerprint goes into the manifest.
+        progress: told how far it is; a function is called with the number of entries dealt with
+            since the last call.
 
     Raises:
-        InputError: if the source cannot be read or holds no picture that can be indexed.
+        InputError: if the source cannot be read or holds nothing that can be indexed.
         GalleryBusyError: if another build is writing this gallery.
-        CotsError: if workers cannot be started, or the gallery cannot be written.
+        CotsError: if workers cannot be started, the source vanishes, or the gallery cannot be
+            written.
     """
-    start = time.perf_counter()
+    run = start_run(options, encoder, as_progress(progress))
+    with writing(options.gallery), builder_lock(options.gallery):
+        return finish_run(run)
+
+
+def start_run(
+    options: BuildOptions, encoder: Encoder, progress: Progress, base: Base | None = None
+) -> Run:
+    """Look at the source and the metadata file; nothing is written yet."""
     source = open_source(options.sources, exclude=options.gallery)
     metadata = read_metadata_file(options.metadata) if options.metadata else None
-    version = new_version_name()
+    return Run(options, encoder, source, metadata, progress, base or Base())
+
+
+def finish_run(run: Run) -> BuildReport:
+    """Build all parts, join and publish them (lock held)."""
+    start_s = time.perf_counter()
+    _build_parts(run)
+    run.parts.sort(key=lambda part: part.number)
+    pieces = [part_piece(p, part_items=run.options.entries_per_part) for p in run.parts]
+    pieces += run.base.leftover()
+    if not any(len(piece.places_N) for piece in pieces):
+        why = nothing_indexed(run.source, run.options, run.parts)
+        shutil.rmtree(run.work)
+        raise InputError(why)
+    published = assemble(run.options.gallery, pieces, _plan(run), run.progress)
+    shutil.rmtree(run.work, ignore_errors=True)
+    run.progress.enter("done")
+    run.seconds.update(published.seconds)
+    run.seconds["total"] = time.perf_counter() - start_s
+    return _report(run, published)
+
+
+def _build_parts(run: Run) -> None:
+    """Have every part of the source on disk, and no other."""
+    listings, parts = run.work / "listing", run.work / "parts"
+    shutil.rmtree(listings, ignore_errors=True)
+    for folder in (listings, parts):
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = _settings(run)
+    entries = run.base.mark(with_metadata(run.source.read(), run.metadata))
+    part_items = run.options.entries_per_part
+    listing = Listing(_timed(entries, run), listings, part_items=part_items, key=settings.key)
+    names: set[str] = set()
+    specs = Background(
+        listing.parts(wanted=_wanted(run.options.shard), finished=run.progress.set_total), size=0
+    )
     try:
-        with builder_lock(options.gallery), _partial(options.gallery, version) as folder:
-            run = _Run(encoder, PartWriter(folder, encoder.dim))
-            _embed_all(run, options, with_metadata(unique(source.read()), metadata), progress)
-            if not run.writer.num_items:
-                raise InputError(_nothing_indexed(source, run))
-            with run.timed("write"):
-                run.writer.join()
-                _publish(options, encoder, source, run, folder, version)
-    except OSError as err:
-        raise CotsError(
-            f"{options.gallery} could not be written ({err}); check the disk and its permissions"
-        ) from err
-    run.seconds["total"] = time.perf_counter() - start
-    return _report(options, source, metadata, run, version)
-
-
-def _embed_all(
-    run: _Run,
-    options: BuildOptions,
-    entries: Iterator[Candidate | Skip],
-    progress: Callable[[int], object] | None,
-) -> None:
-    workers = options.workers or min(os.cpu_count() or 1, 8)
-    window = 2 * options.batch_size + 2 * workers
-    with DecodePool(
-        run.encoder.preprocess, workers=workers, timeout_s=options.decode_timeout_s, window=window
-    ) as pool:
-        results = Background(pool.decode(entries), size=options.batch_size)
-        try:
-            for count, result in enumerate(_timed(iter(results), run), start=1):
-                _take(run, result.value, options.batch_size)
-                if count % options.part_items == 0:
-                    _finish_part(run)
-                if progress is not None:
-                    progress(1)
-            _finish_part(run)
-        finally:
-            results.stop()
-        run.seconds["read"], run.seconds["decode"] = pool.read_s, pool.decode_s
-
-
-def _take(run: _Run, result: Decoded | Skip, batch_size: int) -> None:
-    if isinstance(result, Skip):
-        _note_skip(run, result)
-        return
-    run.batch.append(result)
-    if len(run.batch) == batch_size:
-        _encode(run)
-
-
-def _encode(run: _Run) -> None:
-    if not run.batch:
-        return
-    with run.timed("encode"):
-        img_BCHW = torch.from_numpy(np.concatenate([decoded.pixels_U for decoded in run.batch]))
-        z_BE = run.encoder.encode_pixels(img_BCHW)
-    norms_B = np.linalg.norm(z_BE, axis=1)
-    for decoded, z_E, norm in zip(run.batch, z_BE, norms_B, strict=True):
-        candidate = decoded.candidate
-        if not abs(norm - 1.0) < _UNIT_TOLERANCE:  # NaN included
-            why = f"the model gave a vector of length {norm} for it; a unit vector is needed"
-            _note_skip(run, Skip(candidate.id, candidate.uri, "bad_embedding", why))
-            continue
-        run.vectors.append(z_E)
-        run.items.append(
-            Item(
-                id=candidate.id,
-                uri=candidate.uri,
-                size_bytes=decoded.stamp.size_bytes,
-                mtime_s=decoded.stamp.mtime_s,
-                sha256=decoded.sha256,
-                offset_bytes=candidate.location.offset_bytes,
-                metadata=candidate.metadata,
-            )
-        )
-    run.batch.clear()
-
-
-def _finish_part(run: _Run) -> None:
-    _encode(run)
-    if not run.items and not run.skips:
-        return
-    with run.timed("write"):
-        z_NE = np.array(run.vectors, dtype=np.float32)
-        run.writer.write(z_NE, run.items, run.skips)
-    run.items, run.vectors, run.skips = [], [], []
-
-
-def _note_skip(run: _Run, skip: Skip) -> None:
-    run.skips.append(skip)
-    run.skipped[skip.reason] += 1
-    run.first_skip = run.first_skip or skip
-
-
-def _timed(results: Iterator[Result], run: _Run) -> Iterator[Result]:
-    while True:
-        with run.timed("wait"):
-            result = next(results, None)
-        if result is None:
-            return
-        yield result
-
-
-@contextmanager
-def _partial(root: Path, version: str) -> Iterator[Path]:
-    """The folder of the version being built; removed again unless it was published."""
-    folder = start_partial(root, version)
-    try:
-        yield folder
+        for part in _engine(run, settings, _unfinished(run, iter(specs), parts, names), parts):
+            run.parts.append(part)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        specs.stop()
+    _check_shard(run.options, listing)
+    check_roots(run.source.roots)
+    remove_others(parts, names)
 
 
-def _publish(
-    options: BuildOptions, encoder: Encoder, source: Source, run: _Run, folder: Path, version: str
-) -> None:
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        version=version,
-        modality="image",
-        dim=encoder.dim,
-        count=run.writer.num_items,
-        index=IndexInfo(kind="flat"),
-        model_fingerprint=encoder.fingerprint,
-        model_name=encoder.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        files={name: sha256_of(folder / name) for name in version_files("image", "flat")},
-        skipped=dict(sorted(run.skipped.items())),
-        source=source.name,
-        roots=source.roots,
-        recipe=Recipe(sources=options.sources),
-    )
-    data = manifest.to_bytes()
-    (folder / MANIFEST_FILE).write_bytes(data)
-    publish(options.gallery, folder, Pointer(version, hashlib.sha256(data).hexdigest()))
-    prune(options.gallery, keep=options.keep_versions)
+def _unfinished(
+    run: Run, specs: Iterator[PartSpec], parts: Path, names: set[str]
+) -> Iterator[PartSpec]:
+    """The parts still to be built; those that an earlier run finished are taken as they are."""
+    for spec in specs:
+        names.add(spec.name)
+        part = open_part(parts, spec)
+        if part is None:
+            yield spec
+        else:
+            run.parts.append(part)
+            run.num_continued += 1
+            run.progress.advance(spec.num_entries, continued=True)
 
 
-def _nothing_indexed(source: Source, run: _Run) -> str:
-    if run.first_skip is None:
-        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        return (
-            f"{source.name} holds no picture ({source.counts.ignored} other files); "
-            f"files ending in {suffixes} are indexed; give tar shards as '{source.name}/*.tar'"
+def _engine(
+    run: Run, settings: PartSettings, specs: Iterator[PartSpec], parts: Path
+) -> Iterator[Part]:
+    """Build parts here, or on a cluster."""
+    if run.options.engine == "ray":
+        try:
+            ray_engine = importlib.import_module("index_builder.ray_engine")
+        except ImportError as err:
+            raise CotsError(
+                f"--engine ray is not in this environment ({err}); pip install "
+                "'cots-retrieval[ray]', or leave --engine out"
+            ) from err
+        yield from ray_engine.build_parts(
+            specs, parts, settings, options=run.options, advance=run.progress.advance
         )
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(run.skipped.items()))
-    first = f"{run.first_skip.id}: {run.first_skip.message}"
-    return (
-        f"no picture of {source.name} can be indexed, so nothing was published "
-        f"(skipped: {reasons}; the first: {first})"
+        return
+    builder = PartBuilder(settings, run.encoder, parts, advance=run.progress.advance)
+    try:
+        yield from builder.build(specs)
+    finally:
+        for stage, seconds in builder.seconds.items():
+            run.seconds[stage] += seconds
+        run.num_unchanged = builder.unchanged
+
+
+def _settings(run: Run) -> PartSettings:
+    options = run.options
+    return PartSettings(
+        modality=options.modality,
+        batch_size=options.batch_size,
+        precision=run.encoder.precision,
+        model_fingerprint=run.encoder.fingerprint,
+        segment_seconds=options.segment_seconds,
+        base=run.base.folder,
+        base_sha256=run.base.sha256,
+        roots=run.source.roots,
+        workers=options.num_workers,
+        timeout_s=options.timeout_s,
     )
 
 
-def _report(
-    options: BuildOptions, source: Source, metadata: MetadataFile | None, run: _Run, version: str
-) -> BuildReport:
-    count = run.writer.num_items
-    stages = ("read", "decode", "wait", "encode", "write", "total")
-    return BuildReport(
-        gallery=str(options.gallery),
-        version=version,
-        count=count,
-        skipped=dict(sorted(run.skipped.items())),
-        ignored=source.counts.ignored,
-        bad_sidecars=source.counts.bad_sidecars,
-        first_bad_sidecar=source.counts.first_bad_sidecar,
-        metadata_rows=len(metadata) if metadata else 0,
-        metadata_matched=metadata.matched if metadata else 0,
-        seconds={stage: round(run.seconds[stage], 3) for stage in stages},
-        images_per_s=round(count / run.seconds["total"], 2),
-        skipped_file=str(version_folder(options.gallery, version) / SKIPPED_FILE),
+def _wanted(shard: tuple[int, int] | None) -> Callable[[int], bool]:
+    if shard is None:
+        return lambda _: True
+    number, of = shard
+    return lambda part: part % of == number
+
+
+def _check_shard(options: BuildOptions, listing: Listing) -> None:
+    if options.shard is None or listing.num_entries or not listing.num_parts:
+        return
+    number, of = options.shard
+    raise InputError(
+        f"shard {number}/{of} has nothing to do: the source has only {listing.num_parts} parts of "
+        f"{options.entries_per_part} entries; use fewer shards, or a smaller --part-items for all"
+    )
+
+
+def _timed(entries: Iterator[Entry], run: Run) -> Iterator[Entry]:
+    while True:
+        start_s = time.perf_counter()
+        entry = next(entries, None)
+        run.seconds["list"] += time.perf_counter() - start_s
+        if entry is None:
+            return
+        yield entry
+
+
+def _plan(run: Run) -> Plan:
+    options = run.options
+    shard = options.shard
+    return Plan(
+        modality=options.modality,
+        dim=run.encoder.dim,
+        model_fingerprint=run.encoder.fingerprint,
+        model_name=run.encoder.name,
+        source=run.source.name,
+        roots=tuple(dict.fromkeys((*run.source.roots, *run.roots))),
+        recipe=Recipe(
+            sources=absolute_sources(options.sources),
+            metadata=str(options.metadata.absolute()) if options.metadata else None,
+            index=options.index.kind,
+            target_recall=options.index.target_recall,
+            vectors=options.index.vectors,
+            batch_size=options.batch_size,
+            precision=run.encoder.precision,
+            segment_seconds=options.segment_seconds,
+            checkpoint=options.checkpoint,
+        ),
+        device=options.index.device,
+        shard=None if shard is None else ShardInfo(of=shard[1], numbers=(shard[0],)),
+        excluded=run.base.excluded,
+        keep_versions=options.keep_versions,
+    )
+
+
+def _report(run: Run, published: Published) -> BuildReport:
+    return build_report(
+        run.options,
+        published,
+        counts=run.source.counts,
+        metadata=run.metadata,
+        seconds=run.seconds,
+        parts=len(run.parts),
+        parts_continued=run.num_continued,
+        unchanged=run.num_unchanged,
     )

@@ -28,7 +28,7 @@ from index_builder.content import (
     read_location,
 )
 from index_builder.indexes.base import SearchIndex
-from index_builder.indexes.exact import open_flat
+from index_builder.indexes.open import open_index
 from index_builder.items import Item, ItemTable, read_items
 from index_builder.manifest import (
     INDEX_FILE,
@@ -114,7 +114,9 @@ class Gallery:
                 f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
                 f"{manifest.count:,}; build the gallery again"
             )
-        return cls(root, manifest, vectors, items, open_flat(folder / INDEX_FILE, vectors))
+        return cls(
+            root, manifest, vectors, items, open_index(folder / INDEX_FILE, manifest.index, vectors)
+        )
 
     @property
     def name(self) -> str:

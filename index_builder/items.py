@@ -25,9 +25,12 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 MAX_DEPTH = 32
 """Deepest nesting of metadata; JSON writers give up at some depth, an HTTP answer must not."""
 
-_PREFIX = "metadata."
-_JSON_MARK = {b"cots.encoding": b"json"}
-_FIXED = pa.schema(
+ROW_GROUP = 131_072
+"""Rows of a parquet row group; fixed, so that equal items give equal bytes however they came."""
+
+METADATA_PREFIX = "metadata."
+JSON_MARK = {b"cots.encoding": b"json"}
+FIXED = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
@@ -41,7 +44,7 @@ _FIXED = pa.schema(
         pa.field("duration_s", pa.float64()),
     ]
 )
-_SIMPLE: dict[frozenset[type], pa.DataType] = {
+SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({bool}): pa.bool_(),
     frozenset({int}): pa.int64(),
     frozenset({float}): pa.float64(),
@@ -88,9 +91,13 @@ class ItemTable:
         self._table = table
         self._ids = table.column("id")
         self._metadata = [
-            (name.removeprefix(_PREFIX), table.column(name), _is_json(table.schema.field(name)))
+            (
+                name.removeprefix(METADATA_PREFIX),
+                table.column(name),
+                is_json_column(table.schema.field(name)),
+            )
             for name in table.column_names
-            if name.startswith(_PREFIX)
+            if name.startswith(METADATA_PREFIX)
         ]
 
     def __len__(self) -> int:
@@ -106,12 +113,12 @@ class ItemTable:
 
     def item(self, row: int) -> Item:
         """The item of a row."""
-        values = [self._table.column(name)[row].as_py() for name in _FIXED.names]
+        values = [self._table.column(name)[row].as_py() for name in FIXED.names]
         return _item(values, self._metadata_of(row))
 
     def all(self) -> list[Item]:
         """All items, in row order."""
-        columns = [self._table.column(name).to_pylist() for name in _FIXED.names]
+        columns = [self._table.column(name).to_pylist() for name in FIXED.names]
         metadata = self._all_metadata()
         return [
             _item(values, metadata[row]) for row, values in enumerate(zip(*columns, strict=True))
@@ -119,6 +126,25 @@ class ItemTable:
 
     def find(self, item_id: str) -> int | None:
         """Row of an id, by binary search, or `None`."""
+        row = self._first_from(item_id)
+        return row if row < len(self) and self.id(row) == item_id else None
+
+    def find_entry(self, entry_id: str) -> list[int]:
+        """Rows of what was one entry of the source: an item, or the segments of a video."""
+        row = self.find(entry_id)
+        if row is not None:
+            return [row]
+        prefix = segment_prefix(entry_id)
+        rows = []
+        at = self._first_from(prefix)
+        while at < len(self) and self.id(at).startswith(prefix):
+            if self._table.column("start_s")[at].as_py() is not None:
+                rows.append(at)
+            at += 1
+        return rows
+
+    def _first_from(self, item_id: str) -> int:
+        """The first row whose id is not before `item_id`."""
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
@@ -126,7 +152,7 @@ class ItemTable:
                 low = middle + 1
             else:
                 high = middle
-        return low if low < len(self) and self.id(low) == item_id else None
+        return low
 
     def _all_metadata(self) -> list[dict[str, Json]]:
         rows: list[dict[str, Json]] = [{} for _ in range(len(self))]
@@ -148,15 +174,20 @@ class ItemTable:
 def write_items(items: Sequence[Item], path: Path) -> None:
     """Write items, in the order given."""
     columns = [
-        pa.array([getattr(item, name) for item in items], type=_FIXED.field(name).type)
-        for name in _FIXED.names
+        pa.array([getattr(item, name) for item in items], type=FIXED.field(name).type)
+        for name in FIXED.names
     ]
-    fields = list(_FIXED)
+    fields = list(FIXED)
     for key in sorted({key for item in items for key in item.metadata}):
         column, mark = _metadata_column([item.metadata.get(key) for item in items])
         columns.append(column)
-        fields.append(pa.field(_PREFIX + key, column.type, metadata=mark))
-    pq.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), path)
+        fields.append(pa.field(METADATA_PREFIX + key, column.type, metadata=mark))
+    write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table that has our columns."""
+    pq.write_table(table, path, row_group_size=ROW_GROUP)
 
 
 def read_items(path: Path) -> ItemTable:
@@ -169,12 +200,26 @@ def read_items(path: Path) -> ItemTable:
         table = pq.read_table(path, memory_map=True).combine_chunks()
     except (pa.ArrowException, OSError, ValueError) as err:
         raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
-    for expected in _FIXED:
+    for expected in FIXED:
         if expected.name not in table.column_names or (
             table.schema.field(expected.name).type != expected.type
         ):
             raise GalleryError(f"{path} has no column {expected.name!r}; build the gallery again")
     return ItemTable(table)
+
+
+def segment_id(entry_id: str, start_s: float, end_s: float) -> str:
+    """Id of a segment of a video: `clip.mp4#t=30,60`, as media fragments are written."""
+    return f"{segment_prefix(entry_id)}{_seconds(start_s)},{_seconds(end_s)}"
+
+
+def segment_prefix(entry_id: str) -> str:
+    """What the ids of all segments of a video begin with."""
+    return f"{entry_id}#t="
+
+
+def _seconds(value_s: float) -> str:
+    return f"{value_s:.3f}".rstrip("0").rstrip(".")
 
 
 def clean_metadata(values: dict[str, object]) -> dict[str, Json]:
@@ -211,19 +256,20 @@ def _utf8(text: str) -> str:
 
 def _metadata_column(values: Sequence[Json]) -> tuple[pa.Array, dict[bytes, bytes] | None]:
     kinds = frozenset(type(value) for value in values if value is not None)
-    simple = _SIMPLE.get(kinds)
+    simple = SIMPLE.get(kinds)
     if simple is not None:
         try:
             return pa.array(values, type=simple), None
         except (pa.ArrowInvalid, OverflowError):  # an integer over 64 bits
             pass
     texts = [None if value is None else json.dumps(value, sort_keys=True) for value in values]
-    return pa.array(texts, type=pa.string()), _JSON_MARK
+    return pa.array(texts, type=pa.string()), JSON_MARK
 
 
 def _item(values: Sequence[Any], metadata: dict[str, Json]) -> Item:
-    return Item(**dict(zip(_FIXED.names, values, strict=True)) | {"metadata": metadata})
+    return Item(**dict(zip(FIXED.names, values, strict=True)) | {"metadata": metadata})
 
 
-def _is_json(column: pa.Field) -> bool:
+def is_json_column(column: pa.Field) -> bool:
+    """Whether the texts of a metadata column are JSON."""
     return bool(column.metadata and column.metadata.get(b"cots.encoding") == b"json")

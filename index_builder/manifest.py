@@ -19,11 +19,13 @@ SKIPPED_FILE = "skipped.jsonl"
 EXCLUDED_FILE = "excluded.jsonl"
 FRAMES_FILE = "frames.npy"
 FRAME_TIMES_FILE = "frame_times.npy"
+PLACES_FILE = "places.npy"
 
 Modality = Literal["image", "video", "text"]
 IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "milvus"]
 VectorType = Literal["float32", "float16", "int8"]
 Parameter = bool | int | float | str
+MODALITIES: tuple[Modality, ...] = ("image", "video", "text")
 
 _ALWAYS = (ITEMS_FILE, SKIPPED_FILE, EXCLUDED_FILE)
 _VIDEO = (FRAMES_FILE, FRAME_TIMES_FILE)
@@ -109,6 +111,7 @@ class Recipe(_Frozen):
         batch_size: embedded at once.
         precision: of the computation.
         segment_seconds: length of the segments long videos are cut into, if they are.
+        checkpoint: what the model was loaded from, where that is known.
     """
 
     sources: tuple[str, ...]
@@ -119,6 +122,23 @@ class Recipe(_Frozen):
     batch_size: int = 32
     precision: str = "float32"
     segment_seconds: float | None = None
+    checkpoint: str | None = None
+
+
+class ShardInfo(_Frozen):
+    """Of a gallery that `--shard i/n` built: which shares of the whole it holds.
+
+    Its vectors are float32 and its index is flat, whatever the recipe says, until all are merged.
+    `places.npy` (int64) holds the place in the source of each row, then of each skipped line, so
+    that the merged gallery is the one that a single build would have made.
+
+    Attributes:
+        of: how many shares there are.
+        numbers: those held here.
+    """
+
+    of: int = Field(gt=0)
+    numbers: tuple[int, ...]
 
 
 class Manifest(_Frozen):
@@ -140,6 +160,7 @@ class Manifest(_Frozen):
         source: what was indexed, for people.
         roots: absolute folders, files or urls that originals lie in; none is served from outside.
         recipe: how it was built.
+        shard: which share of a gallery this is; `None` for a whole one.
     """
 
     format_version: int
@@ -157,18 +178,23 @@ class Manifest(_Frozen):
     source: str
     roots: tuple[str, ...]
     recipe: Recipe
+    shard: ShardInfo | None = None
 
     def to_bytes(self) -> bytes:
         """The bytes of `manifest.json`."""
         return (self.model_dump_json(indent=2) + "\n").encode()
 
 
-def version_files(modality: Modality, kind: IndexKind) -> tuple[str, ...]:
+def version_files(
+    modality: Modality, kind: IndexKind, *, is_shard: bool = False
+) -> tuple[str, ...]:
     """Names of the files that a version has beside its manifest."""
     if kind == "milvus":
         return (SKIPPED_FILE, EXCLUDED_FILE)
-    local = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
-    return (*local, *_VIDEO) if modality == "video" else local
+    names: tuple[str, ...] = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
+    if modality == "video":
+        names += _VIDEO
+    return (*names, PLACES_FILE) if is_shard else names
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:
@@ -191,7 +217,8 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         raise GalleryError(
             f"{path} is damaged ({where}: {fault['msg']}); build the gallery again"
         ) from err
-    expected = version_files(manifest.modality, manifest.index.kind)
+    is_shard = manifest.shard is not None
+    expected = version_files(manifest.modality, manifest.index.kind, is_shard=is_shard)
     if set(manifest.files) != set(expected):
         raise GalleryError(f"{path} lists {sorted(manifest.files)}; expected {sorted(expected)}")
     return manifest

@@ -1,94 +1,165 @@
-"""A build's work in progress: parts of vectors and items, joined into a version at the end.
+"""Finished parts of a build: a fixed stretch of the source, embedded, on disk, with checksums.
 
-A part holds the results of a fixed stretch of the source, and appears under its final names by a
-rename, so that every part that is there is whole.
+    GALLERY/.build/parts/NNNNNN-<key>/
+        vectors.npy items.parquet skipped.jsonl [frames.npy frame_times.npy]
+        part.json        which entry each row and each skip came of; sha256 of each file
+
+A part appears under its name by a rename, synced to disk, so that every part that is there is
+whole; its bytes depend on nothing but what its key was made from.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from index_builder.indexes.exact import build_flat
-from index_builder.items import Item, read_items, write_items
+from index_builder.items import Item, write_items
+from index_builder.listing import PartSpec
 from index_builder.manifest import (
-    EXCLUDED_FILE,
-    INDEX_FILE,
+    FRAME_TIMES_FILE,
+    FRAMES_FILE,
     ITEMS_FILE,
     SKIPPED_FILE,
     VECTORS_FILE,
-    VectorsInfo,
+    FileInfo,
+    check_file,
+    sha256_of,
 )
+from index_builder.publish import sync
 from index_builder.sources.entry import Skip
-from index_builder.vectors import Vectors, create_array, open_vectors
+from index_builder.vectors import Rows, Vectors
 
-_PARTS = "parts"
+PART_FILE = "part.json"
+_PARTIAL = ".partial"
 
 
-class PartWriter:
-    """Writes parts into a partial version's folder, then joins them."""
+@dataclass(frozen=True)
+class PartRows:
+    """What a part holds.
 
-    def __init__(self, folder: Path, dim: int) -> None:
-        """Work in `folder`; vectors have `dim` dimensions."""
-        self._folder = folder
-        self._parts = folder / _PARTS
-        self._parts.mkdir()
-        self._dim = dim
-        self._sizes: list[int] = []
+    Attributes:
+        items: the items, in order of their entries.
+        vectors_NE: their unit vectors, float32.
+        offsets: of which entry of the part each item is.
+        skips: what was left out, each with the entry it came of.
+        frames_NFE: of videos, the unit vectors of the frames, float16.
+        times_NF: when they are shown, in seconds, float64.
+    """
 
-    @property
-    def num_items(self) -> int:
-        """Items written so far."""
-        return sum(self._sizes)
+    items: Sequence[Item]
+    vectors_NE: Vectors
+    offsets: Sequence[int]
+    skips: Sequence[tuple[int, Skip]]
+    frames_NFE: np.ndarray | None = None
+    times_NF: np.ndarray | None = None
 
-    def write(self, z_NE: Vectors, items: Sequence[Item], skips: Sequence[Skip]) -> None:
-        """Write one part: unit vectors `[N,E]`, their items, and what was skipped among them."""
-        part = self._parts / f"{len(self._sizes):06d}.partial"
-        part.mkdir()
-        np.save(part / VECTORS_FILE, z_NE.reshape(-1, self._dim), allow_pickle=False)
-        write_items(items, part / ITEMS_FILE)
-        with (part / SKIPPED_FILE).open("w", encoding="utf-8") as handle:
-            for skip in skips:
-                handle.write(json.dumps(asdict(skip), ensure_ascii=False) + "\n")
-        os.rename(part, part.with_suffix(""))
-        self._sizes.append(len(items))
 
-    def join(self) -> None:
-        """Sort all rows by id, write the version's files, and remove the parts."""
-        items = [item for part in self._folders() for item in read_items(part / ITEMS_FILE).all()]
-        order = sorted(range(len(items)), key=lambda row: items[row].id)
-        self._join_vectors(np.argsort(np.array(order, dtype=np.int64)))
-        write_items([items[row] for row in order], self._folder / ITEMS_FILE)
-        with (self._folder / SKIPPED_FILE).open("wb") as handle:
-            for part in self._folders():
-                handle.write((part / SKIPPED_FILE).read_bytes())
-        (self._folder / EXCLUDED_FILE).touch()
-        shape = (len(items), self._dim)
-        vectors = open_vectors(self._folder / VECTORS_FILE, shape, VectorsInfo())
-        build_flat(vectors.blocks(), self._dim, self._folder / INDEX_FILE)
-        self._remove_parts()
+@dataclass(frozen=True)
+class Part:
+    """A finished part on disk.
 
-    def _join_vectors(self, row_of_item_N: np.ndarray) -> None:
-        shape = (len(row_of_item_N), self._dim)
-        out_NE = create_array(self._folder / VECTORS_FILE, shape, np.float32)
-        start = 0
-        for part, size in zip(self._folders(), self._sizes, strict=True):
-            rows = row_of_item_N[start : start + size]
-            out_NE[rows] = np.load(part / VECTORS_FILE, allow_pickle=False)
-            start += size
-        out_NE.flush()
+    Attributes:
+        number: its place in the source.
+        folder: where it is.
+        offsets_N: of which entry of the part each row is, int64.
+        skip_offsets: of which entry each line of `skipped.jsonl` is.
+        num_entries: how many entries it was made of.
+    """
 
-    def _folders(self) -> list[Path]:
-        return sorted(self._parts.iterdir())
+    number: int
+    folder: Path
+    offsets_N: Rows
+    skip_offsets: tuple[int, ...]
+    num_entries: int
 
-    def _remove_parts(self) -> None:
-        for part in self._folders():
-            for path in part.iterdir():
-                path.unlink()
-            part.rmdir()
-        self._parts.rmdir()
+    def skips(self) -> Iterator[Skip]:
+        """What was left out, in order."""
+        return read_skips(self.folder / SKIPPED_FILE)
+
+
+class _PartInfo(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    key: str
+    num_entries: int
+    offsets: tuple[int, ...]
+    skip_offsets: tuple[int, ...]
+    files: dict[str, FileInfo]
+
+
+def write_part(parts: Path, spec: PartSpec, rows: PartRows) -> Part:
+    """Write a part, replacing what there may be under its name; OSError if it cannot be written."""
+    folder = parts / (spec.name + _PARTIAL)
+    for leftover in (folder, parts / spec.name):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    folder.mkdir()
+    _write_files(folder, rows)
+    info = _PartInfo(
+        key=spec.key,
+        num_entries=spec.num_entries,
+        offsets=tuple(rows.offsets),
+        skip_offsets=tuple(offset for offset, _ in rows.skips),
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+    )
+    (folder / PART_FILE).write_text(info.model_dump_json(), "utf-8")
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+    os.rename(folder, parts / spec.name)
+    sync(parts)
+    return _part(parts / spec.name, spec, info)
+
+
+def open_part(parts: Path, spec: PartSpec) -> Part | None:
+    """A part that an earlier run finished, if it is there and its checksums hold."""
+    folder = parts / spec.name
+    try:
+        info = _PartInfo.model_validate_json((folder / PART_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    if info.key != spec.key or any(
+        check_file(folder / name, expected) for name, expected in info.files.items()
+    ):
+        return None
+    return _part(folder, spec, info)
+
+
+def remove_others(parts: Path, wanted: set[str]) -> None:
+    """Remove all parts but those of these names."""
+    for folder in parts.iterdir():
+        if folder.name not in wanted:
+            shutil.rmtree(folder)
+
+
+def write_skips(skips: Iterator[Skip], path: Path) -> None:
+    """Write `skipped.jsonl`."""
+    with path.open("w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(asdict(skip), ensure_ascii=False) + "\n" for skip in skips)
+
+
+def read_skips(path: Path) -> Iterator[Skip]:
+    """Read `skipped.jsonl`."""
+    with path.open("rb") as lines:
+        for line in lines:
+            yield Skip(**json.loads(line))
+
+
+def _write_files(folder: Path, rows: PartRows) -> None:
+    np.save(folder / VECTORS_FILE, rows.vectors_NE, allow_pickle=False)
+    write_items(rows.items, folder / ITEMS_FILE)
+    write_skips((skip for _, skip in rows.skips), folder / SKIPPED_FILE)
+    if rows.frames_NFE is not None and rows.times_NF is not None:
+        np.save(folder / FRAMES_FILE, rows.frames_NFE, allow_pickle=False)
+        np.save(folder / FRAME_TIMES_FILE, rows.times_NF, allow_pickle=False)
+
+
+def _part(folder: Path, spec: PartSpec, info: _PartInfo) -> Part:
+    offsets_N = np.array(info.offsets, dtype=np.int64)
+    return Part(spec.number, folder, offsets_N, info.skip_offsets, spec.num_entries)

@@ -3,6 +3,7 @@
     GALLERY/current                      name of the published version, and its manifest's sha256
     GALLERY/versions/<version>/...       the published version and the one before it
     GALLERY/versions/.partial-<version>  a build in progress, or what a killed one left behind
+    GALLERY/.build/                      listing and finished parts of a build that is not through
     GALLERY/.lock                        held (flock) while a build runs
 
 A version is written under `.partial-`, synced to disk, renamed into place, and only then named by
@@ -15,6 +16,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from cots_model.errors import CotsError, GalleryError, InputError
 POINTER = "current"
 VERSIONS = "versions"
 LOCK = ".lock"
+WORK = ".build"
 _PARTIAL = ".partial-"
 _VERSION = re.compile(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}Z$")
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
@@ -90,9 +93,35 @@ def builder_lock(root: Path) -> Iterator[None]:
                 f"another build is writing {root} ({holder}); wait for it or choose another gallery"
             ) from err
         handle.truncate(0)
-        handle.write(f"process {os.getpid()} since {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n")
+        since = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         handle.flush()
         yield
+
+
+@contextmanager
+def partial_version(root: Path, version: str) -> Iterator[Path]:
+    """The folder of a version being made; removed again unless it was published (lock held)."""
+    folder = start_partial(root, version)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Turn what the system says when a gallery cannot be written into an error of ours.
+
+    Raises:
+        CotsError: for any OSError.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise CotsError(
+            f"{root} could not be written ({err}); check the disk and its permissions"
+        ) from err
 
 
 def start_partial(root: Path, version: str) -> Path:

@@ -9,7 +9,7 @@ Shape letters: N rows, n some of them, E dimensions.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cots_model.errors import GalleryError
-from index_builder.manifest import VectorsInfo
+from index_builder.manifest import VectorsInfo, VectorType
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -110,3 +110,34 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> np
         with path.open("r+b") as handle:
             os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
     return array
+
+
+def write_vectors(
+    path: Path,
+    blocks: Callable[[], Iterator[Vectors]],
+    shape: tuple[int, int],
+    vector_type: VectorType,
+) -> VectorsInfo:
+    """Write the vectors of a version; OSError if there is no space.
+
+    Args:
+        path: the file.
+        blocks: gives all vectors in order, `[n,E]` float32 at a time; called twice for int8.
+        shape: `(N, E)`.
+        vector_type: of the numbers stored; int8 has one scale for all, its largest component / 127.
+    """
+    scale = 1.0
+    if vector_type == "int8":
+        largest = max(float(np.abs(block_nE).max()) for block_nE in blocks())
+        scale = float(np.float32(largest / 127))
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(vector_type)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with path.open("wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, header)
+        for block_nE in blocks():
+            stored_nE = np.rint(block_nE / np.float32(scale)) if scale != 1 else block_nE
+            handle.write(stored_nE.astype(vector_type).tobytes())
+    return VectorsInfo(type=vector_type, scale=scale)

@@ -205,7 +205,7 @@ def test_build_keeps_two_versions_and_an_open_gallery_goes_on(build, tmp_path, p
 def test_build_refuses_a_second_builder_naming_the_first(build, tmp_path, photos):
     with (
         builder_lock(tmp_path / "g"),
-        pytest.raises(GalleryBusyError, match=f"process {os.getpid()} since"),
+        pytest.raises(GalleryBusyError, match=rf"process {os.getpid()} on \S+ since 2"),
     ):
         build(photos, tmp_path / "g")
     build(photos, tmp_path / "g")

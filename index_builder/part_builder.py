@@ -1,0 +1,239 @@
+"""Builds parts from their listings: decode, encode, write.
+
+The same object does it in this process and in a worker on another machine that sees the gallery's
+folder: all it needs are the settings, an encoder and the parts to be built.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from cots_model.encoder import Encoder
+from cots_model.errors import CotsError
+from index_builder.encode import PartEncoder, text_item
+from index_builder.items import Item
+from index_builder.listing import Entry, PartSpec, read_listing
+from index_builder.manifest import FORMAT_VERSION, Modality
+from index_builder.parts import Part, PartRows, write_part
+from index_builder.pipeline.background import Background
+from index_builder.pipeline.decode import DecodePool
+from index_builder.pipeline.result import Result
+from index_builder.sources.entry import Candidate, Skip
+from index_builder.version import VersionRows
+
+_VANISHED = frozenset({"missing", "unreadable", "not_a_file"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSettings:
+    """All that a part depends on besides its entries, and how to decode them; can be pickled.
+
+    Attributes:
+        modality: what the items are.
+        batch_size: units embedded at once.
+        precision: of the computation.
+        model_fingerprint: of the model and its preprocessing.
+        segment_seconds: length of the segments that videos are cut into.
+        base: folder of the published version that unchanged rows are taken from.
+        base_sha256: of that version's manifest.
+        roots: where the originals lie; if one is gone, the build stops.
+        workers: decoding processes.
+        timeout_s: longest time to decode one original.
+    """
+
+    modality: Modality
+    batch_size: int
+    precision: str
+    model_fingerprint: str
+    segment_seconds: float | None = None
+    base: Path | None = None
+    base_sha256: str | None = None
+    roots: tuple[str, ...] = ()
+    workers: int = 1
+    timeout_s: float = 60.0
+
+    @property
+    def key(self) -> str:
+        """What goes into the key of every part."""
+        ignored = ("base", "roots", "workers", "timeout_s")
+        fields = {name: value for name, value in asdict(self).items() if name not in ignored}
+        return f"cots part of format {FORMAT_VERSION}: {sorted(fields.items())}"
+
+
+@dataclass
+class PartBuilder:
+    """Builds parts in the order in which they come, decoding ahead of the encoder.
+
+    Attributes:
+        settings: what to build.
+        encoder: embeds.
+        parts: the folder for finished parts.
+        advance: called for every entry dealt with.
+        seconds: time by stage, so far.
+        unchanged: entries taken over from the published version, so far.
+    """
+
+    settings: PartSettings
+    encoder: Encoder
+    parts: Path
+    advance: Callable[[int], object] = lambda _: None
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    unchanged: int = 0
+    _base: VersionRows | None = None
+
+    def build(self, specs: Iterable[PartSpec]) -> Iterator[Part]:
+        """Build each part and give it once it is on disk.
+
+        Raises:
+            CotsError: if the source vanished, or decoding processes cannot be started.
+            OSError: if a part cannot be written.
+        """
+        with ThreadPoolExecutor(1, "part-writer") as writer:
+            writing: Future[Part] | None = None
+            for spec, rows in self._rows(specs):
+                if writing is not None:
+                    yield self._written(writing)
+                writing = writer.submit(self._write, spec, rows)
+            if writing is not None:
+                yield self._written(writing)
+
+    def _rows(self, specs: Iterable[PartSpec]) -> Iterator[tuple[PartSpec, PartRows]]:
+        """Embed each part; the next one is being decoded, and the last one written, meanwhile."""
+        opened: deque[PartSpec] = deque()
+        with self._results(_entries(specs, opened)) as results:
+            while (result := self._next(results)) is not None:
+                spec = opened.popleft()
+                encoder = PartEncoder(
+                    self.encoder,
+                    modality=self.settings.modality,
+                    batch_size=self.settings.batch_size,
+                )
+                for offset, entry in enumerate(read_listing(spec.path)):
+                    while True:
+                        self._take(encoder, offset, entry, result)
+                        if result.last:
+                            break
+                        result = self._following(results)
+                    self.advance(1)
+                    if offset + 1 < spec.num_entries:
+                        result = self._following(results)
+                with self._timed("encode"):
+                    rows = encoder.finish()
+                yield spec, rows
+
+    def _take(self, encoder: PartEncoder, offset: int, entry: Entry, result: Result) -> None:
+        if entry.rows:
+            self._reuse(encoder, offset, entry)
+        elif isinstance(entry.value, Candidate) and entry.value.text is not None:
+            with self._timed("encode"):
+                encoder.add_text(offset, entry.value)
+        elif isinstance(result.value, Skip):
+            if result.value.reason in _VANISHED:
+                check_roots(self.settings.roots)
+            encoder.skip(offset, result.value)
+        else:
+            with self._timed("encode"):
+                encoder.add(offset, result.value)
+
+    def _reuse(self, encoder: PartEncoder, offset: int, entry: Entry) -> None:
+        """Old vectors, with metadata, place and time as they are now."""
+        assert isinstance(entry.value, Candidate)
+        assert self.settings.base is not None
+        self._base = self._base or VersionRows.open(self.settings.base)
+        self.unchanged += 1
+        for row in entry.rows:
+            old = self._base.item(row)
+            encoder.reuse(offset, _fresh(old, entry.value), *self._base.vectors_of(row))
+
+    @contextmanager
+    def _results(self, entries: Iterator[Candidate | Skip]) -> Iterator[Iterator[Result]]:
+        """One last result for every entry, in order."""
+        if self.settings.modality == "text":
+            yield (Result(number, _as_skip(entry)) for number, entry in enumerate(entries))
+            return
+        settings = self.settings
+        window = 2 * settings.batch_size + 2 * settings.workers
+        with DecodePool(
+            self.encoder.preprocess,
+            workers=settings.workers,
+            timeout_s=settings.timeout_s,
+            window=window,
+        ) as pool:
+            results = Background(pool.decode(entries), size=settings.batch_size)
+            try:
+                yield iter(results)
+            finally:
+                results.stop()
+                self.seconds["read"] += pool.read_s
+                self.seconds["decode"] += pool.decode_s
+
+    def _next(self, results: Iterator[Result]) -> Result | None:
+        with self._timed("wait"):
+            return next(results, None)
+
+    def _following(self, results: Iterator[Result]) -> Result:
+        result = self._next(results)
+        assert result is not None, "every entry has a last result"
+        return result
+
+    def _write(self, spec: PartSpec, rows: PartRows) -> Part:
+        with self._timed("write"):
+            return write_part(self.parts, spec, rows)
+
+    def _written(self, writing: Future[Part]) -> Part:
+        with self._timed("wait"):
+            return writing.result()
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+
+def check_roots(roots: Iterable[str]) -> None:
+    """Tell a file that is gone from a source that is.
+
+    Raises:
+        CotsError: if a local root is no longer there.
+    """
+    for root in roots:
+        if "://" not in root and not os.path.exists(root):
+            raise CotsError(
+                f"{root} is no longer there, so the build stopped and nothing was published; "
+                "bring it back and run the same command to go on"
+            )
+
+
+def _entries(specs: Iterable[PartSpec], opened: deque[PartSpec]) -> Iterator[Candidate | Skip]:
+    """All entries to be decoded, part by part; what needs no decoding passes as a skip."""
+    for spec in specs:
+        opened.append(spec)
+        for entry in read_listing(spec.path):
+            yield _as_skip(entry.value) if entry.rows else entry.value
+
+
+def _as_skip(value: Candidate | Skip) -> Skip:
+    if isinstance(value, Skip):
+        return value
+    return Skip(value.id, value.uri, "passed", "needs no decoding")
+
+
+def _fresh(old: Item, candidate: Candidate) -> Item:
+    """An unchanged item, as the source tells of it now."""
+    if candidate.text is not None:
+        return text_item(candidate)
+    return replace(
+        old,
+        uri=candidate.uri,
+        mtime_s=candidate.stamp.mtime_s if candidate.stamp else old.mtime_s,
+        offset_bytes=candidate.location.offset_bytes,
+        metadata=candidate.metadata,
+    )

@@ -1,0 +1,81 @@
+"""What is said of a build when it is through, or when it came to nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from index_builder.assemble import Published
+from index_builder.manifest import SKIPPED_FILE, Modality
+from index_builder.options import BuildOptions, BuildReport
+from index_builder.parts import Part
+from index_builder.publish import version_folder
+from index_builder.sources.entry import IMAGE_SUFFIXES, ReaderCounts, Source
+from index_builder.sources.metadata_file import MetadataFile
+
+NOUNS: dict[Modality, tuple[str, str]] = {
+    "image": ("picture", "pictures"),
+    "video": ("video", "videos"),
+    "text": ("text", "texts"),
+}
+_STAGES = ("list", "read", "decode", "wait", "encode", "write", "join", "index", "total")
+
+
+def build_report(
+    options: BuildOptions,
+    published: Published,
+    *,
+    counts: ReaderCounts,
+    metadata: MetadataFile | None,
+    seconds: Mapping[str, float],
+    parts: int,
+    parts_continued: int,
+    unchanged: int = 0,
+    missing: int = 0,
+    deleted: int = 0,
+) -> BuildReport:
+    """The report of a build or an update."""
+    manifest = published.manifest
+    return BuildReport(
+        gallery=str(options.gallery),
+        version=manifest.version,
+        modality=manifest.modality,
+        count=manifest.count,
+        skipped=manifest.skipped,
+        ignored=counts.ignored,
+        bad_sidecars=counts.bad_sidecars,
+        first_bad_sidecar=counts.first_bad_sidecar,
+        metadata_rows=len(metadata) if metadata else 0,
+        metadata_matched=metadata.matched if metadata else 0,
+        parts=parts,
+        parts_continued=parts_continued,
+        unchanged=unchanged,
+        missing=missing,
+        deleted=deleted,
+        index={"kind": manifest.index.kind, "reason": manifest.index.reason},
+        seconds={stage: round(seconds.get(stage, 0.0), 3) for stage in _STAGES},
+        images_per_s=round(manifest.count / max(seconds["total"], 1e-9), 2),
+        skipped_file=str(version_folder(options.gallery, manifest.version) / SKIPPED_FILE),
+    )
+
+
+def nothing_indexed(source: Source, options: BuildOptions, parts: Sequence[Part]) -> str:
+    """Why nothing was published."""
+    noun = NOUNS[options.modality][0]
+    skips = [skip for part in parts for skip in part.skips()]
+    if not skips:
+        hint = ""
+        if options.modality == "image":
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            hint = (
+                f"; files ending in {suffixes} are indexed; give tar shards as "
+                f"'{source.name}/*.tar'"
+            )
+        return f"{source.name} holds no {noun} ({source.counts.ignored} other files){hint}"
+    counts = Counter(skip.reason for skip in skips)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
+    first = f"{skips[0].id}: {skips[0].message}"
+    return (
+        f"no {noun} of {source.name} can be indexed, so nothing was published "
+        f"(skipped: {reasons}; the first: {first})"
+    )
