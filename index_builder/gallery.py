@@ -1,7 +1,7 @@
-"""A gallery opened for reading, and the writing of one version: the format in one place.
+"""A gallery opened for reading.
 
-A version folder holds `manifest.json`, `index.faiss`, `vectors.npy` (float32 `[N,E]`, unit rows),
-`items.parquet` and `skipped.jsonl`. Rows are sorted by id (code points), so that ties by row are
+A version folder holds `manifest.json`, `index.faiss`, `vectors.npy` (`[N,E]`, unit rows),
+`items.parquet`, `skipped.jsonl` and `excluded.jsonl`, and of videos the frames' vectors. Rows are sorted by id (code points), so that ties by row are
 ties by id. Nothing is ever unpickled.
 
     gallery = Gallery.open(Path("photos"), expected_fingerprint=encoder.fingerprint)
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,18 +34,25 @@ from index_builder.items import Item, ItemTable, read_items
 from index_builder.manifest import (
     INDEX_FILE,
     ITEMS_FILE,
-    MANIFEST_FILE,
     VECTORS_FILE,
     FileInfo,
     IndexInfo,
     Manifest,
     check_file,
-    parse_manifest,
 )
-from index_builder.publish import read_pointer, version_folder
+from index_builder.publish import read_pointer
 from index_builder.vectors import Rows, StoredVectors, Vectors, open_vectors
+from index_builder.version import read_manifest
 
-__all__ = ["FileInfo", "Gallery", "IndexInfo", "Item", "ItemNotFoundError", "Manifest"]
+__all__ = [
+    "FileInfo",
+    "Gallery",
+    "IndexInfo",
+    "Item",
+    "ItemNotFoundError",
+    "Manifest",
+    "read_manifest",
+]
 
 _OPEN_ATTEMPTS = 3
 
@@ -196,6 +204,8 @@ class Gallery:
             ContentError: if the original is gone, unreadable or not what was indexed.
         """
         item = self.item(row)
+        if item.text is not None:
+            return item.text.encode()
         data, _ = read_location(self._location(item))
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise _changed(item)
@@ -211,6 +221,8 @@ class Gallery:
             ContentError: as `read_content`.
         """
         item = self.item(row)
+        if item.text is not None:
+            return io.BytesIO(item.text.encode())
         handle, stamp = open_location(self._location(item))
         if stamp == Stamp(item.size_bytes, item.mtime_s):
             return handle
@@ -221,31 +233,17 @@ class Gallery:
         path = path_of_uri(item.uri)
         if item.offset_bytes is not None:
             return Location(path, item.offset_bytes, item.size_bytes)
-        return Location(path, root=self.manifest.roots[0])
+        return Location(path, root=_root_of(path, self.manifest.roots))
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is not in 0 .. {len(self) - 1}")
 
 
-def read_manifest(root: Path) -> tuple[Path, Manifest]:
-    """Folder and manifest of the published version.
-
-    Raises:
-        GalleryError: if there is no gallery, or the pointer or the manifest is damaged.
-    """
-    pointer = read_pointer(root)
-    folder = version_folder(root, pointer.version)
-    path = folder / MANIFEST_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as err:
-        raise GalleryError(f"{path} cannot be read ({err.strerror}); build again") from err
-    if hashlib.sha256(data).hexdigest() != pointer.manifest_sha256:
-        raise GalleryError(
-            f"{path} is damaged: its sha256 is not the one that was published; build again"
-        )
-    return folder, parse_manifest(data, path)
+def _root_of(path: str, roots: Sequence[str]) -> str:
+    """The root that a file lies in; the first, which refuses it, if it lies in none."""
+    inside = (root for root in roots if Path(path).is_relative_to(root))
+    return next(inside, roots[0])
 
 
 def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:

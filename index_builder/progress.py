@@ -63,6 +63,9 @@ class Progress:
     def show(self) -> None:
         """Tell what there is to tell."""
 
+    def close(self) -> None:
+        """Tell no more."""
+
     @property
     def per_s(self) -> float:
         """Entries a second, those of an earlier run left out."""
@@ -115,11 +118,13 @@ class BarProgress(Progress):
         self._bar.refresh()
 
     def enter(self, stage: str) -> None:
-        """Name the stage beside the bar; the last one ends it."""
+        """Name the stage beside the bar."""
         super().enter(stage)
         self._bar.set_description(stage)
-        if stage == "done":
-            self._bar.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
 
 
 class LogProgress(Progress):

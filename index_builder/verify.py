@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from cots_model.errors import GalleryError
-from index_builder.gallery import Gallery, read_manifest
+from cots_model.videos import NUM_FRAMES
+from index_builder.gallery import Gallery
 from index_builder.indexes.exact import index_vectors
 from index_builder.manifest import (
+    EXCLUDED_FILE,
+    FRAME_TIMES_FILE,
+    FRAMES_FILE,
     INDEX_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -18,6 +22,11 @@ from index_builder.manifest import (
     check_file,
 )
 from index_builder.publish import POINTER, read_pointer
+from index_builder.vectors import NORM_TOLERANCE, StoredVectors
+from index_builder.version import read_excluded, read_manifest
+
+_VIDEO_BLOCK = 1024
+_MEAN_TOLERANCE = 1e-2  # of a cosine: frames are float16, the vector perhaps int8
 
 
 def verify_gallery(root: Path) -> dict[str, str | None]:
@@ -54,13 +63,39 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     except GalleryError as err:
         return {"contents": str(err)}
     vectors = gallery.vectors
+    manifest = gallery.manifest
     ids = gallery.ids()
     found: dict[str, str | None] = {}
     if any(first >= second for first, second in pairwise(ids)):
         found[ITEMS_FILE] = "its ids are not sorted and unique"
     norms = [np.linalg.norm(block_NE, axis=1) for block_NE in vectors.blocks()]
-    if not np.allclose(np.concatenate(norms), 1.0, atol=1e-3):
+    if not np.allclose(np.concatenate(norms), 1.0, atol=NORM_TOLERANCE[manifest.vectors.type]):
         found[VECTORS_FILE] = "its rows are not unit vectors"
-    if not index_vectors(folder / INDEX_FILE, vectors):
+    if manifest.index.kind == "flat" and not index_vectors(folder / INDEX_FILE, vectors):
         found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
+    if manifest.modality == "video":
+        problem = _frames_problem(folder, vectors)
+        if problem:
+            found[FRAMES_FILE] = problem
+    if set(ids) & read_excluded(folder / EXCLUDED_FILE):
+        found[EXCLUDED_FILE] = f"ids that it takes out are in {ITEMS_FILE}"
     return found
+
+
+def _frames_problem(folder: Path, vectors: StoredVectors) -> str | None:
+    """Whether each video's vector is the mean of its frames', as far as float16 tells."""
+    frames_NFE = np.load(folder / FRAMES_FILE, mmap_mode="r", allow_pickle=False)
+    times_NF = np.load(folder / FRAME_TIMES_FILE, mmap_mode="r", allow_pickle=False)
+    num_rows, dim = vectors.shape
+    expected = (num_rows, NUM_FRAMES, dim)
+    if frames_NFE.shape != expected or times_NF.shape != expected[:2]:
+        return f"it holds {frames_NFE.shape} with times {times_NF.shape}; expected {expected}"
+    start = 0
+    for block_nE in vectors.blocks(_VIDEO_BLOCK):
+        frames_nFE = frames_NFE[start : start + len(block_nE)].astype(np.float32)
+        mean_nE = frames_nFE.mean(axis=1)
+        mean_nE /= np.linalg.norm(mean_nE, axis=1, keepdims=True)
+        if not np.allclose((mean_nE * block_nE).sum(axis=1), 1.0, atol=_MEAN_TOLERANCE):
+            return f"the means of its frames are not the vectors of {VECTORS_FILE}"
+        start += len(block_nE)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from index_builder.manifest import (
     parse_manifest,
 )
 from index_builder.parts import read_skips
+from index_builder.publish import read_pointer, version_folder
 from index_builder.sources.entry import Skip
 from index_builder.vectors import Vectors, open_vectors
 
@@ -91,6 +93,26 @@ class VersionRows:
             skips=skips,
             keep_N=keep_N,
         )
+
+
+def read_manifest(root: Path) -> tuple[Path, Manifest]:
+    """Folder and manifest of the published version.
+
+    Raises:
+        GalleryError: if there is no gallery, or the pointer or the manifest is damaged.
+    """
+    pointer = read_pointer(root)
+    folder = version_folder(root, pointer.version)
+    path = folder / MANIFEST_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise GalleryError(f"{path} cannot be read ({err.strerror}); build again") from err
+    if hashlib.sha256(data).hexdigest() != pointer.manifest_sha256:
+        raise GalleryError(
+            f"{path} is damaged: its sha256 is not the one that was published; build again"
+        )
+    return folder, parse_manifest(data, path)
 
 
 def check_version(folder: Path, manifest: Manifest) -> None:

@@ -9,6 +9,9 @@ command = LazyGroup(
     package="cots_cli.index",
     sub_commands={
         "build": "Index a source and publish it as a gallery.",
+        "update": "Embed what is new or has changed in the source.",
+        "delete": "Take items out.",
+        "merge": "Join galleries, or the shards of a build.",
         "info": "Print the manifest of a gallery.",
         "verify": "Check every file of a gallery.",
     },

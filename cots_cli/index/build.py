@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from cots_cli import options
+from cots_cli.index import common
 
 if TYPE_CHECKING:
     from cots_model.config import Precision
-    from index_builder.options import BuildReport
+    from index_builder.manifest import Modality, VectorType
 
-_LATER = {"modality": ("image",), "index": ("flat",), "engine": ("local",)}
+_SHARD = re.compile(r"^([0-9]{1,6})/([0-9]{1,6})$")
 
 
-def _only_known(_: click.Context, option: click.Parameter, value: str) -> str:
-    accepted = _LATER[str(option.name)]
-    if value not in accepted:
-        raise click.BadParameter(
-            f"{value!r} is not available in this version; accepted now: {', '.join(accepted)}"
-        )
-    return value
+def _parse_shard(
+    _: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = _SHARD.match(value)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise click.BadParameter(f"{value!r} is no shard; accepted: 0/n to n-1/n, such as 0/4")
+    return int(match[1]), int(match[2])
 
 
 @click.command(
@@ -32,88 +34,103 @@ def _only_known(_: click.Context, option: click.Parameter, value: str) -> str:
     epilog="""\b
 Examples:
   cots index build photos --gallery galleries/photos
-  cots index build 'shards/{00000..00009}.tar' --gallery galleries/web
+  cots index build 'shards/{00000..00009}.tar' --gallery galleries/web --index auto
+  cots index build clips --gallery galleries/clips --modality video --segment-seconds 30
   cots index build images.tar --gallery galleries/shop --metadata items.parquet --json
+Run the same command again after an interruption: finished parts are kept.
 """,
 )
 @click.argument("src", nargs=-1, required=True)
 @click.option(
     "--gallery", type=click.Path(path_type=Path), required=True, help="Folder to publish into."
 )
-@click.option("--modality", default="image", callback=_only_known, help="Now: image.")
+@click.option(
+    "--modality",
+    type=click.Choice(("image", "video", "text")),
+    default="image",
+    show_default=True,
+    help="What the items are.",
+)
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
 )
-@click.option("--index", default="flat", callback=_only_known, help="Now: flat (exact).")
-@click.option("--engine", default="local", callback=_only_known, hidden=True)
+@common.index_options(defaults=True)
+@click.option(
+    "--segment-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="Cut longer videos into segments of this length, each an item.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Build parts here, or on a Ray cluster that sees the gallery's folder.",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_parse_shard,
+    help="Build only every N-th part, from the I-th on; join them with `cots index merge`.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @options.precision
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True)
-@click.option(
-    "--workers",
-    type=click.IntRange(0, 256),
-    default=0,
-    help="Decoding processes; 0: one per core, at most 8.",
-)
+@common.decoding
 @click.option(
     "--metadata",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="csv, json, jsonl or parquet with a column `id` (or `filename`).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@common.keep_versions
+@click.option("--json", "as_json", is_flag=True, help="Print progress and report as JSON.")
 def command(
     src: tuple[str, ...],
     gallery: Path,
-    modality: str,
+    modality: Modality,
     checkpoint: str,
-    index: str,
-    engine: str,
+    index: Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "auto"],
+    target_recall: float,
+    vectors: VectorType,
+    segment_seconds: float | None,
+    engine: Literal["local", "ray"],
+    shard: tuple[int, int] | None,
     device: str,
     precision: Precision,
     batch_size: int,
     workers: int,
+    part_items: int,
+    decode_timeout: float | None,
     metadata: Path | None,
+    keep_versions: int,
     as_json: bool,
 ) -> None:
-    """Index SRC, a folder of pictures or tar shards, and publish it as a gallery."""
-    from tqdm import tqdm
-
+    """Index SRC and publish it as a gallery."""
     from cots_model.encoder import Encoder
     from index_builder.build import build_gallery
-    from index_builder.options import BuildOptions
+    from index_builder.indexes.base import IndexRequest
+    from index_builder.options import BuildOptions, absolute_sources
     from index_builder.sources.open import open_source
 
-    options = BuildOptions(
-        sources=src, gallery=gallery, batch_size=batch_size, workers=workers, metadata=metadata
+    build = BuildOptions(
+        sources=src,
+        gallery=gallery,
+        modality=modality,
+        index=IndexRequest(kind=index, target_recall=target_recall, vectors=vectors, device=device),
+        batch_size=batch_size,
+        workers=workers,
+        metadata=metadata,
+        decode_timeout_s=decode_timeout,
+        part_items=part_items,
+        keep_versions=keep_versions,
+        segment_seconds=segment_seconds,
+        shard=shard,
+        engine=engine,
+        checkpoint=absolute_sources((checkpoint,))[0] if Path(checkpoint).is_dir() else checkpoint,
+        device=device,
     )
     open_source(src)  # a typing error should not wait for the model
     encoder = Encoder.load(checkpoint, device=device, precision=precision)
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
-    with tqdm(unit=" pictures", disable=quiet, file=sys.stderr) as bar:
-        report = build_gallery(options, encoder, progress=bar.update)
-    _print_report(report, as_json=as_json)
-
-
-def _print_report(report: BuildReport, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    if as_json:
-        click.echo(json.dumps(asdict(report), ensure_ascii=False))
-        return
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items())
-    click.echo(f"{report.gallery}: {report.count:,} pictures indexed, version {report.version}")
-    click.echo(f"seconds: {stages}; {report.images_per_s:.1f} images/s")
-    if report.skipped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in report.skipped.items())
-        click.echo(f"skipped: {reasons}; listed in {report.skipped_file}")
-    if report.ignored:
-        click.echo(f"ignored: {report.ignored:,} files that are no pictures, or hidden")
-    if report.bad_sidecars:
-        click.echo(
-            f"unusable sidecars: {report.bad_sidecars:,}; the first: {report.first_bad_sidecar}",
-            err=True,
-        )
-    if report.metadata_rows:
-        matched, rows = report.metadata_matched, report.metadata_rows
-        line = f"metadata: {matched:,} items matched one of {rows:,} rows"
-        click.echo(line, err=not report.metadata_matched)
+    with common.progress_on_stderr(modality, as_json=as_json) as progress:
+        report = build_gallery(build, encoder, progress=progress)
+    common.print_report(report, as_json=as_json)
