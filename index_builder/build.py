@@ -16,9 +16,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cots_model.encoder import Encoder
-from cots_model.errors import CotsError, InputError
+from cots_model.errors import InputError
 from index_builder.assemble import Plan, Published, assemble
 from index_builder.join import Piece, part_piece
 from index_builder.listing import Entry, Listing, PartSpec, plain
@@ -119,6 +120,8 @@ def start_run(
     options: BuildOptions, encoder: Encoder, progress: Progress, base: Base | None = None
 ) -> Run:
     """Look at the source and the metadata file; nothing is written yet."""
+    if options.engine == "ray":
+        _ray_engine()
     source = open_source(options.sources, exclude=options.gallery)
     metadata = read_metadata_file(options.metadata) if options.metadata else None
     return Run(options, encoder, source, metadata, progress, base or Base())
@@ -187,14 +190,7 @@ def _engine(
 ) -> Iterator[Part]:
     """Build parts here, or on a cluster."""
     if run.options.engine == "ray":
-        try:
-            ray_engine = importlib.import_module("index_builder.ray_engine")
-        except ImportError as err:
-            raise CotsError(
-                f"--engine ray is not in this environment ({err}); pip install "
-                "'cots-retrieval[ray]', or leave --engine out"
-            ) from err
-        yield from ray_engine.build_parts(
+        yield from _ray_engine().build_parts(
             specs, parts, settings, options=run.options, advance=run.progress.advance
         )
         return
@@ -205,6 +201,15 @@ def _engine(
         for stage, seconds in builder.seconds.items():
             run.seconds[stage] += seconds
         run.num_unchanged = builder.unchanged
+
+
+def _ray_engine() -> Any:
+    try:
+        return importlib.import_module("index_builder.ray_engine")
+    except ImportError as err:
+        raise InputError(
+            f"engine ray is not in this environment ({err}); accepted here: local"
+        ) from err
 
 
 def _settings(run: Run) -> PartSettings:

@@ -1,8 +1,8 @@
 """A gallery opened for reading.
 
 A version folder holds `manifest.json`, `index.faiss`, `vectors.npy` (`[N,E]`, unit rows),
-`items.parquet`, `skipped.jsonl` and `excluded.jsonl`, and of videos the frames' vectors. Rows are sorted by id (code points), so that ties by row are
-ties by id. Nothing is ever unpickled.
+`items.parquet`, `skipped.jsonl` and `excluded.jsonl`, and of videos the vectors of the frames. Rows
+are sorted by id (code points), so that ties by row are ties by id. Nothing is ever unpickled.
 
     gallery = Gallery.open(Path("photos"), expected_fingerprint=encoder.fingerprint)
     scores_QK, rows_QK = gallery.search(encoder.encode_texts(["a dog in snow"]), k=10)

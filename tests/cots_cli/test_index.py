@@ -44,7 +44,8 @@ def test_build_prints_what_was_done_and_where_the_skipped_are(built):
     root, result = built
     assert result.exit_code == 0
     assert "6 pictures indexed" in result.stdout
-    assert "images/s" in result.stdout
+    assert "continued" not in result.stdout
+    assert "pictures/s" in result.stdout
     assert "skipped: unsupported_format 1" in result.stdout
     assert "ignored: 1 files" in result.stdout
     [listed] = root.glob("versions/*/skipped.jsonl")
@@ -59,22 +60,32 @@ def test_build_prints_its_report_as_json(photos, tiny_checkpoint, tmp_path):
     report = json.loads(result.stdout)
     assert report["count"] == 6
     assert report["skipped"] == {"unsupported_format": 1}
-    stages = {"read", "decode", "wait", "encode", "write", "total"}
+    stages = {"list", "read", "decode", "wait", "encode", "write", "join", "index", "total"}
     assert set(report["seconds"]) == stages
     assert report["seconds"]["total"] > report["seconds"]["encode"] > 0
     assert Path(report["skipped_file"]).is_file()
+    assert (report["parts"], report["parts_continued"]) == (1, 0)
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert {event["event"] for event in events} == {"progress"}
+    assert [event["stage"] for event in events][-4:] == ["join", "index", "publish", "done"]
+    assert {"done": 7, "total": 7, "eta_s": 0.0}.items() <= events[-1].items()
 
 
 @pytest.mark.parametrize(
     ("options", "accepted"),
     [
-        (["--modality", "video"], "image"),
-        (["--index", "hnsw"], "flat"),
-        (["--engine", "ray"], "local"),
+        (["--modality", "audio"], "'image', 'video', 'text'"),
+        (["--index", "lsh"], "'flat', 'hnsw', 'ivf', 'ivfpq', 'cagra', 'auto'"),
+        (["--engine", "spark"], "'local', 'ray'"),
+        (["--vectors", "int4"], "'float32', 'float16', 'int8'"),
+        (["--shard", "2/2"], "accepted: 0/n to n-1/n"),
+        (["--shard", "two"], "accepted: 0/n to n-1/n"),
         (["--batch-size", "0"], "1<=x"),
+        (["--target-recall", "1.5"], "0<x<=1"),
+        (["--keep-versions", "0"], "x>=1"),
     ],
 )
-def test_build_refuses_what_is_not_there_yet(photos, tmp_path, options, accepted):
+def test_build_refuses_values_without_meaning(photos, tmp_path, options, accepted):
     result = run("build", photos, "--gallery", tmp_path / "g", *options)
     assert result.exit_code == 2
     assert accepted in result.stderr
@@ -138,8 +149,61 @@ def test_verify_fails_naming_the_damaged_file(photos, tiny_checkpoint, tmp_path)
     assert isinstance(refusal(run("verify", root.parent)), InputError)  # exit code 2
 
 
-@pytest.mark.parametrize("name", ["build", "info", "verify"])
+@pytest.mark.parametrize("name", ["build", "update", "delete", "merge", "info", "verify"])
 def test_help_shows_an_example(name):
     result = run(name, "--help")
     assert result.exit_code == 0
     assert f"cots index {name}" in result.stdout
+
+
+def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_path):
+    import shutil
+
+    source, root = tmp_path / "photos", tmp_path / "g"
+    shutil.copytree(photos, source)
+    run("build", source, "--gallery", root, "--checkpoint", tiny_checkpoint)
+
+    deleted = run("delete", root, "0.png", "1.png")
+    assert "4 items" in deleted.stdout
+    assert "deleted: 2" in deleted.stdout
+    (tmp_path / "ids.txt").write_text("2.png\n\n")
+    report = json.loads(run("delete", root, "--ids-file", tmp_path / "ids.txt", "--json").stdout)
+    assert (report["count"], report["deleted"]) == (3, 1)
+    assert "no item '0.png'" in str(refusal(run("delete", root, "0.png")))
+    assert "say what to delete" in run("delete", root).stderr
+
+    updated = run("update", root)  # the checkpoint is in the recipe
+    assert updated.exit_code == 0, updated.output
+    assert "3 pictures indexed" in updated.stdout
+    assert "unchanged: 3; originals gone: 0; deleted earlier and left out: 3" in updated.stdout
+    restored = json.loads(run("update", root, "--restore-deleted", "--json").stdout)
+    assert (restored["count"], restored["unchanged"]) == (6, 3)
+
+    merged = run("merge", root, root, "--gallery", tmp_path / "m")
+    assert "skipped: 6 whose id was taken" in merged.stdout
+    assert run("verify", tmp_path / "m").exit_code == 0
+
+
+def test_update_and_delete_leave_a_folder_that_is_no_gallery_alone(tmp_path):
+    for arguments in (["update"], ["delete"]):
+        assert isinstance(refusal(run(*arguments, tmp_path, "x")), GalleryError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_build_of_shards_says_which_are_to_be_merged(photos, tiny_checkpoint, tmp_path):
+    for number in range(3):
+        arguments = ["--checkpoint", tiny_checkpoint, "--part-items", 2, "--batch-size", 2]
+        run(
+            "build",
+            photos,
+            "--gallery",
+            tmp_path / f"{number}",
+            "--shard",
+            f"{number}/3",
+            *arguments,
+        )
+    result = run("merge", tmp_path / "2", tmp_path / "0", "--gallery", tmp_path / "m")
+    assert "to be merged with: 1" in result.stderr
+    result = run("merge", tmp_path / "m", tmp_path / "1", "--gallery", tmp_path / "all", "--json")
+    assert json.loads(result.stdout)["missing_shards"] == []
+    assert json.loads(result.stdout)["count"] == 6

@@ -1,5 +1,6 @@
 """Real pictures, a tiny real model, and real galleries built from them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,22 @@ def save_picture(path: Path, *, seed: int = 0, side: int = 24) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def version_content(root: Path) -> dict[str, bytes | dict]:
+    """All that must be equal where two galleries are: every file, and of the manifest what is not
+    the time of its making."""
+    from index_builder.gallery import read_manifest
+
+    folder, manifest = read_manifest(root)
+    content: dict[str, bytes | dict] = {
+        name: (folder / name).read_bytes() for name in manifest.files
+    }
+    assert {path.name for path in folder.iterdir()} == {*content, "manifest.json"}
+    fields = json.loads((folder / "manifest.json").read_bytes())
+    del fields["version"], fields["created"]
+    content["manifest.json"] = fields
+    return content
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,7 @@
 import json
 import os
 import resource
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,6 @@ from index_builder.options import BuildOptions
 from index_builder.publish import GalleryBusyError, builder_lock
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def skipped(report) -> dict[str, str]:
@@ -237,64 +232,3 @@ def test_build_on_a_full_disk_is_an_error_and_leaves_the_published_version(build
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert Gallery.open(tmp_path / "g").version == version
     assert [path.name for path in (tmp_path / "g/versions").iterdir()] == [version]
-
-
-BUILD_SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from cots_model.encoder import Encoder
-from index_builder import build, parts, publish
-from index_builder.options import BuildOptions
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-source, gallery, checkpoint, moment = sys.argv[1:]
-match moment:
-    case "encode": pass  # killed from outside
-    case "index": parts.build_flat = die
-    case "pointer": publish.os.replace = die
-options = BuildOptions(
-    sources=(source,), gallery=Path(gallery), workers=1, batch_size=2, part_items=2
-)
-if moment == "encode":
-    encode = Encoder.encode_pixels
-    def slow(self, img_BCHW):
-        import time; time.sleep(0.5)
-        return encode(self, img_BCHW)
-    Encoder.encode_pixels = slow
-build.build_gallery(options, Encoder.load(checkpoint, device="cpu"))
-"""
-
-
-@pytest.mark.parametrize("moment", ["encode", "index", "pointer"])
-def test_build_killed_at_any_moment_leaves_the_published_version(
-    build, tmp_path, photos, tiny_checkpoint, moment
-):
-    root = tmp_path / "g"
-    build(photos, root)
-    published = Gallery.open(root).version
-    child = subprocess.Popen(
-        [sys.executable, "-c", BUILD_SCRIPT, str(photos), str(root), str(tiny_checkpoint), moment],
-        cwd=REPOSITORY,
-    )
-    try:
-        if moment == "encode":
-            deadline_s = time.monotonic() + 60
-            while not list(root.glob("versions/.partial-*/parts/000001")):
-                assert child.poll() is None
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
-            child.kill()
-        assert child.wait(60) == -9
-    finally:
-        child.kill()
-    left = [path for path in (root / "versions").iterdir() if path.name != published]
-    assert len(left) == 1  # the dead build's folder
-    assert Gallery.open(root).version == published
-    assert not any(verify_gallery(root).values())
-
-    report = build(photos, root)
-    assert Gallery.open(root).version == report.version
-    assert not list(root.glob("versions/.partial-*"))
-    assert not any(verify_gallery(root).values())
