@@ -125,12 +125,28 @@ def writing(root: Path) -> Iterator[None]:
 
 
 def start_partial(root: Path, version: str) -> Path:
-    """Remove what killed builds left behind, and make the folder of a new one (lock held)."""
-    for leftover in sorted((root / VERSIONS).glob(f"{_PARTIAL}*")):
-        shutil.rmtree(leftover)
+    """Remove what killed builds left behind, and make the folder of a new one (lock held).
+
+    That includes a whole version that no pointer was ever moved to: one later than the current.
+    """
+    current = _current_or_none(root)
+    for path in sorted((root / VERSIONS).iterdir()):
+        unpublished = current is not None and _VERSION.match(path.name) and path.name > current
+        if unpublished or path.name.startswith(_PARTIAL):
+            shutil.rmtree(path)
     folder = root / VERSIONS / f"{_PARTIAL}{version}"
     folder.mkdir()
     return folder
+
+
+def _current_or_none(root: Path) -> str | None:
+    """The current version, empty where none was ever published; `None` if that cannot be told."""
+    if not (root / POINTER).exists():
+        return ""
+    try:
+        return read_pointer(root).version
+    except GalleryError:
+        return None
 
 
 def publish(root: Path, partial: Path, pointer: Pointer) -> None:

@@ -22,11 +22,11 @@ from index_builder.manifest import (
     check_file,
 )
 from index_builder.publish import POINTER, read_pointer
-from index_builder.vectors import NORM_TOLERANCE, StoredVectors
+from index_builder.vectors import NORM_TOLERANCE, StoredVectors, Vectors
 from index_builder.version import read_excluded, read_manifest
 
 _VIDEO_BLOCK = 1024
-_MEAN_TOLERANCE = 1e-2  # of a cosine: frames are float16, the vector perhaps int8
+_FRAME_TOLERANCE = 2e-3  # of a component: frames are float16
 
 
 def verify_gallery(root: Path) -> dict[str, str | None]:
@@ -74,7 +74,7 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     if manifest.index.kind == "flat" and not index_vectors(folder / INDEX_FILE, vectors):
         found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
     if manifest.modality == "video":
-        problem = _frames_problem(folder, vectors)
+        problem = _frames_problem(folder, vectors, _tolerance(vectors))
         if problem:
             found[FRAMES_FILE] = problem
     if set(ids) & read_excluded(folder / EXCLUDED_FILE):
@@ -82,7 +82,7 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     return found
 
 
-def _frames_problem(folder: Path, vectors: StoredVectors) -> str | None:
+def _frames_problem(folder: Path, vectors: StoredVectors, tolerance: float) -> str | None:
     """Whether each video's vector is the mean of its frames', as far as float16 tells."""
     frames_NFE = np.load(folder / FRAMES_FILE, mmap_mode="r", allow_pickle=False)
     times_NF = np.load(folder / FRAME_TIMES_FILE, mmap_mode="r", allow_pickle=False)
@@ -93,9 +93,17 @@ def _frames_problem(folder: Path, vectors: StoredVectors) -> str | None:
     start = 0
     for block_nE in vectors.blocks(_VIDEO_BLOCK):
         frames_nFE = frames_NFE[start : start + len(block_nE)].astype(np.float32)
-        mean_nE = frames_nFE.mean(axis=1)
-        mean_nE /= np.linalg.norm(mean_nE, axis=1, keepdims=True)
-        if not np.allclose((mean_nE * block_nE).sum(axis=1), 1.0, atol=_MEAN_TOLERANCE):
+        if not np.allclose(_unit(frames_nFE.mean(axis=1)), _unit(block_nE), atol=tolerance):
             return f"the means of its frames are not the vectors of {VECTORS_FILE}"
         start += len(block_nE)
     return None
+
+
+def _unit(vectors_NE: Vectors) -> Vectors:
+    unit_NE: Vectors = vectors_NE / np.linalg.norm(vectors_NE, axis=1, keepdims=True)
+    return unit_NE
+
+
+def _tolerance(vectors: StoredVectors) -> float:
+    """How far a component may be off: by the rounding of the frames, and of int8 vectors."""
+    return _FRAME_TOLERANCE + (vectors.scale if vectors.scale < 1 else 0.0)

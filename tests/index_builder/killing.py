@@ -52,11 +52,11 @@ def main() -> None:
     torch.set_num_threads(1)
     encoder = Encoder.load(sys.argv[1], device="cpu")
     importlib.import_module("index_builder.build")
-    context = multiprocessing.get_context("forkserver")
     decode = importlib.import_module("index_builder.pipeline.decode")
     with decode.DecodePool(encoder.preprocess, workers=1, timeout_s=60, window=1) as pool:
         assert list(pool.decode(iter(()))) == []
-    del context
+    # the server that decoders are forked from is not a child of the builds, and outlives them
+    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     for line in sys.stdin:
         print(json.dumps(fork_one(json.loads(line), encoder)), flush=True)  # noqa: T201
 
@@ -70,7 +70,7 @@ def fork_one(job: dict, encoder: object) -> dict:
         try:
             result.write_text(json.dumps(build(job, encoder)))
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a forked process must not come back
             sys.excepthook(*sys.exc_info())
             os._exit(1)
     if "kill_s" in job:

@@ -3,6 +3,9 @@
 import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,10 +16,13 @@ from PIL import Image
 from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from index_builder.gallery import Gallery
+from index_builder.indexes.base import IndexRequest
 from index_builder.options import BuildOptions
 from index_builder.publish import GalleryBusyError, builder_lock
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def skipped(report) -> dict[str, str]:
@@ -232,3 +238,101 @@ def test_build_on_a_full_disk_is_an_error_and_leaves_the_published_version(build
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert Gallery.open(tmp_path / "g").version == version
     assert [path.name for path in (tmp_path / "g/versions").iterdir()] == [version]
+
+
+def test_build_mends_a_gallery_whose_pointer_is_damaged(build, tmp_path, photos):
+    build(photos, tmp_path / "g")
+    (tmp_path / "g/current").write_text("damaged")
+    report = build(photos, tmp_path / "g")
+    assert Gallery.open(tmp_path / "g").version == report.version
+    assert len(list((tmp_path / "g/versions").iterdir())) == 2
+
+
+def test_build_removes_a_version_that_was_never_pointed_at(build, tmp_path, photos):
+    reports = [build(photos, tmp_path / "g") for _ in range(2)]
+    orphan = tmp_path / "g/versions/20990101T000000.000000Z"
+    shutil.copytree(tmp_path / "g/versions" / reports[1].version, orphan)
+    third = build(photos, tmp_path / "g")
+    kept = sorted(path.name for path in (tmp_path / "g/versions").iterdir())
+    assert kept == [reports[1].version, third.version]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_build_keeps_as_many_versions_as_told(build, tmp_path, photos, keep):
+    versions = [build(photos, tmp_path / "g", keep_versions=keep).version for _ in range(4)]
+    kept = sorted(path.name for path in (tmp_path / "g/versions").iterdir())
+    assert kept == versions[-keep:]
+
+
+@pytest.mark.parametrize("vectors", ["float16", "int8"])
+def test_build_stores_vectors_as_told(build, tmp_path, photos, gallery_root, vectors):
+    build(photos, tmp_path / "g", index=IndexRequest(vectors=vectors))
+    gallery, exact = Gallery.open(tmp_path / "g"), Gallery.open(gallery_root)
+    assert gallery.vectors.stored_NE.dtype == vectors
+    tolerance = 1e-3 if vectors == "float16" else gallery.manifest.vectors.scale / 2 + 1e-6
+    for row in range(20):
+        np.testing.assert_allclose(gallery.vector(row), exact.vector(row), atol=tolerance)
+    assert not any(verify_gallery(tmp_path / "g").values())
+
+
+def test_build_writes_its_recipe_for_later_updates(build, tmp_path, photos, monkeypatch):
+    (tmp_path / "m.csv").write_text("id,year\n00.png,2020\n")
+    monkeypatch.chdir(photos.parent)
+    build(photos.name, tmp_path / "g", metadata=Path(os.path.relpath(tmp_path / "m.csv")))
+    recipe = Gallery.open(tmp_path / "g").manifest.recipe
+    assert recipe.sources == (str(photos),)
+    assert Path(recipe.metadata).samefile(tmp_path / "m.csv")
+    assert (recipe.batch_size, recipe.precision, recipe.index) == (4, "float32", "flat")
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from pathlib import Path
+from cots_model.encoder import Encoder
+from index_builder.build import Run, finish_run
+from index_builder.content import Location
+from index_builder.options import BuildOptions
+from index_builder.progress import Progress
+from index_builder.publish import builder_lock
+from index_builder.sources.entry import Candidate, ReaderCounts, Skip
+
+class Texts:
+    name, roots, counts = "texts", (), ReaderCounts()
+
+    def read(self):
+        for number in range(int(sys.argv[3])):
+            name = f"{number * 7919 % 1000003:07d}"
+            text = f"a dog and {number % 1000} cats in the snow"
+            metadata = {"caption": text * 3, "year": number}
+            uri = f"file:///somewhere/{name}"
+            yield Candidate(name, uri, Location("/x"), name, metadata, text=text)
+            if number % 10 == 0:
+                yield Skip(name, uri, "empty", "a message of some length, as they are")
+
+root = Path(sys.argv[2])
+options = BuildOptions(sources=("texts",), gallery=root, modality="text", batch_size=256)
+encoder = Encoder.load(sys.argv[1], device="cpu")
+with builder_lock(root):
+    report = finish_run(Run(options, encoder, Texts(), None, Progress()))
+print(report.count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_build_needs_hardly_more_memory_for_four_times_the_items(tmp_path, tiny_checkpoint):
+    peaks_mib = []
+    for number in (10_000, 40_000):
+        arguments = [str(tiny_checkpoint), str(tmp_path / f"{number}"), str(number)]
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY_SCRIPT, *arguments],
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        count, peak_mib = map(int, done.stdout.split())
+        assert count == number
+        peaks_mib.append(peak_mib)
+    # 30,000 items more: as Python objects alone they would take over 60 MiB
+    assert peaks_mib[1] - peaks_mib[0] < 45, peaks_mib

@@ -1,0 +1,197 @@
+"""`update`: only what is new or changed is embedded, and the rest stays as it was."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cots_model.encoder import Encoder
+from cots_model.errors import GalleryError
+from cots_model.testing import make_tiny_checkpoint
+from index_builder.delete import delete_items
+from index_builder.gallery import Gallery
+from index_builder.options import UpdateOptions
+from index_builder.publish import GalleryBusyError, builder_lock
+from index_builder.update import update_gallery
+from index_builder.verify import verify_gallery
+from tests.index_builder.conftest import save_picture, version_content
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    for number in range(12):
+        save_picture(tmp_path / "src" / f"{number:02d}.png", seed=number)
+    return tmp_path / "src"
+
+
+@pytest.fixture
+def root(source, build, tmp_path) -> Path:
+    build(source, tmp_path / "g")
+    return tmp_path / "g"
+
+
+@pytest.fixture
+def embedded(monkeypatch) -> list[int]:
+    """Sizes of the batches embedded."""
+    sizes: list[int] = []
+    encode = Encoder.encode_pixels
+
+    def count(self: Encoder, img_BCHW: object) -> object:
+        sizes.append(len(img_BCHW))
+        return encode(self, img_BCHW)
+
+    monkeypatch.setattr(Encoder, "encode_pixels", count)
+    return sizes
+
+
+def update(root: Path, encoder: Encoder, **options: object):
+    return update_gallery(UpdateOptions(gallery=root, workers=1, part_items=5, **options), encoder)
+
+
+def vectors(root: Path) -> dict[str, np.ndarray]:
+    gallery = Gallery.open(root)
+    return {name: gallery.vector(row) for row, name in enumerate(gallery.ids())}
+
+
+@pytest.mark.parametrize("compare", ["stamp", "hash"])
+def test_update_embeds_only_what_is_new_or_changed(root, source, encoder, embedded, compare):
+    before = vectors(root)
+    save_picture(source / "sub/new.png", seed=50)
+    save_picture(source / "03.png", seed=51)
+    (source / "04.json").write_text('{"year": 2024}')
+    report = update(root, encoder, compare=compare)
+    assert sum(embedded) == 2
+    assert (report.count, report.unchanged, report.missing) == (13, 11, 0)
+    after = vectors(root)
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert same == set(before) - {"03.png"}
+    gallery = Gallery.open(root)
+    assert gallery.item(gallery.row("04.png")).metadata == {"year": 2024}
+    for name in ("sub/new.png", "03.png"):
+        assert gallery.read_content(gallery.row(name)) == (source / name).read_bytes()
+    assert not any(verify_gallery(root).values())
+
+
+def test_update_by_hash_sees_a_change_that_size_and_time_do_not_show(root, source, encoder):
+    path = source / "03.png"
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # within the last chunk but one
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert update(root, encoder, compare="hash").unchanged == 11
+
+
+def test_update_keeps_what_is_gone_unless_told_otherwise(root, source, encoder, embedded):
+    before = vectors(root)
+    (source / "00.png").unlink()
+    (source / "11.png").unlink()
+    report = update(root, encoder)
+    assert (report.count, report.missing, report.unchanged) == (12, 2, 10)
+    after = vectors(root)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    report = update(root, encoder, remove_missing=True)
+    assert (report.count, report.missing) == (10, 2)
+    assert "00.png" not in Gallery.open(root).ids()
+    assert embedded == []
+
+
+def test_update_without_a_change_gives_the_same_gallery(root, encoder):
+    before = version_content(root)
+    update(root, encoder)
+    assert version_content(root) == before
+
+
+def test_update_leaves_deleted_ids_out_until_they_are_restored(root, encoder):
+    delete_items(root, ["02.png", "03.png"])
+    report = update(root, encoder)
+    assert (report.count, report.deleted, report.missing) == (10, 2, 0)
+    assert update(root, encoder).deleted == 2  # remembered by that version too
+    report = update(root, encoder, restore_deleted=True)
+    assert (report.count, report.deleted) == (12, 0)
+    assert update(root, encoder).deleted == 0
+    assert not any(verify_gallery(root).values())
+
+
+def test_update_interrupted_goes_on(root, source, encoder, monkeypatch, tmp_path):
+    import shutil
+
+    for number in range(20, 32):
+        save_picture(source / f"{number}.png", seed=number)
+    shutil.copytree(root, tmp_path / "whole")
+    update(tmp_path / "whole", encoder)
+    encode = Encoder.encode_pixels
+    calls = []
+
+    def stop(self: Encoder, img_BCHW: object) -> object:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(self, img_BCHW)
+
+    version = Gallery.open(root).version
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_pixels", stop)
+        with pytest.raises(KeyboardInterrupt):
+            update(root, encoder)
+    assert Gallery.open(root).version == version
+    report = update(root, encoder)
+    assert report.parts_continued >= 2
+    assert version_content(root) == version_content(tmp_path / "whole")
+
+
+def test_update_of_another_source_looks_there_from_now_on(root, encoder, tmp_path):
+    save_picture(tmp_path / "other/x.png", seed=80)
+    report = update(root, encoder, sources=(str(tmp_path / "other"),))
+    assert (report.count, report.missing) == (13, 12)
+    gallery = Gallery.open(root)
+    assert gallery.manifest.recipe.sources == (str(tmp_path / "other"),)
+    for name in ("x.png", "05.png"):  # originals of both sources are served
+        assert gallery.read_content(gallery.row(name))
+    assert update(root, encoder, remove_missing=True).count == 1
+
+
+def test_update_by_another_model_is_refused_naming_both(root, encoder, tmp_path):
+    other = Encoder.load(make_tiny_checkpoint(tmp_path / "other", seed=1), device="cpu")
+    version = Gallery.open(root).version
+    with pytest.raises(GalleryError) as caught:
+        update(root, other)
+    assert encoder.fingerprint in str(caught.value)
+    assert other.fingerprint in str(caught.value)
+    assert Gallery.open(root).version == version
+
+
+def test_update_of_a_shard_a_busy_or_a_damaged_gallery_is_refused(
+    root, source, build, encoder, tmp_path
+):
+    build(source, tmp_path / "s", shard=(0, 2))
+    with pytest.raises(GalleryError, match="only shard 0 of 2"):
+        update(tmp_path / "s", encoder)
+    with builder_lock(root), pytest.raises(GalleryBusyError):
+        update(root, encoder)
+    [path] = root.glob("versions/*/vectors.npy")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(GalleryError, match=r"vectors\.npy is damaged"):
+        update(root, encoder)
+
+
+@pytest.mark.parametrize("vectors_type", ["float16", "int8"])
+def test_update_keeps_vectors_of_other_types_as_they_are_stored(
+    source, build, encoder, tmp_path, vectors_type
+):
+    from index_builder.indexes.base import IndexRequest
+
+    root = tmp_path / vectors_type
+    build(source, root, index=IndexRequest(vectors=vectors_type))
+    before = Gallery.open(root)
+    save_picture(source / "zz.png", seed=99)
+    update(root, encoder)
+    after = Gallery.open(root)
+    assert after.manifest.vectors.type == vectors_type
+    assert len(after) == 13
+    np.testing.assert_allclose(
+        [after.vector(row) for row in range(12)],
+        [before.vector(row) for row in range(12)],
+        atol=0 if vectors_type == "float16" else after.manifest.vectors.scale,
+    )
