@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError
@@ -160,11 +161,15 @@ class PartBuilder:
             return
         settings = self.settings
         window = 2 * settings.batch_size + 2 * settings.workers
+        more: dict[str, Any] = {}
+        if settings.modality != "image":
+            more = {"modality": settings.modality, "segment_s": settings.segment_seconds}
         with DecodePool(
             self.encoder.preprocess,
             workers=settings.workers,
             timeout_s=settings.timeout_s,
             window=window,
+            **more,
         ) as pool:
             results = Background(pool.decode(entries), size=settings.batch_size)
             try:
