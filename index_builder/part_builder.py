@@ -160,17 +160,7 @@ class PartBuilder:
             yield (Result(number, _as_skip(entry)) for number, entry in enumerate(entries))
             return
         settings = self.settings
-        window = 2 * settings.batch_size + 2 * settings.workers
-        more: dict[str, Any] = {}
-        if settings.modality != "image":
-            more = {"modality": settings.modality, "segment_s": settings.segment_seconds}
-        with DecodePool(
-            self.encoder.preprocess,
-            workers=settings.workers,
-            timeout_s=settings.timeout_s,
-            window=window,
-            **more,
-        ) as pool:
+        with _start_pool(self.encoder, settings) as pool:
             results = Background(pool.decode(entries), size=settings.batch_size)
             try:
                 yield iter(results)
@@ -201,6 +191,25 @@ class PartBuilder:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+
+def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:
+    more: dict[str, Any] = {}
+    if settings.modality != "image":
+        more = {"modality": settings.modality, "segment_s": settings.segment_seconds}
+    try:
+        return DecodePool(
+            encoder.preprocess,
+            workers=settings.workers,
+            timeout_s=settings.timeout_s,
+            window=2 * settings.batch_size + 2 * settings.workers,
+            **more,
+        )
+    except OSError as err:
+        raise CotsError(
+            f"the decoding processes could not be started ({err}); check the limits on memory and "
+            "processes, or take fewer (--workers)"
+        ) from err
 
 
 def check_roots(roots: Iterable[str]) -> None:

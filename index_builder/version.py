@@ -119,8 +119,13 @@ def check_version(folder: Path, manifest: Manifest) -> None:
     """Hash every file before a new version is made from it.
 
     Raises:
-        GalleryError: naming the damaged file.
+        GalleryError: naming the damaged file, or if its rows are kept in Milvus.
     """
+    if manifest.index.kind == "milvus":
+        raise GalleryError(
+            f"{folder} keeps its items in Milvus and cannot be changed; change the gallery that it "
+            "was exported from, and export that again"
+        )
     for name, expected in manifest.files.items():
         problem = check_file(folder / name, expected)
         if problem:

@@ -55,9 +55,12 @@ def main() -> None:
     decode = importlib.import_module("index_builder.pipeline.decode")
     with decode.DecodePool(encoder.preprocess, workers=1, timeout_s=60, window=1) as pool:
         assert list(pool.decode(iter(()))) == []
-    # the server that decoders are forked from is not a child of the builds, and outlives them
-    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+    # The server that decoders are forked from is no child of the builds, so only this process can
+    # look after it; one that was being asked by a build as that was killed does not live on.
+    server = multiprocessing.forkserver._forkserver
+    revive, server.ensure_running = server.ensure_running, lambda: None
     for line in sys.stdin:
+        revive()
         print(json.dumps(fork_one(json.loads(line), encoder)), flush=True)  # noqa: T201
 
 

@@ -226,11 +226,14 @@ def test_build_options_refuse_numbers_without_meaning(options):
         BuildOptions(sources=("x",), gallery=Path("g"), **options)
 
 
-def test_build_on_a_full_disk_is_an_error_and_leaves_the_published_version(build, tmp_path, photos):
+@pytest.mark.parametrize("limit_bytes", [500, 2600, 4000])  # listing, parts, join
+def test_build_on_a_full_disk_is_an_error_and_leaves_the_published_version(
+    build, tmp_path, photos, limit_bytes
+):
     build(photos, tmp_path / "g")
     version = Gallery.open(tmp_path / "g").version
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
     try:
         with pytest.raises(CotsError, match="could not be written"):
             build(photos, tmp_path / "g")
