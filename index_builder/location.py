@@ -188,6 +188,5 @@ def lies_in(place: str, root: str) -> bool:
     if is_url(place):
         if ".." in unquote(place).split("/"):
             return False
-        base = root.rstrip("/")
-        return place == root or place.startswith((base + "/", base + "?"))
+        return place == root or place.startswith(root.rstrip("/") + "/")
     return PurePosixPath(os.path.normpath(place)).is_relative_to(root)

@@ -168,12 +168,11 @@ class _Blocks(Section):
 
     def __init__(self, url: str, offset_bytes: int, size_bytes: int, block_bytes: int) -> None:
         super().__init__(cast(BinaryIO, io.BytesIO()), offset_bytes, size_bytes)
-        self._cache = BlockCache(
-            block_bytes,
-            lambda start, end: _fetch(url, offset_bytes + start, offset_bytes + end),
-            size_bytes,
-            _KEPT_BLOCKS,
-        )
+        self._url = url
+        self._cache = BlockCache(block_bytes, self._block, size_bytes, _KEPT_BLOCKS)
+
+    def _block(self, start: int, end: int) -> bytes:
+        return _fetch(self._url, self._offset + start, self._offset + min(end, self._size))
 
     def _bytes_at(self, at: int, wanted: int) -> bytes:
         return bytes(self._cache._fetch(at, at + wanted))

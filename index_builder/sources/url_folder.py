@@ -61,25 +61,30 @@ class UrlFolderSource:
                 except ContentError as err:
                     message = f"{err}; the listing is not whole, so nothing was changed"
                     raise CotsError(message) from err
-                files, folders = self._split(folder, entries)
+                files, folders, skips = self._split(folder, entries)
+                yield from skips
                 yield from self._files(pool, folder, files)
                 pending += reversed(folders)
 
-    def _split(self, folder: str, entries: list[Listed]) -> tuple[list[Listed], list[str]]:
-        """What is not hidden and has a name: files, and subfolders."""
-        files, folders = [], []
+    def _split(
+        self, folder: str, entries: list[Listed]
+    ) -> tuple[list[Listed], list[str], list[Skip]]:
+        """The files and subfolders that are not hidden, and what has no usable name."""
+        files, folders, skips = [], [], []
         for entry in entries:
             url = entry.url.rstrip("/")
-            below = url != folder and lies_in(url, folder)
-            if not below or (entry.url.endswith("/") and not entry.is_folder):
-                continue  # a bucket's marker of the folder itself, or a name without one
-            if name_of(url).startswith("."):
+            if url == folder and not entry.is_folder:
+                continue  # a bucket's marker of the folder itself
+            if url == folder or not lies_in(url, folder):
+                why = "an empty name or `..` in its path cannot be an id; rename it"
+                skips.append(Skip(self._relative(entry.url), uri_of(entry.url), "bad_name", why))
+            elif name_of(url).startswith("."):
                 self.counts.ignored += 1
             elif entry.is_folder:
                 folders.append(url)
-            else:
+            elif not entry.url.endswith("/"):
                 files.append(entry)
-        return files, folders
+        return files, folders, skips
 
     def _files(
         self, pool: ThreadPoolExecutor, folder: str, files: list[Listed]
@@ -110,7 +115,7 @@ class UrlFolderSource:
     def _file(
         self, file: Listed, siblings: Siblings, folder: str, reads: Reads
     ) -> Iterator[Candidate | Skip]:
-        name, relative = name_of(file.url), file.url[len(self._root) :].lstrip("/")
+        name, relative = name_of(file.url), self._relative(file.url)
         if has_suffix(name, self._kind.unread):
             why = f"{self._kind.noun}s of this kind are not read; save it as {self._kind.save_as}"
             yield Skip(relative, uri_of(file.url), "unsupported_format", why)
@@ -120,11 +125,14 @@ class UrlFolderSource:
             metadata: dict[str, Json] = {}
             for sidecar in siblings.sidecars_of(name):
                 url = f"{folder}/{sidecar}"
-                shown = url[len(self._root) :].lstrip("/")
+                shown = self._relative(url)
                 metadata.update(read_sidecar(reads[url].result, shown, self.counts))
             location = Location(file.url, root=self._root)
             found = Candidate(relative, uri_of(file.url), location, relative, metadata, file.stamp)
             yield self._with_text(found, reads) if self._kind.modality == "text" else found
+
+    def _relative(self, url: str) -> str:
+        return url[len(self._root) :].removeprefix("/")
 
     def _with_text(self, found: Candidate, reads: Reads) -> Candidate | Skip:
         try:
