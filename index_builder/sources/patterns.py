@@ -27,8 +27,9 @@ def expand_pattern(pattern: str, *, accepted: str = "accepted: files") -> list[s
         InputError: if one of them is not there, or a url cannot be opened.
     """
     if is_url(pattern) and scheme_of(pattern) in ("file", "local"):
-        path = pattern[pattern.index("://") + 3 :]
-        pattern = path if os.path.lexists(path) else _path(pattern)
+        raw = pattern[pattern.index("://") + 3 :]  # as fsspec takes it; else as a uri is written
+        is_there = any(_matching_files(name) for name in _expand_braces(raw))
+        pattern = raw if is_there else _path(pattern)
     places: list[str] = []
     for name in _expand_braces(pattern):
         found = _matching_urls(name) if is_url(name) else _matching_files(name)
@@ -55,7 +56,8 @@ def _matching_urls(name: str) -> list[str]:
 
     url = canonical(name)
     magic = "*[" if scheme_of(url) in ("http", "https") else "*?["
-    return matching(url) if any(sign in url for sign in magic) else [url]
+    found = matching(url) if any(sign in url for sign in magic) else []
+    return found if found or "*" in url else [url]  # a key may have ? and [] in its name
 
 
 def _expand_braces(pattern: str) -> list[str]:

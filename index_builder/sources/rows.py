@@ -101,9 +101,13 @@ def _guarded(place: str, read: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         raise
     except _DAMAGE as err:
         raise InputError(
-            f"{place} cannot be read beyond row {number} ({err}); write it again, nothing was "
-            "changed"
+            f"{place} cannot be read beyond row {number} ({_one_line(err)}); write it again, "
+            "nothing was changed"
         ) from err
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())
 
 
 def _row(number: int, value: object) -> Row:
@@ -128,7 +132,9 @@ def _parquet(place: str) -> tuple[tuple[str, ...], Callable[[], Iterator[Row]]]:
         with handle:
             schema = pq.read_schema(handle)
     except (OSError, ValueError, pa.ArrowException) as err:
-        raise InputError(f"{place} cannot be read as parquet ({err}); write it again") from err
+        raise InputError(
+            f"{place} cannot be read as parquet ({_one_line(err)}); write it again"
+        ) from err
     columns = tuple(entry.name for entry in schema if not _is_bytes(entry.type))
     return columns, read
 
