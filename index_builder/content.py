@@ -53,8 +53,8 @@ def open_location(location: Location) -> tuple[BinaryIO, Stamp]:
 
     Raises:
         ContentError: with a reason, if it cannot be opened, is no regular file, lies outside its
-            root, its server does not answer in time, or its shard is too short to hold it.
-        InputError: if the package for the url's protocol is not installed.
+            root, its server does not answer in time, the package for its protocol is not
+            installed, or its shard is too short to hold it.
     """
     if is_url(location.path):
         from index_builder.remote import open_url
@@ -76,7 +76,6 @@ def read_location(location: Location, *, max_bytes: int = MAX_FILE_BYTES) -> tup
 
     Raises:
         ContentError: as `open_location`, and for items over `max_bytes`.
-        InputError: as `open_location`.
     """
     if is_url(location.path):
         from index_builder.remote import read_url

@@ -83,6 +83,15 @@ def scheme_of(url: str) -> str:
     return match[1].lower()
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; names of files need not be."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def name_of(place: str) -> str:
     """The last part of a path or url, for messages."""
     return place.rstrip("/").rsplit("/", 1)[-1] or place

@@ -1,25 +1,20 @@
 """Urls, through fsspec: what lies there, ranged reads, a time limit on each, and their errors.
 
-Credentials and endpoints come from fsspec's own settings and the protocol's environment
-(`FSSPEC_S3_ENDPOINT_URL`, `AWS_*`), never from a url, and no message repeats them.
+`index_builder.protocols` says where credentials come from.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-import queue
 import re
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
-import fsspec
 from fsspec.caching import BlockCache
-from fsspec.registry import known_implementations
 
 from cots_model.errors import InputError
 from index_builder.content import MAX_FILE_BYTES, Section, too_large, too_short
@@ -30,11 +25,8 @@ from index_builder.location import (
     lies_in,
     name_of,
     redact,
-    scheme_of,
-    url_problem,
 )
-
-T = TypeVar("T")
+from index_builder.protocols import filesystem, within
 
 REQUEST_LIMIT_S = 30.0
 LISTING_LIMIT_S = 600.0
@@ -45,25 +37,6 @@ _SHARD_STAMP_S = 60.0
 _MAX_STAMPS = 1024
 
 _TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created")
-_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-    "az": "adlfs",
-    "http": "aiohttp requests",
-    "https": "aiohttp requests",
-    "hf": "huggingface_hub",
-    "sftp": "paramiko",
-    "ssh": "paramiko",
-    "smb": "smbprotocol",
-    "oci": "ocifs",
-    "oss": "ossfs",
-    "webdav": "webdav4",
-    "github": "requests",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +60,10 @@ def canonical(url: str) -> str:
     Raises:
         InputError: if it holds a secret, or its protocol is unknown or lacks its package.
     """
-    files = _filesystem(url)
+    try:
+        files = filesystem(url)
+    except ContentError as err:
+        raise InputError(str(err)) from err
     return str(files.unstrip_protocol(files._strip_protocol(url)))
 
 
@@ -95,18 +71,18 @@ def look_at(url: str) -> Listed:
     """What lies at a url.
 
     Raises:
-        ContentError: if nothing is there, or the server refuses or does not answer.
-        InputError: as `canonical`.
+        ContentError: if nothing is there, the server refuses or does not answer, or as
+            `canonical`.
     """
-    files = _filesystem(url)
-    info = _within(REQUEST_LIMIT_S, url, lambda: files.info(url))
+    files = filesystem(url)
+    info = within(REQUEST_LIMIT_S, url, lambda: files.info(url))
     return Listed(url, info.get("type") == "directory", _stamp(info))
 
 
 def list_folder(url: str) -> list[Listed]:
     """What lies directly in a folder, by name; raises as `look_at`."""
-    files = _filesystem(url)
-    found = _within(LISTING_LIMIT_S, url, lambda: files.ls(url, detail=True))
+    files = filesystem(url)
+    found = within(LISTING_LIMIT_S, url, lambda: files.ls(url, detail=True))
     listed = [
         Listed(
             str(files.unstrip_protocol(info["name"])),
@@ -120,8 +96,8 @@ def list_folder(url: str) -> list[Listed]:
 
 def matching(pattern: str) -> list[str]:
     """The files that match a pattern with `*`, `?` or `[...]`, sorted; raises as `look_at`."""
-    files = _filesystem(pattern)
-    found = _within(LISTING_LIMIT_S, pattern, lambda: files.glob(pattern))
+    files = filesystem(pattern)
+    found = within(LISTING_LIMIT_S, pattern, lambda: files.glob(pattern))
     return sorted(str(files.unstrip_protocol(name)) for name in found)
 
 
@@ -132,7 +108,7 @@ def open_url(location: Location, *, block_bytes: int = BLOCK_BYTES) -> tuple[Bin
     size and time is asked for before the first read.
 
     Raises:
-        ContentError, InputError: as `index_builder.content.open_location`.
+        ContentError: as `index_builder.content.open_location`.
     """
     whole = _stamp_of(location)
     offset = location.offset_bytes or 0
@@ -149,7 +125,7 @@ def read_url(location: Location, *, max_bytes: int = MAX_FILE_BYTES) -> tuple[by
     The time of a shard is asked for once a minute, not for each of its members.
 
     Raises:
-        ContentError, InputError: as `index_builder.content.read_location`.
+        ContentError: as `index_builder.content.read_location`.
     """
     whole = _stamp_of(location, recent=location.offset_bytes is not None)
     offset = location.offset_bytes or 0
@@ -178,9 +154,6 @@ class _Blocks(Section):
         return bytes(self._cache._fetch(at, at + wanted))
 
 
-_recent_stamps: dict[str, tuple[float, Stamp]] = {}
-
-
 def _stamp_of(location: Location, *, recent: bool = False) -> Stamp:
     """Size and time of a whole url, checked against the location's root."""
     url = location.path
@@ -188,101 +161,35 @@ def _stamp_of(location: Location, *, recent: bool = False) -> Stamp:
         raise ContentError(
             "outside_root", f"{redact(url)} lies outside {redact(location.root)}; build again"
         )
-    asked_s, stamp = _recent_stamps.get(url, (0.0, None))
-    if recent and stamp is not None and time.monotonic() - asked_s < _SHARD_STAMP_S:
-        return stamp
-    files = _filesystem(url)
-    info = _within(REQUEST_LIMIT_S, url, lambda: files.info(url))
+    if recent:
+        return _recent_stamp(url, int(time.monotonic() / _SHARD_STAMP_S))
+    return _stamp_now(url)
+
+
+@functools.lru_cache(_MAX_STAMPS)
+def _recent_stamp(url: str, minute: int) -> Stamp:
+    return _stamp_now(url)
+
+
+def _stamp_now(url: str) -> Stamp:
+    files = filesystem(url)
+    info = within(REQUEST_LIMIT_S, url, lambda: files.info(url))
     if info.get("type") == "directory":
         raise ContentError("not_a_file", f"{name_of(url)} is a folder; only files are read")
     if info.get("size") is None:
         why = "its server does not tell how long it is; copy it to a disk or bucket"
         raise ContentError("unreadable", f"{name_of(url)} could not be read: {why}")
-    stamp = _stamp(info) or Stamp(int(info["size"]), 0.0)
-    if recent:
-        if len(_recent_stamps) >= _MAX_STAMPS:
-            _recent_stamps.clear()
-        _recent_stamps[url] = (time.monotonic(), stamp)
-    return stamp
+    return _stamp(info) or Stamp(int(info["size"]), 0.0)
 
 
 def _fetch(url: str, start: int, end: int) -> bytes:
-    files = _filesystem(url)
-    data = bytes(_within(REQUEST_LIMIT_S, url, lambda: files.cat_file(url, start=start, end=end)))
+    files = filesystem(url)
+    data = bytes(within(REQUEST_LIMIT_S, url, lambda: files.cat_file(url, start=start, end=end)))
     if len(data) > end - start:  # a web server that knows no ranges sends all of it
         data = data[start:end]
     if len(data) != end - start:
         raise ContentError("truncated", f"{name_of(url)} ended early; it changed, read it again")
     return data
-
-
-def _filesystem(url: str) -> Any:
-    problem = url_problem(url)
-    if problem is not None:
-        raise InputError(f"{redact(url)} {problem}")
-    scheme = scheme_of(url)
-    try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except (ImportError, ValueError) as err:
-        package = _PACKAGES.get(scheme)
-        known = known_implementations.get(scheme)
-        if package is None and known is None:
-            raise InputError(
-                f"{redact(url)} has the protocol {scheme}, which fsspec does not know; accepted "
-                "are s3, gs, az, http, https, file and others that it knows"
-            ) from err
-        cure = f"pip install {package}" if package else str(known["err"] if known else err)
-        raise InputError(f"{scheme}:// needs a package that is not installed: {cure}") from err
-    except Exception as err:
-        raise _explain(err, url) from err
-
-
-def _within(limit_s: float, url: str, call: Callable[[], T]) -> T:
-    """Make a call that may hang; what hangs is left behind in a thread that ends with us."""
-    outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((call(), None))
-        except BaseException as err:  # noqa: BLE001 - it belongs to the thread that waits
-            outcome.put((None, err))
-
-    threading.Thread(target=run, daemon=True, name="cots-url").start()
-    try:
-        value, error = outcome.get(timeout=limit_s)
-    except queue.Empty:
-        raise _too_slow(url, limit_s) from None
-    if isinstance(error, Exception):
-        raise _explain(error, url) from error
-    if error is not None:
-        raise error
-    return cast(T, value)
-
-
-def _explain(err: Exception, url: str) -> ContentError:
-    name = redact(url)
-    if isinstance(err, ContentError):
-        return err
-    if isinstance(err, TimeoutError):
-        return _too_slow(url, None)
-    if isinstance(err, FileNotFoundError):
-        hint = "put it back or build again"
-        if scheme_of(url) == "memory":
-            hint = "memory:// is seen by the process that wrote it alone"
-        return ContentError("missing", f"{name} is not there; {hint}")
-    if isinstance(err, PermissionError):
-        why = "access denied; check the credentials and their rights"
-        return ContentError("unreadable", f"{name} could not be read ({why})")
-    said = " ".join(redact(f"{type(err).__name__}: {err}").split())[:300]
-    why = f"{said}; check the endpoint, the network and the credentials"
-    return ContentError("unreadable", f"{name} could not be read ({why})")
-
-
-def _too_slow(url: str, limit_s: float | None) -> ContentError:
-    waited = "in time" if limit_s is None else f"within {limit_s:g} s"
-    return ContentError(
-        "timeout", f"{redact(url)}: no answer {waited}; check the endpoint and the network"
-    )
 
 
 def _stamp(info: dict[str, Any]) -> Stamp | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cots_model.errors import InputError
 from index_builder.items import Json, clean_metadata
-from index_builder.location import ContentError, Location, Stamp, uri_of
+from index_builder.location import ContentError, Location, Stamp, is_utf8, uri_of
 from index_builder.manifest import Modality
 from index_builder.sources.entry import Candidate, ReaderCounts, Skip
 from index_builder.sources.finders import Finder
@@ -186,6 +186,6 @@ def _list(place: str, where: str, value: object) -> list[object]:
 
 def _text(place: str, where: str, values: dict[str, object], key: str) -> str:
     value = values.get(key)
-    if isinstance(value, str):
+    if isinstance(value, str) and is_utf8(value):
         return value
     raise InputError(f"{place}: {where}.{key} is {value!r:.60}; a text is accepted")

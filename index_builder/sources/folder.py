@@ -16,7 +16,7 @@ from pathlib import Path
 from cots_model.errors import InputError
 from index_builder.content import open_location, read_location
 from index_builder.items import Json
-from index_builder.location import ContentError, Location, Stamp, file_uri
+from index_builder.location import ContentError, Location, Stamp, file_uri, is_utf8
 from index_builder.manifest import Modality
 from index_builder.sources.entry import Candidate, ReaderCounts, Skip, has_suffix
 from index_builder.sources.kinds import kind_of
@@ -90,7 +90,7 @@ class FolderSource:
             yield self._skip(entry.path, "unsupported_format", why)
         elif not has_suffix(entry.name, self._kind.suffixes):
             self.counts.ignored += not siblings.is_sidecar(entry.name)
-        elif not _is_utf8(self._relative(entry.path)):
+        elif not is_utf8(self._relative(entry.path)):
             why = "its name is not valid UTF-8, so it can have no id; rename it"
             yield self._skip(entry.path, "bad_name", why)
         else:
@@ -170,11 +170,3 @@ def _stamp(entry: os.DirEntry[str]) -> Stamp | None:
 def _readable(text: str) -> str:
     r"""Bytes of a name that are not UTF-8 as `\xff`, so that the text can be written anywhere."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

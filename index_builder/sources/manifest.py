@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from cots_model.errors import InputError
 from index_builder.items import Json, clean_metadata
-from index_builder.location import ContentError, Location, Stamp, name_of, uri_of
+from index_builder.location import ContentError, Location, Stamp, is_utf8, name_of, uri_of
 from index_builder.manifest import Modality
 from index_builder.sources.entry import Candidate, ReaderCounts, Skip
 from index_builder.sources.finders import Finder
@@ -68,7 +68,7 @@ class ManifestSource:
     def _item(self, file: RowFile, row: Row, column: str) -> Candidate | Skip:
         try:
             name = _name(row, column)
-            item_id = _id(file, row) or name.removeprefix("./")
+            item_id = _id(file, row) or name
             found = self._finder.find(name)
             metadata = _metadata(row, {"id", column})
         except ContentError as err:
@@ -116,8 +116,8 @@ def _name(row: Row, column: str) -> str:
     if row.problem:
         raise ValueError(row.problem)
     name = row.values.get(column)
-    if isinstance(name, str) and name.strip() and "\0" not in name:
-        return name
+    if isinstance(name, str) and name.strip() and "\0" not in name and is_utf8(name):
+        return name.removeprefix("./")
     shown = "nothing" if name is None or name == "" else f"{name!r}"[:60]
     raise ValueError(f"column {column}: holds {shown}; a path or url is accepted")
 

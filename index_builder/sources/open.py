@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cots_model.errors import InputError
-from index_builder.location import Stamp, is_url, redact
+from index_builder.location import Stamp, is_url, is_utf8, redact
 from index_builder.manifest import Modality
 from index_builder.sources.annotations import AnnotationSource, read_annotations
 from index_builder.sources.entry import Source
@@ -77,6 +77,11 @@ def open_source(
         source = _files(places, modality)
     _check_name(source.name)
     return source
+
+
+def absolute(argument: str) -> str:
+    """An argument of `open_source` that means the same from any working folder."""
+    return argument if is_url(argument) else os.path.abspath(argument)
 
 
 def _folder(place: str, modality: Modality, exclude: Path | None) -> Source:
@@ -174,10 +179,8 @@ def _is_folder(place: str) -> bool:
 
 def _check_name(name: str) -> None:
     """A manifest records where its items come from, and can only do so in UTF-8."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise InputError(f"the path {name!a} is not valid UTF-8; rename it") from err
+    if not is_utf8(name):
+        raise InputError(f"the path {name!a} is not valid UTF-8; rename it")
 
 
 def _check_files(places: Sequence[str], suffix: str) -> None:

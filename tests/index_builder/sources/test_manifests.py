@@ -94,16 +94,17 @@ def test_bad_rows_are_skipped_each_with_file_row_and_column(pictures):
         {"id": None, "path": "a.png"},
         {"id": True, "path": "a.png"},
         {"id": "d", "path": "nul\0.png"},
+        {"id": "e", "path": "lone\udcff.png"},
         ["no", "row"],
     ]
     candidates, skips, _ = read(write(pictures, "json", rows))
     assert list(candidates) == ["ok"]
-    assert skips == {f"items.json#{n:08d}": "bad_row" for n in range(2, 9)}
+    assert skips == {f"items.json#{n:08d}": "bad_row" for n in range(2, 10)}
     entries = entries_of(pictures / "items.json")
     told = [entry.message for entry in entries if isinstance(entry, Skip)]
     assert told[0].startswith("items.json, row 2: column path: holds 5; a path or url is accepted")
     assert told[3].startswith("items.json, row 5: column id: holds nothing")
-    assert told[-1].startswith("items.json, row 8: is list ['no', 'row']")
+    assert told[-1].startswith("items.json, row 9: is list ['no', 'row']")
 
 
 def test_a_csv_row_with_other_cells_than_the_heading_is_skipped(pictures):
