@@ -23,8 +23,8 @@ from index_builder.content import (
     ContentError,
     Location,
     Stamp,
+    location_of,
     open_location,
-    path_of_uri,
     read_location,
 )
 from index_builder.indexes.base import SearchIndex
@@ -210,16 +210,14 @@ class Gallery:
         """
         item = self.item(row)
         handle, stamp = open_location(self._location(item))
-        if stamp == Stamp(item.size_bytes, item.mtime_s):
+        if stamp == Stamp(item.size_bytes, item.mtime_s) and stamp.mtime_s:
             return handle
         handle.close()
         return io.BytesIO(self.read_content(row))
 
     def _location(self, item: Item) -> Location:
-        path = path_of_uri(item.uri)
-        if item.offset_bytes is not None:
-            return Location(path, item.offset_bytes, item.size_bytes)
-        return Location(path, root=self.manifest.roots[0])
+        roots = self.manifest.roots
+        return location_of(item.uri, item.offset_bytes, item.size_bytes, roots)
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
