@@ -15,7 +15,11 @@ from urllib.parse import parse_qsl, quote, quote_from_bytes, unquote, unquote_to
 from cots_model.errors import InputError
 
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_LOGIN = re.compile(r"://[^/@\s]*@")
+_USER = re.compile(r"()://[^/@\s]*@")
+# Buckets have no port, and a password may hold a slash, as those of S3 do.
+_BUCKET_LOGIN = re.compile(r"\b(s3a?|gcs|gs|abfss?|az|oss)://[^/\s:@]*:(?:\S*@|\S*)", re.IGNORECASE)
+_PASSWORD = re.compile(r"()://[^/\s:@\[]*:(?!\d+(?:[/?#\s]|$))(?:\S*@|\S*)")
+_CHAIN = re.compile(r"::[a-z0-9+.-]*://", re.IGNORECASE)
 _QUERY = re.compile(r"(://[^\s?#]*)\?[^\s#]*")
 _SECRET = re.compile(
     r"signature|credential|token|secret|passw|accesskey|api_?key|^sig$|^key$", re.I
@@ -99,16 +103,19 @@ def name_of(place: str) -> str:
 
 def redact(text: str) -> str:
     """A text without logins and query strings in the urls that it names."""
-    return _QUERY.sub(r"\1?...", _LOGIN.sub("://...@", text))
+    for login in (_BUCKET_LOGIN, _PASSWORD, _USER):
+        text = login.sub(r"\1://...@", text)
+    return _QUERY.sub(r"\1?...", text)
 
 
 def url_problem(url: str) -> str | None:
     """Why a url is refused: it holds a secret, which would be stored, or is several in one."""
-    if _LOGIN.search(url):
-        return "holds a login; put it into the protocol's own settings, such as AWS_* variables"
-    if "::" in url:
+    web = scheme_of(url) in ("http", "https")
+    if _CHAIN.search(url):
         return "is a chain of urls; one plain url is accepted"
-    if scheme_of(url) in ("http", "https"):
+    if _BUCKET_LOGIN.search(url) or _PASSWORD.search(url) or (web and _USER.search(url)):
+        return "holds a login; put it into the protocol's own settings, such as AWS_* variables"
+    if web:
         names = [name for name, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)]
         if any(_SECRET.search(name) for name in names):
             return "is signed or holds a key, which would be stored; give it without, or a file"

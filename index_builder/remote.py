@@ -25,6 +25,7 @@ from index_builder.location import (
     lies_in,
     name_of,
     redact,
+    scheme_of,
 )
 from index_builder.protocols import filesystem, within
 
@@ -64,7 +65,8 @@ def canonical(url: str) -> str:
         files = filesystem(url)
     except ContentError as err:
         raise InputError(str(err)) from err
-    return str(files.unstrip_protocol(files._strip_protocol(url)))
+    lowered = scheme_of(url) + url[url.index("://") :]
+    return str(files.unstrip_protocol(files._strip_protocol(lowered)))
 
 
 def look_at(url: str) -> Listed:

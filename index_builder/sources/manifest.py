@@ -21,9 +21,10 @@ from index_builder.sources.places import open_place
 from index_builder.sources.rows import Row, RowFile
 from index_builder.sources.texts import TEXT_KEYS, caption_entries
 
+_NAMES = ("path", "file", "filename", "file_name", "file_path")
 PATH_COLUMNS: dict[Modality, tuple[str, ...]] = {
-    "image": ("path", "file", "filename", "file_path", "image", "image_path", "uri", "url"),
-    "video": ("path", "file", "filename", "file_path", "video", "video_path", "uri", "url"),
+    "image": (*_NAMES, "image", "image_path", "uri", "url"),
+    "video": (*_NAMES, "video", "video_path", "uri", "url"),
     "text": TEXT_KEYS,
 }
 """Columns that name a file or hold a text; the first that a manifest has is taken."""

@@ -93,6 +93,10 @@ def test_location_of_is_guarded_by_the_root_that_holds_it():
     "url",
     [
         "s3://key:SECRET@bucket/x.jpg",
+        "s3://AKIA:abc/SECRET@bucket/x.jpg",
+        "s3://AKIA:SECRET",
+        "S3://AKIA:12/SECRET@bucket/x.jpg",
+        "sftp://me:SECRET@host:22/x.jpg",
         "https://SECRET@h/x.jpg",
         "https://h/x.jpg?X-Amz-Signature=SECRET",
         "https://h/x.jpg?sv=1&sig=SECRET",
@@ -106,8 +110,18 @@ def test_urls_with_secrets_are_refused_and_not_repeated(url):
 
 
 def test_urls_without_secrets_are_accepted():
-    for url in ("s3://b/k", "https://h/x.jpg?w=100&id=7", "s3://b/what?key=1"):
+    for url in (
+        "s3://b/k",
+        "s3://b/a:b@c::d.jpg",
+        "s3://b/what?key=1",
+        "https://h/x.jpg?w=100&id=7",
+        "http://h:9000/a@b.jpg",
+        "http://[::1]:9000/x.jpg",
+        "abfs://container@account.dfs.core.windows.net/x.jpg",
+        "sftp://me@host:22/x.jpg",
+    ):
         assert url_problem(url) is None
+    assert redact("http://h:9000/a@b.jpg is gone") == "http://h:9000/a@b.jpg is gone"
     assert url_problem("zip://a.jpg::s3://b/a.zip")
 
 
