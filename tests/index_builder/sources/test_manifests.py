@@ -11,8 +11,10 @@ from cots_model.errors import InputError
 from index_builder.content import ContentError, location_of, read_location
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.sources.finders import FolderFinder
+from index_builder.sources.metadata_file import read_metadata_file
 from index_builder.sources.open import open_source
 from index_builder.sources.rows import open_rows
+from index_builder.sources.stages import unique, with_metadata
 from tests.index_builder.conftest import save_picture
 from tests.index_builder.sources.reading import entries_of, read, write_tar
 
@@ -332,6 +334,16 @@ def test_texts_come_from_rows_one_or_several(tmp_path):
     source = open_source([str(tmp_path / "items.jsonl")], modality="text")
     assert [entry.id for entry in source.read()] == ["items.jsonl#00000001"]
     assert source.roots == (str(tmp_path / "items.jsonl"),)
+
+
+def test_exercises_and_fashion_take_their_columns_by_metadata(shared_data):
+    for name, num in (("exercises", 1746), ("fashion", 4000)):
+        folder = shared_data / name
+        table = read_metadata_file(folder / "items.parquet")
+        source = open_source([str(folder / "images.tar")])
+        entries = list(with_metadata(unique(source.read()), table))
+        assert len(entries) == table.matched == len(table) == num
+        assert all({"caption", "category"} <= set(entry.metadata) for entry in entries)
 
 
 def test_exercises_and_fashion_as_manifests_beside_their_shards(shared_data):
