@@ -1,8 +1,8 @@
-"""Reading the originals: a file, or a byte range of a tar shard.
+"""Reading the originals: a file, a url, or a byte range of a tar shard.
 
 The builder's decoding workers and a gallery that serves an original both come through here, so a
-fifo, a device or a vanished file is met in one place. Only the standard library and
-`cots_model.errors` are imported: worker processes start with this module.
+fifo, a device, a vanished file or a server that does not answer is met in one place. fsspec is
+imported only when a url comes: worker processes start with this module.
 """
 
 from __future__ import annotations
@@ -11,73 +11,37 @@ import errno
 import io
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
-from cots_model.errors import InputError
+from index_builder.location import (
+    ContentError,
+    Location,
+    Stamp,
+    file_uri,
+    is_url,
+    location_of,
+    name_of,
+    path_of_uri,
+    place_of,
+    uri_of,
+)
+
+__all__ = [
+    "ContentError",
+    "Location",
+    "Section",
+    "Stamp",
+    "file_uri",
+    "location_of",
+    "open_location",
+    "path_of_uri",
+    "place_of",
+    "read_location",
+    "uri_of",
+]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
-
-
-class ContentError(InputError):
-    """An original that cannot be read.
-
-    Attributes:
-        reason: short stable code: `unreadable`, `missing`, `broken_symlink`, `symlink_loop`,
-            `symlink_outside`, `not_a_file`, `too_large`, `truncated` or `changed`.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[ContentError], tuple[str, str]]:
-        return type(self), (self.reason, str(self))
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where the bytes of one item lie.
-
-    Attributes:
-        path: the file, or the shard that holds it.
-        offset_bytes: start of the member inside the shard; `None` for a whole file.
-        size_bytes: length of the member; `None` for a whole file.
-        root: the folder that the file must lie in once symlinks are followed; `None` for any.
-    """
-
-    path: str
-    offset_bytes: int | None = None
-    size_bytes: int | None = None
-    root: str | None = None
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """What tells cheaply whether a file has changed: its size and modification time."""
-
-    size_bytes: int
-    mtime_s: float
-
-
-def file_uri(path: str, member: str | None = None) -> str:
-    """A `file://` uri; a shard's member is named behind `#`."""
-    uri = "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))
-    return uri if member is None else f"{uri}#{quote_from_bytes(os.fsencode(member))}"
-
-
-def path_of_uri(uri: str) -> str:
-    """The local path of a `file://` uri.
-
-    Raises:
-        ContentError: for any other scheme.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme != "file":
-        raise ContentError("unreadable", f"{uri} cannot be opened; only file:// items can be read")
-    return os.fsdecode(unquote_to_bytes(parts.path))
 
 
 def open_location(location: Location) -> tuple[BinaryIO, Stamp]:
@@ -89,51 +53,59 @@ def open_location(location: Location) -> tuple[BinaryIO, Stamp]:
 
     Raises:
         ContentError: with a reason, if it cannot be opened, is no regular file, lies outside its
-            root, or its shard is too short to hold it.
+            root, its server does not answer in time, the package for its protocol is not
+            installed, or its shard is too short to hold it.
     """
-    try:
-        path = _resolve(location)
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as err:
-        raise _explain(err, location.path) from err
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise _not_a_file(location.path, status.st_mode)
-        whole = cast(BinaryIO, os.fdopen(handle, "rb"))
-    except BaseException:
-        os.close(handle)
-        raise
+    if is_url(location.path):
+        from index_builder.remote import open_url
+
+        return open_url(location)
+    whole, status = _open_file(location)
     if location.offset_bytes is None or location.size_bytes is None:
         return whole, Stamp(status.st_size, status.st_mtime)
     if location.offset_bytes + location.size_bytes > status.st_size:
         whole.close()
-        name = os.path.basename(location.path)
-        raise ContentError("truncated", f"{name} ends before this item does; copy the shard again")
+        raise too_short(location.path)
     section = Section(whole, location.offset_bytes, location.size_bytes)
     view = cast(BinaryIO, io.BufferedReader(section))
     return view, Stamp(location.size_bytes, status.st_mtime)
 
 
-def read_location(location: Location) -> tuple[bytes, Stamp]:
+def read_location(location: Location, *, max_bytes: int = MAX_FILE_BYTES) -> tuple[bytes, Stamp]:
     """Read all bytes of an item.
 
     Raises:
-        ContentError: as `open_location`, and for items over `MAX_FILE_BYTES`.
+        ContentError: as `open_location`, and for items over `max_bytes`.
     """
+    if is_url(location.path):
+        from index_builder.remote import read_url
+
+        return read_url(location, max_bytes=max_bytes)
     handle, stamp = open_location(location)
     with handle:
-        if stamp.size_bytes > MAX_FILE_BYTES:
-            raise ContentError(
-                "too_large",
-                f"{os.path.basename(location.path)} holds {stamp.size_bytes:,} bytes; "
-                f"at most {MAX_FILE_BYTES:,} are read; make it smaller",
-            )
+        if stamp.size_bytes > max_bytes:
+            raise too_large(location.path, stamp.size_bytes, max_bytes)
         try:
             data = handle.read(stamp.size_bytes + 1)
         except OSError as err:
             raise _explain(err, location.path) from err
     return data, Stamp(len(data), stamp.mtime_s)
+
+
+def too_large(place: str, size_bytes: int, max_bytes: int) -> ContentError:
+    """The error for an original that is not read because of its size."""
+    return ContentError(
+        "too_large",
+        f"{name_of(place)} holds {size_bytes:,} bytes; at most {max_bytes:,} are read; make it "
+        "smaller",
+    )
+
+
+def too_short(place: str) -> ContentError:
+    """The error for a shard that ends before one of its members does."""
+    return ContentError(
+        "truncated", f"{name_of(place)} ends before this item does; copy the shard again"
+    )
 
 
 class Section(io.RawIOBase):
@@ -169,17 +141,38 @@ class Section(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Read up to the end of the range."""
         wanted = min(len(buffer), max(self._size - self._at, 0))
-        self._whole.seek(self._offset + self._at)
-        data = self._whole.read(wanted)
+        data = self._bytes_at(self._at, wanted) if wanted else b""
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+    def _bytes_at(self, at: int, wanted: int) -> bytes:
+        self._whole.seek(self._offset + at)
+        return self._whole.read(wanted)
 
     def close(self) -> None:
         """Close the file too."""
         if not self.closed:
             self._whole.close()
         super().close()
+
+
+def _open_file(location: Location) -> tuple[BinaryIO, os.stat_result]:
+    try:
+        path = _resolve(location)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as err:
+        raise _explain(err, location.path) from err
+    except ValueError as err:  # a NUL in the name
+        raise ContentError("missing", f"{location.path!a} is no file name ({err})") from err
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise _not_a_file(location.path, status.st_mode)
+        return cast(BinaryIO, os.fdopen(handle, "rb")), status
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _resolve(location: Location) -> str:

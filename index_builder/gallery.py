@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,8 +23,8 @@ from index_builder.content import (
     ContentError,
     Location,
     Stamp,
+    location_of,
     open_location,
-    path_of_uri,
     read_location,
 )
 from index_builder.indexes.base import SearchIndex
@@ -224,26 +223,18 @@ class Gallery:
         if item.text is not None:
             return io.BytesIO(item.text.encode())
         handle, stamp = open_location(self._location(item))
-        if stamp == Stamp(item.size_bytes, item.mtime_s):
+        if stamp == Stamp(item.size_bytes, item.mtime_s) and stamp.mtime_s:
             return handle
         handle.close()
         return io.BytesIO(self.read_content(row))
 
     def _location(self, item: Item) -> Location:
-        path = path_of_uri(item.uri)
-        if item.offset_bytes is not None:
-            return Location(path, item.offset_bytes, item.size_bytes)
-        return Location(path, root=_root_of(path, self.manifest.roots))
+        roots = self.manifest.roots
+        return location_of(item.uri, item.offset_bytes, item.size_bytes, roots)
 
     def _check_row(self, row: int) -> None:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is not in 0 .. {len(self) - 1}")
-
-
-def _root_of(path: str, roots: Sequence[str]) -> str:
-    """The root that a file lies in; the first, which refuses it, if it lies in none."""
-    inside = (root for root in roots if Path(path).is_relative_to(root))
-    return next(inside, roots[0])
 
 
 def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:

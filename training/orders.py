@@ -208,7 +208,8 @@ class _Permuted:
 
 def _shard_paths(pattern: str) -> list[Path]:
     source = open_source([pattern])
-    assert isinstance(source, ShardSource)
+    if not isinstance(source, ShardSource):
+        raise InputError(f"{pattern} is no tar shard; local shards are streamed in training")
     return source.shards
 
 

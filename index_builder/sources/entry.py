@@ -1,4 +1,4 @@
-"""What a source lists, and what its sidecars say.
+"""What a source lists.
 
 A source is read once, in an order that does not change between runs, and yields a `Candidate` for
 everything that may be indexed and a `Skip` for everything that cannot be.
@@ -6,14 +6,13 @@ everything that may be indexed and a `Skip` for everything that cannot be.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from index_builder.content import ContentError, Location, Stamp, read_location
-from index_builder.items import Json, clean_metadata
+from index_builder.items import Json
+from index_builder.location import Location, Stamp
 
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"]
@@ -40,9 +39,6 @@ UNREAD_IMAGE_SUFFIXES = frozenset(
     ]
 )
 """Pictures in formats that are not read: skipped and listed, so that nobody misses them."""
-
-SIDECAR_SUFFIXES = frozenset({".json", ".txt", ".cls"})
-MAX_SIDECAR_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,10 @@ class Skip:
 
 @dataclass
 class ReaderCounts:
-    """What a source met besides pictures.
+    """What a source met besides its items.
 
     Attributes:
-        ignored: files that are no pictures, or hidden.
+        ignored: files of other kinds, or hidden; empty lines of a text file.
         bad_sidecars: metadata files that could not be read.
         first_bad_sidecar: what was wrong with the first of them.
     """
@@ -118,33 +114,3 @@ class Source(Protocol):
 def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
     """Whether a file name ends in one of `suffixes`, whatever the case."""
     return os.path.splitext(name)[1].lower() in suffixes
-
-
-def read_sidecar(location: Location, name: str, counts: ReaderCounts) -> dict[str, Json]:
-    """Metadata from a file beside a picture; a bad one is counted and gives nothing.
-
-    `.json` must hold an object, which is taken over; `.txt` becomes `caption`, `.cls` `class`.
-    """
-    try:
-        if location.size_bytes is not None and location.size_bytes > MAX_SIDECAR_BYTES:
-            raise ValueError(f"over {MAX_SIDECAR_BYTES:,} bytes")
-        data, _ = read_location(location)
-        return _parse_sidecar(os.path.splitext(name)[1].lower(), data)
-    except (ContentError, ValueError, RecursionError) as err:
-        counts.bad_sidecars += 1
-        counts.first_bad_sidecar = counts.first_bad_sidecar or f"{name}: {err}"
-        return {}
-
-
-def _parse_sidecar(suffix: str, data: bytes) -> dict[str, Json]:
-    if len(data) > MAX_SIDECAR_BYTES:
-        raise ValueError(f"over {MAX_SIDECAR_BYTES:,} bytes")
-    text = data.decode("utf-8-sig").strip()
-    if suffix == ".txt":
-        return clean_metadata({"caption": text}) if text else {}
-    if suffix == ".cls":
-        return clean_metadata({"class": int(text) if text.isdigit() else text})
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("a JSON object is needed")  # noqa: TRY004
-    return clean_metadata(values)

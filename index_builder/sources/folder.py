@@ -1,4 +1,4 @@
-"""Pictures in a folder, read recursively.
+"""Pictures, videos or texts in a folder, read recursively.
 
 Symlinks are never a way out: a link to a file inside the folder is an item of its own, a link to a
 folder is not entered (what lies inside is read under its own path), and any link that leads
@@ -10,52 +10,32 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from cots_model.errors import InputError
-from index_builder.content import ContentError, Location, file_uri, open_location
+from index_builder.content import open_location, read_location
 from index_builder.items import Json
-from index_builder.sources.entry import (
-    IMAGE_SUFFIXES,
-    SIDECAR_SUFFIXES,
-    UNREAD_IMAGE_SUFFIXES,
-    Candidate,
-    ReaderCounts,
-    Skip,
-    has_suffix,
-    read_sidecar,
-)
-
-
-class _Siblings:
-    """The file names of one folder: which of them are sidecars of a picture."""
-
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
-        self._picture_stems = {
-            os.path.splitext(name)[0] for name in names if has_suffix(name, IMAGE_SUFFIXES)
-        }
-
-    def is_sidecar(self, name: str) -> bool:
-        return has_suffix(name, SIDECAR_SUFFIXES) and (
-            os.path.splitext(name)[0] in self._picture_stems
-        )
-
-    def sidecars_of(self, stem: str) -> list[str]:
-        """In the order to be laid over each other: `.json` over `.txt`."""
-        found = {stem + suffix for suffix in SIDECAR_SUFFIXES} & self._names
-        return sorted(found, reverse=True)
+from index_builder.location import ContentError, Location, Stamp, file_uri, is_utf8
+from index_builder.manifest import Modality
+from index_builder.sources.entry import Candidate, ReaderCounts, Skip, has_suffix
+from index_builder.sources.kinds import kind_of
+from index_builder.sources.sidecars import MAX_SIDECAR_BYTES, Siblings, read_sidecar
+from index_builder.sources.texts import MAX_TEXT_BYTES, as_text
 
 
 class FolderSource:
-    """All pictures under a folder; ids are paths relative to it, with `/`."""
+    """All items of a kind under a folder; ids are paths relative to it, with `/`."""
 
-    def __init__(self, folder: Path, *, exclude: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, modality: Modality = "image", exclude: Path | None = None
+    ) -> None:
         """Take a folder; `exclude` is not entered.
 
         Raises:
             InputError: if the folder cannot be listed.
         """
+        self._kind = kind_of(modality)
         self.root = os.path.realpath(folder)
         self.name = self.root
         self.counts = ReaderCounts()
@@ -71,7 +51,7 @@ class FolderSource:
         return (self.root,)
 
     def read(self) -> Iterator[Candidate | Skip]:
-        """Every picture, in order of folder and name."""
+        """Every item, in order of folder and name."""
         pending = [self.root]
         while pending:
             folder = pending.pop()
@@ -82,7 +62,7 @@ class FolderSource:
                 why = f"the folder could not be listed ({err.strerror}); check its permissions"
                 yield self._skip(folder, "unreadable", why)
                 continue
-            siblings = _Siblings({entry.name for entry in entries})
+            siblings = Siblings({entry.name for entry in entries}, self._kind)
             subfolders = []
             for entry in entries:
                 if entry.name.startswith("."):
@@ -90,49 +70,55 @@ class FolderSource:
                 elif entry.is_dir(follow_symlinks=False):
                     if entry.path != self._exclude:
                         subfolders.append(entry.path)
-                    if has_suffix(entry.name, IMAGE_SUFFIXES):
-                        why = "this is a folder; the pictures in it are indexed by themselves"
+                    if has_suffix(entry.name, self._kind.suffixes):
+                        nouns = f"{self._kind.noun}s"
+                        why = f"this is a folder; the {nouns} in it are indexed by themselves"
                         yield self._skip(entry.path, "not_a_file", why)
                 else:
                     yield from self._file(entry, siblings)
             pending += reversed(subfolders)
 
-    def _file(self, entry: os.DirEntry[str], siblings: _Siblings) -> Iterator[Candidate | Skip]:
+    def _file(self, entry: os.DirEntry[str], siblings: Siblings) -> Iterator[Candidate | Skip]:
         if entry.is_symlink():
             problem = self._link_problem(entry)
             if problem is not None:
                 yield self._skip(entry.path, *problem)
                 return
-        if has_suffix(entry.name, UNREAD_IMAGE_SUFFIXES):
+        if has_suffix(entry.name, self._kind.unread):
             suffix = os.path.splitext(entry.name)[1].lower()
-            why = f"{suffix} pictures are not read; save it as JPEG, PNG or WebP"
+            why = f"{suffix} {self._kind.noun}s are not read; save it as {self._kind.save_as}"
             yield self._skip(entry.path, "unsupported_format", why)
-        elif not has_suffix(entry.name, IMAGE_SUFFIXES):
+        elif not has_suffix(entry.name, self._kind.suffixes):
             self.counts.ignored += not siblings.is_sidecar(entry.name)
-        elif not _is_utf8(self._relative(entry.path)):
+        elif not is_utf8(self._relative(entry.path)):
             why = "its name is not valid UTF-8, so it can have no id; rename it"
             yield self._skip(entry.path, "bad_name", why)
         else:
             yield self._candidate(entry, siblings)
 
-    def _candidate(self, entry: os.DirEntry[str], siblings: _Siblings) -> Candidate | Skip:
+    def _candidate(self, entry: os.DirEntry[str], siblings: Siblings) -> Candidate | Skip:
         location = Location(entry.path, root=self.root)
-        if not entry.is_file():  # a fifo, a socket or a device: find out which without waiting
-            try:
+        is_text = self._kind.modality == "text"
+        data = b""
+        try:
+            if not entry.is_file():  # a fifo, a socket or a device: say which, without waiting
                 open_location(location)[0].close()
-            except ContentError as err:
-                return self._skip(entry.path, err.reason, str(err))
+            if is_text:
+                data, _ = read_location(location, max_bytes=MAX_TEXT_BYTES)
+        except ContentError as err:
+            return self._skip(entry.path, err.reason, str(err))
         relative = self._relative(entry.path)
-        metadata = self._sidecars(entry, siblings)
-        return Candidate(relative, file_uri(entry.path), location, relative, metadata)
+        uri, metadata = file_uri(entry.path), self._sidecars(entry, siblings)
+        found = Candidate(relative, uri, location, relative, metadata, _stamp(entry))
+        return as_text(found, data) if is_text else found
 
-    def _sidecars(self, entry: os.DirEntry[str], siblings: _Siblings) -> dict[str, Json]:
-        stem = os.path.splitext(entry.name)[0]
+    def _sidecars(self, entry: os.DirEntry[str], siblings: Siblings) -> dict[str, Json]:
         folder = os.path.dirname(entry.path)
         metadata: dict[str, Json] = {}
-        for name in siblings.sidecars_of(stem):
+        for name in siblings.sidecars_of(entry.name):
             location = Location(os.path.join(folder, name), root=self.root)
-            metadata.update(read_sidecar(location, self._relative(location.path), self.counts))
+            shown = self._relative(location.path)
+            metadata.update(read_sidecar(partial(_read_small, location), shown, self.counts))
         return metadata
 
     def _link_problem(self, entry: os.DirEntry[str]) -> tuple[str, str] | None:
@@ -144,7 +130,7 @@ class FolderSource:
             return self._broken_link(entry)
         if stat.S_ISDIR(status.st_mode):
             return self._folder_link(entry.path, real)
-        if not Path(real).is_relative_to(self.root) and has_suffix(entry.name, IMAGE_SUFFIXES):
+        if not Path(real).is_relative_to(self.root) and has_suffix(entry.name, self._kind.suffixes):
             return "symlink_outside", "points outside the source folder; copy the file into it"
         return None
 
@@ -169,14 +155,18 @@ class FolderSource:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
 
+def _read_small(location: Location) -> bytes:
+    return read_location(location, max_bytes=MAX_SIDECAR_BYTES)[0]
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp | None:
+    try:
+        status = entry.stat()
+    except OSError:  # it is gone; reading it will say so
+        return None
+    return Stamp(status.st_size, status.st_mtime)
+
+
 def _readable(text: str) -> str:
     r"""Bytes of a name that are not UTF-8 as `\xff`, so that the text can be written anywhere."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

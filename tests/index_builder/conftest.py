@@ -1,7 +1,8 @@
 """Real pictures, a tiny real model, and real galleries built from them."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from cots_model.encoder import Encoder
 from index_builder.build import build_gallery
 from index_builder.options import BuildOptions, BuildReport
+
+_NUMBERS = itertools.count()
 
 
 def save_picture(path: Path, *, seed: int = 0, side: int = 24) -> Path:
@@ -78,3 +81,31 @@ def gallery_root(
     root = tmp_path_factory.mktemp("galleries") / "photos"
     build(photos, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback, and the environment that leads there; gives its address."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", address)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-shown")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield address
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The url of a new bucket."""
+    import fsspec
+
+    name = f"bucket-{next(_NUMBERS)}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"

@@ -3,6 +3,8 @@
 import io
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -101,3 +103,14 @@ def test_file_uri_round_trips_any_name(tmp_path):
         assert path_of_uri(file_uri(path, "m#1.jpg")) == path
     with pytest.raises(ContentError, match="only file://"):
         path_of_uri("s3://bucket/x.jpg")
+
+
+def test_workers_start_without_what_only_urls_need():
+    heavy = "{'fsspec', 'aiohttp', 'numpy', 'torch', 'pyarrow', 'PIL'}"
+    code = f"import sys, index_builder.content; sys.exit(sorted({heavy} & set(sys.modules)) or 0)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_read_location_reports_a_name_that_no_file_can_have(tmp_path):
+    assert reason_of(Location(str(tmp_path / "a\0b"))) == "missing"
+    assert reason_of(Location(str(tmp_path / "a\0b"), root=str(tmp_path))) == "missing"

@@ -3,7 +3,9 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from cots_model.errors import InputError
@@ -181,6 +183,16 @@ def test_a_state_of_another_run_is_refused(order, change, says):
     state = next(stream(order).epoch(0)).state | change
     with pytest.raises(InputError, match=says):
         stream(order).resume(state)
+
+
+def test_shards_at_a_url_and_folders_of_none_are_not_streamed(shards):
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/a.tar", Path(shards[0]).with_name("0.tar").read_bytes())
+    with pytest.raises(InputError, match="local shards are accepted"):
+        ShardOrder(["memory://bucket/a.tar"], block_size=2)
+    with pytest.raises(InputError, match="no tar shard"):
+        ShardOrder(["memory://bucket"], block_size=2)
+    memory.rm("/bucket", recursive=True)
 
 
 def test_the_data_are_known_again(shards, tmp_path):

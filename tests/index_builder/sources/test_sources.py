@@ -1,33 +1,16 @@
 """Folders and shards: which pictures they yield, under which ids, and what they leave out."""
 
-import io
 import os
-import tarfile
 
 import pytest
 
 from cots_model.errors import InputError
-from index_builder.content import read_location
-from index_builder.sources.entry import Candidate, Skip
-from index_builder.sources.open import expand_pattern, open_source
+from index_builder.content import Stamp, read_location
+from index_builder.sources.entry import Skip
+from index_builder.sources.open import open_source
+from index_builder.sources.patterns import expand_pattern
 from tests.index_builder.conftest import save_picture
-
-
-def read(*arguments, **options):
-    source = open_source([str(argument) for argument in arguments], **options)
-    entries = list(source.read())
-    candidates = {entry.id: entry for entry in entries if isinstance(entry, Candidate)}
-    skips = {entry.id: entry.reason for entry in entries if isinstance(entry, Skip)}
-    return candidates, skips, source.counts
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
+from tests.index_builder.sources.reading import read, write_tar
 
 
 def test_folder_source_ids_are_relative_paths(photos):
@@ -210,7 +193,7 @@ def test_expand_pattern_knows_ranges_choices_and_globs(tmp_path):
         (tmp_path / name).write_bytes(b"")
 
     def names(pattern):
-        return [path.name for path in expand_pattern(str(tmp_path / pattern))]
+        return [os.path.basename(path) for path in expand_pattern(str(tmp_path / pattern))]
 
     assert names("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
     assert names("{t,s-09}.tar") == ["t.tar", "s-09.tar"]
@@ -219,10 +202,39 @@ def test_expand_pattern_knows_ranges_choices_and_globs(tmp_path):
         names("s-{10..11}.tar")
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/x", "nothing", "items.csv", "shard.tar.gz"])
+@pytest.mark.parametrize("name", ["nothing", "words.txt", "picture.jpg", "shard.tar.gz"])
 def test_open_source_says_what_it_accepts(tmp_path, name):
-    (tmp_path / "items.csv").write_text("id\n")
-    (tmp_path / "shard.tar.gz").write_bytes(b"")
-    argument = name if "://" in name else str(tmp_path / name)
+    for file in ("words.txt", "picture.jpg", "shard.tar.gz"):
+        (tmp_path / file).write_bytes(b"")
     with pytest.raises(InputError, match="accepted: a folder"):
-        open_source([argument])
+        open_source([str(tmp_path / name)])
+
+
+def test_sources_tell_size_and_time_of_everything_they_list(tmp_path):
+    picture = save_picture(tmp_path / "photos/a.png")
+    shard = write_tar(tmp_path / "s.tar", [("k.jpg", b"x" * 300)])
+    os.utime(picture, (1_600_000_000.5, 1_600_000_000.5))
+    os.utime(shard, (1_500_000_000, 1_500_000_000))
+    assert read(picture.parent)[0]["a.png"].stamp == Stamp(picture.stat().st_size, 1_600_000_000.5)
+    assert read(shard)[0]["k"].stamp == Stamp(300, 1_500_000_000)
+    for candidate in (*read(picture.parent)[0].values(), *read(shard)[0].values()):
+        assert read_location(candidate.location)[1] == candidate.stamp
+
+
+def test_video_sources_list_videos_with_their_sidecars(tmp_path):
+    for name in ("a.mp4", "sub/b.MKV", "c.wmv", "d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.txt").write_text("a dog")
+    candidates, skips, counts = read(tmp_path, modality="video")
+    assert {key: one.metadata for key, one in candidates.items()} == {
+        "a.mp4": {"caption": "a dog"},
+        "sub/b.MKV": {},
+    }
+    assert skips == {"c.wmv": "unsupported_format"}
+    assert counts.ignored == 1  # d.jpg
+    members = [("1.mp4", b"v"), ("1.jpg", b"poster"), ("1.txt", b"words"), ("2.m2ts", b"v")]
+    shard = write_tar(tmp_path / "s.tar", members)
+    candidates, skips, counts = read(shard, modality="video")
+    assert {key: one.metadata for key, one in candidates.items()} == {"1": {"caption": "words"}}
+    assert (skips, counts.ignored) == ({"2.m2ts": "unsupported_format"}, 1)
