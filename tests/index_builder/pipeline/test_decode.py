@@ -101,7 +101,7 @@ def test_decode_pool_says_when_workers_cannot_start(entries, capfd):
 def test_decode_pool_leaves_no_process_behind(entries):
     with pool(HostilePreprocess()) as workers:
         list(workers.decode(entries([8, 8])))
-        pids = [worker.process.pid for worker in workers._workers]
+        pids = workers.pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

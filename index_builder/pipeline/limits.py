@@ -1,0 +1,48 @@
+"""What a decoding process may take: one thread, little priority, and a bound on its memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+NICE = 10
+"""Below the encoder's threads, which would wait for each other while one of them is held up."""
+
+WORKER_MEMORY_BYTES = 1280 * 1024 * 1024
+"""Enough for any picture of `MAX_PIXELS`; see docs/skipped.md."""
+
+
+def restrict_process(memory_bytes: int) -> None:
+    """Settle down as a decoding process: call it once all imports are done.
+
+    Args:
+        memory_bytes: how much private memory may be added to what is in use now. More is refused
+            by the system, so that a decoder meets a `MemoryError` or its like (Linux only).
+    """
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+    if sys.platform == "linux":
+        _limit_memory(memory_bytes)
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """Bound private writable memory: file mappings and address space kept free do not count."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _private_bytes() + memory_bytes
+    if most == resource.RLIM_INFINITY or limit < most:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+
+
+def _private_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return 0
