@@ -39,9 +39,13 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
         with Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS) as img:
             _check_size(img, max_pixels, name)
             img.load()
-            return _to_rgb(ImageOps.exif_transpose(img))
+            upright = ImageOps.exif_transpose(img)
+        del img  # its pixels make room for those to come
+        return _to_rgb(upright)
     except ImageError:
         raise
+    except MemoryError as err:
+        raise _out_of_memory(name) from err
     except UnidentifiedImageError as err:
         accepted = ", ".join(ALLOWED_FORMATS)
         message = f"{name} is not a picture in a known format; accepted: {accepted}"
@@ -49,6 +53,8 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise ImageError("too_many_pixels", f"{name}: {err}; at most {max_pixels:,}") from err
     except Exception as err:  # Pillow's decoders raise dozens of types on hostile bytes
+        if "out of memory" in str(err).lower():
+            raise _out_of_memory(name) from err
         reason = "truncated" if "truncated" in str(err).lower() else "damaged"
         raise ImageError(reason, f"{name} could not be decoded ({err}); save it again") from err
 
@@ -74,16 +80,30 @@ def _check_size(img: Image.Image, max_pixels: int, name: str) -> None:
         raise ImageError("too_many_pixels", message)
 
 
+def _out_of_memory(name: str) -> ImageError:
+    message = f"decoding {name} takes more memory than there is; make it smaller"
+    return ImageError("out_of_memory", message)
+
+
 def _to_rgb(img: Image.Image) -> Image.Image:
     if img.mode == "RGB" and not img.has_transparency_data:
         return img
     if img.mode in _INTEGER_MODES or img.mode == "F":
         return _scale_to_8_bits(img).convert("RGB")
     if img.has_transparency_data:
-        rgba = img.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        return _over_white(img)
     return img.convert("RGB")
+
+
+def _over_white(img: Image.Image) -> Image.Image:
+    """Lay transparent pixels over white, a band of rows at a time, as whole copies are large."""
+    canvas = Image.new("RGB", img.size)
+    step = max(1, _BAND_PIXELS // img.width)
+    for top in range(0, img.height, step):
+        band = img.crop((0, top, img.width, min(top + step, img.height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        canvas.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return canvas
 
 
 def _scale_to_8_bits(img: Image.Image) -> Image.Image:

@@ -21,7 +21,7 @@ from cots_model.preprocess import PicturePreprocess
 from index_builder.pipeline.arrange import InOrder, Raw
 from index_builder.pipeline.fetch import Fetched, Fetcher, is_remote
 from index_builder.pipeline.gpu_jpeg import BATCH, JpegDecoder
-from index_builder.pipeline.limits import WORKER_MEMORY_BYTES
+from index_builder.pipeline.limits import IMAGE_MEMORY_BYTES, VIDEO_MEMORY_BYTES
 from index_builder.pipeline.process import STARTUP_LIMIT_S, Process, Task, cannot_start
 from index_builder.pipeline.protocol import (
     NUM_FRAMES,
@@ -58,7 +58,7 @@ class DecodePool:
         modality: Literal["image", "video"] = "image",
         num_frames: int = NUM_FRAMES,
         segment_s: float | None = None,
-        memory_bytes: int = WORKER_MEMORY_BYTES,
+        memory_bytes: int | None = None,
         fetch_threads: int = 16,
         fetch_timeout_s: float = 60.0,
         jpeg_decoder: Literal["cpu", "gpu"] = "cpu",
@@ -77,7 +77,8 @@ class DecodePool:
             modality: what the originals are.
             num_frames: frames of a clip.
             segment_s: cut videos into segments of this length, each an item.
-            memory_bytes: how much memory each process may add to what it starts with.
+            memory_bytes: how much memory each process may add to what it starts with; `None` for
+                what common originals of the modality need (`index_builder.pipeline.limits`).
             fetch_threads: originals with a url that are fetched at once.
             fetch_timeout_s: limit for fetching one; what takes longer is skipped.
             jpeg_decoder: `gpu` decodes plain JPEGs on `jpeg_device`.
@@ -90,6 +91,8 @@ class DecodePool:
         _check(modality, jpeg_decoder)
         gpu = jpeg_decoder == "gpu"
         self._gpu = JpegDecoder(preprocess, jpeg_device) if gpu else None
+        if memory_bytes is None:
+            memory_bytes = IMAGE_MEMORY_BYTES if modality == "image" else VIDEO_MEMORY_BYTES
         self._settings = Settings(preprocess, modality, num_frames, segment_s, memory_bytes)
         self._timeout_s = timeout_s
         self._window = window if modality == "image" else min(window, _VIDEOS_AHEAD * workers)

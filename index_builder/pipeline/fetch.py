@@ -14,7 +14,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from index_builder.content import ContentError, Location, Stamp, open_location
+from cots_model.errors import InputError
+from index_builder.content import ContentError, Location, Stamp, read_location
+from index_builder.location import is_url
 from index_builder.sources.entry import Candidate, Skip
 
 LARGEST_BYTES = 64 * 1024 * 1024
@@ -24,6 +26,7 @@ _UNKNOWN_BYTES = 4 * 1024 * 1024
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _MAX_STALLED = 256
+_TRANSIENT = ("unreadable", "timeout")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -73,7 +76,7 @@ class _Shared:
 
 def is_remote(location: Location) -> bool:
     """Whether an original must be fetched, being named by a url."""
-    return "://" in location.path
+    return is_url(location.path)
 
 
 class Fetcher:
@@ -219,7 +222,7 @@ class _Thread(threading.Thread):
             try:
                 return _read(candidate.location)
             except Exception as err:  # noqa: BLE001 - stores raise what they like
-                if attempt == _ATTEMPTS or _is_final(err):
+                if attempt == _ATTEMPTS or _is_final(err, candidate.location):
                     return _failed(candidate, err, attempt)
             if self._shared.stopping.wait(pause_s):
                 return None
@@ -227,21 +230,21 @@ class _Thread(threading.Thread):
 
 
 def _read(location: Location) -> Fetched | None:
-    file, stamp = open_location(location)
-    with file:
-        if stamp.size_bytes > LARGEST_BYTES:
+    try:
+        return Fetched(*read_location(location, max_bytes=LARGEST_BYTES))
+    except ContentError as err:
+        if err.reason == "too_large":
             return None
-        data = file.read(stamp.size_bytes + 1)
-    if len(data) < stamp.size_bytes:
-        raise ConnectionError(f"{len(data):,} of {stamp.size_bytes:,} bytes came")
-    return Fetched(data, Stamp(len(data), stamp.mtime_s))
+        raise
 
 
-def _is_final(err: Exception) -> bool:
+def _is_final(err: Exception, location: Location) -> bool:
     """Whether another attempt would end the same way."""
-    if isinstance(err, ContentError):
-        return err.reason != "unreadable" or isinstance(err.__cause__, _FINAL)
-    return isinstance(err, _FINAL)
+    if not isinstance(err, ContentError):
+        return isinstance(err, (*_FINAL, InputError))
+    if err.reason == "truncated":  # a download that broke off, or a shard that is too short
+        return location.offset_bytes is not None
+    return err.reason not in _TRANSIENT or isinstance(err.__cause__, _FINAL)
 
 
 def _failed(candidate: Candidate, err: Exception, attempts: int) -> Skip:

@@ -9,8 +9,11 @@ import warnings
 NICE = 10
 """Below the encoder's threads, which would wait for each other while one of them is held up."""
 
-WORKER_MEMORY_BYTES = 1280 * 1024 * 1024
-"""Enough for any picture of `MAX_PIXELS`; see docs/skipped.md."""
+IMAGE_MEMORY_BYTES = 1024 * 1024 * 1024
+"""For any picture of `cots_model.images.MAX_PIXELS`: WebP takes most, about 760 MB."""
+
+VIDEO_MEMORY_BYTES = 2 * 1024 * 1024 * 1024
+"""A decoder keeps some 16 frames at once, and those of 8K are 50 to 100 MB each."""
 
 
 def restrict_process(memory_bytes: int) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cots_model.preprocess import PicturePreprocess
 from index_builder.content import Location, Stamp
-from index_builder.pipeline.limits import WORKER_MEMORY_BYTES
+from index_builder.pipeline.limits import IMAGE_MEMORY_BYTES
 from index_builder.pipeline.result import Clip
 
 READY = "ready"
@@ -31,15 +31,13 @@ class Settings:
         num_frames: frames of a clip.
         segment_s: length of the segments that a video is cut into; `None` for whole videos.
         memory_bytes: how much memory the process may add to what it starts with.
-        keep_jpegs: plain JPEGs are handed back as they are, to be decoded on a GPU.
     """
 
     preprocess: PicturePreprocess
     modality: Literal["image", "video"] = "image"
     num_frames: int = NUM_FRAMES
     segment_s: float | None = None
-    memory_bytes: int = WORKER_MEMORY_BYTES
-    keep_jpegs: bool = False
+    memory_bytes: int = IMAGE_MEMORY_BYTES
 
 
 @dataclass(frozen=True)
