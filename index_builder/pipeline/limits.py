@@ -29,8 +29,16 @@ def restrict_process(memory_bytes: int) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
         os.nice(NICE)
+    _silence()
     if sys.platform == "linux":
         _limit_memory(memory_bytes)
+
+
+def _silence() -> None:
+    """Send what decoding libraries write about damaged files to nowhere: the skips tell it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _limit_memory(memory_bytes: int) -> None:
