@@ -19,7 +19,7 @@ class ImageError(InputError):
 
     Attributes:
         reason: short stable code, for counting: `empty`, `unreadable`, `unsupported_format`,
-            `too_many_pixels`, `truncated` or `damaged`.
+            `too_many_pixels`, `out_of_memory`, `truncated` or `damaged`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

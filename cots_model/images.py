@@ -4,6 +4,7 @@ Training, indexing and serving all call `decode_image`, so a file means the same
 """
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,16 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
     try:
         with Image.open(io.BytesIO(data), formats=ALLOWED_FORMATS) as img:
             _check_size(img, max_pixels, name)
+            if img.format == "PNG":
+                _check_png(data)
             img.load()
-            return _to_rgb(ImageOps.exif_transpose(img))
+            upright = ImageOps.exif_transpose(img)
+        del img  # its pixels make room for those to come
+        return _to_rgb(upright)
     except ImageError:
         raise
+    except MemoryError as err:
+        raise _out_of_memory(name) from err
     except UnidentifiedImageError as err:
         accepted = ", ".join(ALLOWED_FORMATS)
         message = f"{name} is not a picture in a known format; accepted: {accepted}"
@@ -49,6 +56,8 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise ImageError("too_many_pixels", f"{name}: {err}; at most {max_pixels:,}") from err
     except Exception as err:  # Pillow's decoders raise dozens of types on hostile bytes
+        if "out of memory" in str(err).lower():
+            raise _out_of_memory(name) from err
         reason = "truncated" if "truncated" in str(err).lower() else "damaged"
         raise ImageError(reason, f"{name} could not be decoded ({err}); save it again") from err
 
@@ -74,16 +83,47 @@ def _check_size(img: Image.Image, max_pixels: int, name: str) -> None:
         raise ImageError("too_many_pixels", message)
 
 
+def _check_png(data: bytes) -> None:
+    """Compare the checksums of a PNG's pixels: Pillow does not, and shows flipped bits as they are.
+
+    Raises:
+        ValueError: if one differs. What is cut off is left to the decoder.
+    """
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        checked = memoryview(data)[at + 4 : at + 8 + length]
+        stated = data[at + 8 + length : at + 12 + length]
+        whole = checked[:4] == b"IDAT" and len(stated) == 4
+        if whole and zlib.crc32(checked) != int.from_bytes(stated, "big"):
+            raise ValueError("the checksum of its pixels is wrong")
+        at += 12 + length
+
+
+def _out_of_memory(name: str) -> ImageError:
+    message = f"decoding {name} takes more memory than there is; make it smaller"
+    return ImageError("out_of_memory", message)
+
+
 def _to_rgb(img: Image.Image) -> Image.Image:
     if img.mode == "RGB" and not img.has_transparency_data:
         return img
     if img.mode in _INTEGER_MODES or img.mode == "F":
         return _scale_to_8_bits(img).convert("RGB")
     if img.has_transparency_data:
-        rgba = img.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
+        return _over_white(img)
     return img.convert("RGB")
+
+
+def _over_white(img: Image.Image) -> Image.Image:
+    """Lay transparent pixels over white, a band of rows at a time, as whole copies are large."""
+    canvas = Image.new("RGB", img.size)
+    step = max(1, _BAND_PIXELS // img.width)
+    for top in range(0, img.height, step):
+        band = img.crop((0, top, img.width, min(top + step, img.height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        canvas.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return canvas
 
 
 def _scale_to_8_bits(img: Image.Image) -> Image.Image:

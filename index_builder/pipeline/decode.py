@@ -1,81 +1,108 @@
-"""A pool of decoding processes that no picture can stop.
+"""A pool of decoding processes that no original can stop.
 
-Each worker has its own pipe, so that the builder always knows which picture a worker is busy with:
-when a worker dies or takes too long, that picture is skipped, the worker is replaced, and what
-waited behind it is given to another. Results come in the order of the source.
-
-Workers are forked from a clean server process that has imported what they need once: they start
-in milliseconds, share its memory, and inherit no thread, lock or GPU context of the caller.
+When a process dies or takes too long over a step, what it was busy with is skipped, the process is
+replaced, and what waited behind is given to another. Results come in the order of the source, and
+a bounded number is ahead of it: the rest waits in the source, the fetching threads and the pipes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import importlib.util
+import signal
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-import numpy as np
-
-from cots_model.errors import CotsError
+from cots_model.errors import CotsError, InputError
 from cots_model.preprocess import PicturePreprocess
+from index_builder.pipeline.arrange import InOrder, Raw
+from index_builder.pipeline.fetch import Fetched, Fetcher, is_remote
+from index_builder.pipeline.gpu_jpeg import BATCH, JpegDecoder
+from index_builder.pipeline.limits import IMAGE_MEMORY_BYTES, VIDEO_MEMORY_BYTES
+from index_builder.pipeline.process import STARTUP_LIMIT_S, Process, Task, cannot_start
+from index_builder.pipeline.protocol import (
+    NUM_FRAMES,
+    Answer,
+    Failure,
+    Jpeg,
+    Pixels,
+    Progress,
+    Settings,
+)
 from index_builder.pipeline.result import Decoded, Result
-from index_builder.pipeline.worker import READY, Failure, Picture, worker_main
 from index_builder.sources.entry import Candidate, Skip
 
-_TASKS_PER_WORKER = 2
-_STARTUP_LIMIT_S = 180.0
 _POLL_S = 0.25
-_PRELOAD = ["cots_model.images", "cots_model.preprocess", "index_builder.pipeline.worker"]
-
-
-Task = tuple[int, Candidate]
-
-
-@dataclass(eq=False)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-    tasks: deque[Task] = field(default_factory=deque)
-    ready: bool = False
-    since_s: float = field(default_factory=time.monotonic)
+_CLIPS_AHEAD = 2
+_VIDEOS_AHEAD = 4
 
 
 class DecodePool:
-    """Worker processes; use as a context manager.
+    """Decoding processes; use as a context manager.
 
     Attributes:
-        decode_s: time the workers spent on pictures, all of them together.
+        decode_s: time the processes spent on originals, all of them together.
         read_s: time spent waiting for the source.
     """
 
     def __init__(
-        self, preprocess: PicturePreprocess, *, workers: int, timeout_s: float, window: int
+        self,
+        preprocess: PicturePreprocess,
+        *,
+        workers: int,
+        timeout_s: float,
+        window: int,
+        modality: Literal["image", "video"] = "image",
+        num_frames: int = NUM_FRAMES,
+        segment_s: float | None = None,
+        memory_bytes: int | None = None,
+        fetch_threads: int = 16,
+        fetch_timeout_s: float = 60.0,
+        jpeg_decoder: Literal["cpu", "gpu"] = "cpu",
+        jpeg_device: str = "cuda",
     ) -> None:
-        """Start the workers (their imports run while the caller goes on).
+        """Start the processes (their imports run while the caller goes on).
 
         Args:
-            preprocess: sent to each worker once.
+            preprocess: sent to each process once.
             workers: how many processes.
-            timeout_s: a picture that takes longer is skipped, and its worker replaced.
-            window: how many pictures may be under way or waiting to be taken.
+            timeout_s: limit for a picture, or for one step of a video: a clip, or as much reading
+                as `index_builder.pipeline.watched.STEP_BYTES`. What takes longer is skipped, and
+                its process replaced.
+            window: how many originals may be under way or waiting to be taken; of videos at most
+                four for each process.
+            modality: what the originals are.
+            num_frames: frames of a clip.
+            segment_s: cut videos into segments of this length, each an item.
+            memory_bytes: how much memory each process may add to what it starts with; `None` for
+                what common originals of the modality need (`index_builder.pipeline.limits`).
+            fetch_threads: originals with a url that are fetched at once.
+            fetch_timeout_s: limit for fetching one; what takes longer is skipped.
+            jpeg_decoder: `gpu` decodes plain JPEGs on `jpeg_device`.
+            jpeg_device: a device of PyTorch.
+
+        Raises:
+            InputError: if `gpu` is asked for with an ensemble's preprocessing, or for videos.
+            CotsError: if videos are to be read and PyAV is not installed.
         """
-        self._preprocess = preprocess
+        _check(modality, jpeg_decoder)
+        gpu = jpeg_decoder == "gpu"
+        self._gpu = JpegDecoder(preprocess, jpeg_device) if gpu else None
+        if memory_bytes is None:
+            memory_bytes = IMAGE_MEMORY_BYTES if modality == "image" else VIDEO_MEMORY_BYTES
+        self._settings = Settings(preprocess, modality, num_frames, segment_s, memory_bytes)
         self._timeout_s = timeout_s
-        self._window = window
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOAD)
-        self._retry: deque[Task] = deque()
-        self._done: dict[int, Decoded | Skip] = {}
+        self._window = window if modality == "image" else min(window, _VIDEOS_AHEAD * workers)
+        self._waiting: list[Task] = []
+        self._jpegs: list[tuple[Task, Jpeg, bytes]] = []
+        self._order = InOrder(preprocess)
         self.decode_s = 0.0
         self.read_s = 0.0
-        self._workers = [self._start() for _ in range(workers)]
+        self._fetcher = Fetcher(threads=fetch_threads, timeout_s=fetch_timeout_s)
+        self._workers = [Process(self._settings) for _ in range(workers)]
 
     def __enter__(self) -> Self:
         return self
@@ -89,34 +116,38 @@ class DecodePool:
         self.close()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all processes, and fetch nothing more."""
+        self._fetcher.close()
         for worker in self._workers:
-            _end(worker)
+            worker.end()
         self._workers = []
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the decoding processes."""
+        return [worker.pid for worker in self._workers]
 
     def decode(self, entries: Iterator[Candidate | Skip]) -> Iterator[Result]:
         """Decode every candidate; skips are passed on. Results come in the order of the entries.
 
+        Call it once.
+
         Raises:
-            CotsError: if workers cannot be started.
+            CotsError: if processes cannot be started.
         """
-        num_in, num_out, exhausted = 0, 0, False
+        num_in, exhausted = 0, False
         while True:
-            while not exhausted and num_in - num_out < self._window and self._has_room():
+            while not exhausted and num_in - self._order.head < self._window and self._has_room():
                 entry = self._next(entries)
                 exhausted = entry is None
-                if isinstance(entry, Candidate):
-                    self._retry.append((num_in, entry))
-                elif entry is not None:
-                    self._done[num_in] = entry
-                num_in += entry is not None
+                if entry is not None:
+                    self._admit(num_in, entry)
+                    num_in += 1
                 self._hand_out()
-            while num_out in self._done:
-                yield Result(num_out, self._done.pop(num_out))
-                num_out += 1
-            if exhausted and num_in == num_out:
+            yield from self._order.take()
+            if exhausted and num_in == self._order.head:
                 return
-            if num_out not in self._done and num_in > num_out:
+            if num_in > self._order.head:
                 self._collect()
                 self._hand_out()
 
@@ -127,89 +158,152 @@ class DecodePool:
         return entry
 
     def _has_room(self) -> bool:
-        return len(self._retry) < len(self._workers)
+        num_local = sum(task.fetched is None for task in self._waiting)
+        return num_local < len(self._workers) and self._fetcher.has_room()
+
+    def _admit(self, number: int, entry: Candidate | Skip) -> None:
+        if isinstance(entry, Skip):
+            self._order.put(number, entry)
+        elif is_remote(entry.location):
+            self._fetcher.start(number, entry)
+        else:
+            self._waiting.append(Task(number, entry, keep_jpeg=self._gpu is not None))
 
     def _hand_out(self) -> None:
+        """Give what waits to the least busy processes; earlier originals first."""
+        self._waiting.sort(key=lambda task: task.number)
         for worker in sorted(self._workers, key=lambda worker: len(worker.tasks)):
-            if self._retry and worker.ready and len(worker.tasks) < _TASKS_PER_WORKER:
-                task = self._retry.popleft()
-                if not worker.tasks:
-                    worker.since_s = time.monotonic()
-                worker.tasks.append(task)
-                with contextlib.suppress(OSError):  # if it died, _collect sees that
-                    worker.connection.send(task[1].location)
+            task = next((task for task in self._waiting if worker.takes(task)), None)
+            if task is not None:
+                self._waiting.remove(task)
+                worker.give(task)
 
     def _collect(self) -> None:
         """Wait for something to happen, and deal with it."""
-        by_connection = {worker.connection: worker for worker in self._workers}
-        active = wait(list(by_connection), timeout=_POLL_S)
-        for connection in active:
-            worker = by_connection[connection]  # type: ignore[index]
-            try:
-                self._receive(worker)
-            except (EOFError, OSError):
-                self._replace(worker, "decoder_crashed", "the decoder crashed on it; save it again")
+        self._decode_jpegs()
+        listened_to = {w.connection: w for w in self._workers if not self._is_held_back(w)}
+        if not listened_to and any(task.number == self._order.head for task in self._waiting):
+            self._make_way()
+            return
+        active = wait([*listened_to, self._fetcher.wakeup], timeout=self._poll_s())
+        self._take_arrivals()
         now = time.monotonic()
-        for connection, worker in by_connection.items():
+        for connection, worker in listened_to.items():
             if connection in active:
-                continue
-            if not worker.ready and now - worker.since_s > _STARTUP_LIMIT_S:
-                raise _cannot_start(f"no answer after {_STARTUP_LIMIT_S:.0f} s")
-            if worker.tasks and now - worker.since_s > self._timeout_s:
+                self._receive(worker)
+            elif not worker.ready and now - worker.since_s > STARTUP_LIMIT_S:
+                raise cannot_start(f"no answer after {STARTUP_LIMIT_S:.0f} s")
+            elif worker.tasks and now - worker.since_s > self._timeout_s:
                 why = f"decoding took over {self._timeout_s:g} s; save it again"
                 self._replace(worker, "decoder_timeout", why)
 
-    def _receive(self, worker: _Worker) -> None:
-        message = worker.connection.recv()
-        if message == READY:
-            worker.ready = True
-            return
-        if isinstance(message, Picture):  # its pixels are on their way: read before settling it
-            pixels = worker.connection.recv_bytes()
-        number, candidate = worker.tasks.popleft()
+    def _poll_s(self) -> float:
+        """Do not wait for what has come, or for what nobody works on."""
+        return 0.0 if self._order.held(self._order.head) else _POLL_S
+
+    def _is_held_back(self, worker: Process) -> bool:
+        """Whether enough of its video waits for earlier ones: it then waits to be listened to."""
+        if not worker.tasks or worker.tasks[0].number == self._order.head:
+            return False
+        if self._order.held(worker.tasks[0].number) < _CLIPS_AHEAD:
+            return False
         worker.since_s = time.monotonic()
-        self.decode_s += message.seconds
-        if isinstance(message, Failure):
-            self._done[number] = _skip(candidate, message.reason, message.message)
+        return True
+
+    def _make_way(self) -> None:
+        """Every process holds back for an original that was fetched late: begin one of them again.
+
+        Only with videos from a store, and only when one of them stalled.
+        """
+        worker = max(self._workers, key=lambda worker: worker.tasks[0].number)
+        task = worker.tasks.popleft()
+        self._order.drop(task.number)
+        self._waiting.append(task)
+        self._renew(worker)
+
+    def _take_arrivals(self) -> None:
+        for arrival in self._fetcher.collect():
+            if isinstance(arrival.value, Skip):
+                self._settle(arrival.number, arrival.value)
+            else:
+                keep = self._gpu is not None
+                self._waiting.append(Task(arrival.number, arrival.candidate, arrival.value, keep))
+
+    def _receive(self, worker: Process) -> None:
+        try:
+            answer, payload = worker.receive()
+        except (EOFError, OSError):
+            why = f"the decoder crashed on it ({_ending(worker.exit_code)}); save it again"
+            self._replace(worker, "decoder_crashed", why)
             return
-        pixels_U = np.frombuffer(bytearray(pixels), np.float32).reshape(1, *message.shape)
-        self._done[number] = Decoded(candidate, message.stamp, message.sha256, pixels_U)
+        if answer is not None and not isinstance(answer, Progress):
+            self._take(worker, answer, payload)
 
-    def _replace(self, worker: _Worker, reason: str, message: str) -> None:
-        """Skip the picture the worker was busy with, and give the others to a new worker."""
+    def _take(self, worker: Process, answer: Answer, payload: bytes) -> None:
+        assert not isinstance(answer, Progress)
+        self.decode_s += answer.seconds
+        task = worker.tasks[0]
+        if isinstance(answer, Pixels):
+            self._order.put(task.number, Raw(task.candidate, answer, payload), last=answer.last)
+        elif isinstance(answer, Failure):
+            self._order.put(task.number, _skip(task.candidate, answer.reason, answer.message))
+        else:
+            self._jpegs.append((task, answer, payload))
+        if not isinstance(answer, Pixels) or answer.last:
+            worker.tasks.popleft()
+            self._fetcher.release(task.number)
+
+    def _settle(self, number: int, skip: Skip) -> None:
+        self._order.put(number, skip)
+        self._fetcher.release(number)
+
+    def _replace(self, worker: Process, reason: str, message: str) -> None:
+        """Skip what the process was busy with, and give the rest to a new one."""
         if not worker.ready:
-            worker.process.join(_POLL_S)
-            raise _cannot_start(f"exit code {worker.process.exitcode}")
+            raise cannot_start(f"exit code {worker.exit_code}")
         if worker.tasks:
-            number, candidate = worker.tasks.popleft()
-            self._done[number] = _skip(candidate, reason, message)
-        self._retry.extendleft(reversed(worker.tasks))
-        _end(worker)
-        self._workers[self._workers.index(worker)] = self._start()
+            task = worker.tasks.popleft()
+            self._settle(task.number, _skip(task.candidate, reason, message))
+        self._renew(worker)
 
-    def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=worker_main, args=(theirs, self._preprocess), daemon=True
+    def _renew(self, worker: Process) -> None:
+        self._waiting += worker.tasks
+        worker.end()
+        self._workers[self._workers.index(worker)] = Process(self._settings)
+
+    def _decode_jpegs(self) -> None:
+        """Decode what has gathered for the GPU: a full batch, or all there is to come."""
+        idle = not (self._waiting or self._fetcher.busy or any(w.tasks for w in self._workers))
+        if self._gpu is None or not self._jpegs or (len(self._jpegs) < BATCH and not idle):
+            return
+        batch, self._jpegs = self._jpegs[:BATCH], self._jpegs[BATCH:]
+        pixels = self._gpu.pixels([data for _, _, data in batch])
+        for (task, jpeg, data), pixels_CHW in zip(batch, pixels, strict=True):
+            if pixels_CHW is None:
+                again = Task(task.number, task.candidate, Fetched(data, jpeg.stamp))
+                self._waiting.append(again)
+            else:
+                pixels_U = pixels_CHW[None]
+                decoded = Decoded(task.candidate, jpeg.stamp, jpeg.sha256, pixels_U)
+                self._order.put(task.number, decoded)
+
+
+def _check(modality: str, jpeg_decoder: str) -> None:
+    if modality == "video" and jpeg_decoder == "gpu":
+        raise InputError("jpeg_decoder gpu is for pictures; take jpeg_decoder cpu for videos")
+    if modality == "video" and importlib.util.find_spec("av") is None:
+        raise CotsError(
+            "reading videos needs PyAV, which is not installed; pip install 'cots-retrieval[video]'"
         )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
 
 
-def _end(worker: _Worker) -> None:
-    worker.connection.close()
-    worker.process.kill()
-    worker.process.join()
-    worker.process.close()
+def _ending(exit_code: int | None) -> str:
+    """How a process ended, for people."""
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exit_code).name
+    return f"exit code {exit_code}"
 
 
 def _skip(candidate: Candidate, reason: str, message: str) -> Skip:
     return Skip(candidate.id, candidate.uri, reason, message)
-
-
-def _cannot_start(why: str) -> CotsError:
-    return CotsError(
-        f"the decoding processes could not be started ({why}); a script must make this call under "
-        "`if __name__ == '__main__':` and be a file; otherwise see what they printed above"
-    )

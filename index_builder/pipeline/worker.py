@@ -1,4 +1,4 @@
-"""What a decoding process runs: read, hash, decode and preprocess one picture after another.
+"""What a decoding process runs: read, hash, decode and preprocess one original after another.
 
 Nothing heavy is imported here; the preprocessing object that arrives brings what it needs.
 """
@@ -6,89 +6,181 @@ Nothing heavy is imported here; the preprocessing object that arrives brings wha
 from __future__ import annotations
 
 import hashlib
+import importlib
+import io
 import signal
 import time
-import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from cots_model.errors import ImageError
-from index_builder.content import ContentError, Location, Stamp, read_location
+from index_builder.content import ContentError, Stamp, open_location, read_location
+from index_builder.pipeline.gpu_jpeg import is_plain_jpeg
+from index_builder.pipeline.limits import restrict_process
+from index_builder.pipeline.protocol import (
+    READY,
+    Answer,
+    Failure,
+    Jpeg,
+    Order,
+    Pixels,
+    Progress,
+    Settings,
+)
+from index_builder.pipeline.result import Clip
+from index_builder.pipeline.watched import Watched
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
 
-    from cots_model.preprocess import PicturePreprocess
+    from cots_model.videos import VideoClip
 
-READY = "ready"
+Reply = tuple[Answer, bytes | None]
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded picture, without its pixels: those follow as raw bytes.
-
-    Attributes:
-        stamp: size and time of the original.
-        sha256: hex digest of the original's bytes.
-        shape: of the pixels, float32.
-        seconds: time spent on it.
-    """
-
-    stamp: Stamp
-    sha256: str
-    shape: tuple[int, ...]
-    seconds: float
+_OUT_OF_MEMORY = "decoding it takes more memory than a decoder may have; make it smaller"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a picture was left out."""
-
-    reason: str
-    message: str
-    seconds: float
-
-
-def worker_main(connection: Connection, preprocess: PicturePreprocess) -> None:
-    """Answer each `Location` with a `Picture` and its pixels, or a `Failure`; end when told."""
+def worker_main(connection: Connection, settings: Settings) -> None:
+    """Answer each `Order` until told to end (`None`), or until the builder is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the builder ends its workers
-    warnings.simplefilter("ignore")
-    _use_one_thread()
+    _import_decoder(settings)
+    restrict_process(settings.memory_bytes)
+    worker = _Worker(connection, settings)
     try:
         connection.send(READY)
-        while (location := connection.recv()) is not None:
-            answer, pixels = _decode(location, preprocess)
-            connection.send(answer)
-            if pixels is not None:
-                connection.send_bytes(pixels.tobytes())
+        while (order := connection.recv()) is not None:
+            worker.carry_out(order)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the builder is gone
 
 
-def _decode(
-    location: Location, preprocess: PicturePreprocess
-) -> tuple[Picture | Failure, npt.NDArray[np.float32] | None]:
-    from cots_model.images import decode_image
+def _import_decoder(settings: Settings) -> None:
+    importlib.import_module("cots_model.images")
+    if settings.modality == "video":
+        importlib.import_module("cots_model.videos")
+        importlib.import_module("av")
 
-    start = time.perf_counter()
-    try:
-        data, stamp = read_location(location)
-        pixels: npt.NDArray[np.float32] = preprocess.image(decode_image(data)).numpy()
-    except (ImageError, ContentError) as err:
-        return Failure(err.reason, str(err), time.perf_counter() - start), None
-    except MemoryError:
-        why = "decoding it takes more memory than there is; make it smaller"
-        return Failure("out_of_memory", why, time.perf_counter() - start), None
-    except Exception as err:  # noqa: BLE001 - one picture never ends a build
+
+class _Worker:
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+        # A quarter of the bytes for the pipe, where the preprocessing can be finished later.
+        self._pixels = getattr(settings.preprocess, "pixels", settings.preprocess.image)
+        self._start = time.perf_counter()
+
+    def carry_out(self, order: Order) -> None:
+        """Decode one original, and send whatever comes of it."""
+        data = self._connection.recv_bytes() if order.fetched is not None else None
+        self._start = time.perf_counter()
+        replies = self._replies(order, data)
+        while True:
+            try:
+                answer, payload = next(replies)
+            except StopIteration:
+                return
+            except Exception as err:  # noqa: BLE001 - one original never ends a build
+                answer, payload = self._failure(err), None
+            self._connection.send(answer)
+            if payload is not None:
+                self._connection.send_bytes(payload)
+            if isinstance(answer, Failure):
+                return
+
+    def _replies(self, order: Order, data: bytes | None) -> Iterator[Reply]:
+        if self._settings.modality == "video":
+            return self._video(order, data)
+        return self._image(order, data)
+
+    def _failure(self, err: Exception) -> Failure:
+        from cots_model.videos import VideoError
+
+        if isinstance(err, ImageError | VideoError | ContentError):
+            return Failure(err.reason, str(err), self._lap())
+        if isinstance(err, MemoryError):
+            return Failure("out_of_memory", _OUT_OF_MEMORY, self._lap())
         why = f"decoding failed ({type(err).__name__}: {err}); save it again"
-        return Failure("damaged", why, time.perf_counter() - start), None
-    digest = hashlib.sha256(data).hexdigest()
-    return Picture(stamp, digest, pixels.shape, time.perf_counter() - start), pixels
+        return Failure("damaged", why, self._lap())
+
+    def _image(self, order: Order, data: bytes | None) -> Iterator[Reply]:
+        from cots_model.images import decode_image
+
+        if data is None or order.fetched is None:
+            data, stamp = read_location(order.location)
+        else:
+            stamp = order.fetched
+        digest = hashlib.sha256(data).hexdigest()
+        if order.keep_jpeg and is_plain_jpeg(data):
+            yield Jpeg(stamp, digest, self._lap()), data
+            return
+        numbers_U = self._numbers([decode_image(data)])
+        yield self._answer(stamp, digest, numbers_U, None, last=True), numbers_U.tobytes()
+
+    def _video(self, order: Order, data: bytes | None) -> Iterator[Reply]:
+        from cots_model.videos import iter_clips
+
+        file, stamp = self._open(order, data)
+        with file, Watched(file, self._progress) as watched:
+            digest = watched.sha256()
+            clips = iter_clips(
+                cast(BinaryIO, watched),
+                num_frames=self._settings.num_frames,
+                segment_s=self._settings.segment_s,
+            )
+            for clip, last in _marking_last(clips):
+                numbers_U = self._numbers(clip.frames)
+                about = Clip(clip.times_s, clip.start_s, clip.end_s, clip.duration_s)
+                answer = self._answer(stamp, digest, numbers_U, about, last=last)
+                yield answer, numbers_U.tobytes()
+
+    def _open(self, order: Order, data: bytes | None) -> tuple[BinaryIO, Stamp]:
+        if data is None or order.fetched is None:
+            file, stamp = open_location(order.location)
+        else:
+            file, stamp = io.BytesIO(data), order.fetched
+        if not stamp.size_bytes:
+            file.close()
+            raise ContentError("empty", "it holds 0 bytes; a video is needed")
+        return file, stamp
+
+    def _numbers(self, imgs: list[Image.Image]) -> npt.NDArray[np.uint8 | np.float32]:
+        import numpy as np
+
+        return np.stack([self._pixels(img).numpy() for img in imgs])
+
+    def _answer(
+        self,
+        stamp: Stamp,
+        digest: str,
+        numbers_U: npt.NDArray[np.uint8 | np.float32],
+        clip: Clip | None,
+        *,
+        last: bool,
+    ) -> Pixels:
+        shape, dtype = numbers_U.shape, numbers_U.dtype.name
+        return Pixels(stamp, digest, shape, dtype, clip, last, self._lap())
+
+    def _progress(self) -> None:
+        self._connection.send(Progress())
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        lap, self._start = now - self._start, now
+        return lap
 
 
-def _use_one_thread() -> None:
-    import torch
+def _marking_last(clips: Iterator[VideoClip]) -> Iterator[tuple[VideoClip, bool]]:
+    """Each clip, and whether it is the last: known once the next has been asked for."""
+    from cots_model.videos import VideoError
 
-    torch.set_num_threads(1)
+    previous: VideoClip | None = None
+    for clip in clips:
+        if previous is not None:
+            yield previous, False
+        previous = clip
+    if previous is None:
+        raise VideoError("damaged", "the video has no frame that can be decoded; save it again")
+    yield previous, True

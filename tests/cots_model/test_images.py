@@ -244,3 +244,26 @@ def test_decode_image_gives_paths_and_bytes_the_same_pixels(tmp_path: Path):
     path = tmp_path / "a.jpg"
     noise().save(path)
     assert decode_image(path).tobytes() == decode_image(path.read_bytes()).tobytes()
+
+
+def test_decode_image_lays_large_transparent_pictures_over_white_like_small_ones():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (1100, 1300, 4), dtype=np.uint8)  # more than one band
+    img = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    img.save(buffer, "PNG")
+    white = Image.new("RGBA", img.size, "white")
+    expected = Image.alpha_composite(white, img).convert("RGB")
+    assert decode_image(buffer.getvalue()).tobytes() == expected.tobytes()
+
+
+def test_decode_image_refuses_a_png_with_flipped_bits_among_its_pixels():
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    data = bytearray(buffer.getvalue())
+    assert decode_image(bytes(data)).size == (64, 64)
+    data[len(data) // 2] ^= 1
+    with pytest.raises(ImageError, match="checksum") as caught:
+        decode_image(bytes(data))
+    assert caught.value.reason == "damaged"

@@ -1,4 +1,4 @@
-"""The decoding pool: order, and pictures that kill, hang or fool their decoder."""
+"""The decoding pool: order, pixels, and pictures that kill, hang, starve or fool their decoder."""
 
 import os
 import signal
@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from cots_model.errors import CotsError
+from cots_model.images import decode_image
+from cots_model.preprocess import PackedPreprocess
 from index_builder.content import Location
 from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
@@ -27,6 +29,10 @@ class HostilePreprocess:
             time.sleep(3600)
         if img.size == (19, 19):
             raise RuntimeError("bug")
+        if img.size == (23, 23):
+            np.ones(400 * 2**20, np.uint8)
+        if img.size == (29, 29):
+            return torch.tensor([os.nice(0), torch.get_num_threads()]).float()
         return torch.from_numpy(np.asarray(img, dtype=np.float32).transpose(2, 0, 1).copy())
 
 
@@ -63,6 +69,7 @@ def test_decode_pool_keeps_the_order_of_the_source(entries):
     with pool(HostilePreprocess()) as workers:
         results = list(workers.decode(mixed()))
         assert workers.decode_s > 0
+    assert [result.number for result in results] == list(range(44))
     values = [result.value for result in results]
     names = [v.id if isinstance(v, Skip) else v.candidate.id for v in values]
     expected = [n for k in range(40) for n in [f"{k:03d}.png"] + [f"skip{k}"] * (k % 10 == 0)]
@@ -71,14 +78,37 @@ def test_decode_pool_keeps_the_order_of_the_source(entries):
     assert [int(value.pixels_U[0, 0, 0, 0]) for value in decoded] == list(range(40))
 
 
-def test_decode_pool_skips_pictures_that_kill_or_hang_a_worker(entries):
-    sides = [8, 13, 9, 13, 17, 10, 19, 11, 17, 12]
-    with pool(HostilePreprocess(), timeout_s=2.0) as workers:
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_decode_pool_gives_the_pixels_of_the_preprocessing_to_the_bit(photos, encoder, ensemble):
+    preprocess = PackedPreprocess([encoder.preprocess]) if ensemble else encoder.preprocess
+    paths = sorted(photos.glob("**/[0-9]*.png"))
+    candidates = [Candidate(p.name, p.as_uri(), Location(str(p)), p.name) for p in paths]
+    with pool(preprocess) as workers:
+        results = list(workers.decode(iter(candidates)))
+    assert len(results) == 20
+    for path, result in zip(paths, results, strict=True):
+        expected = preprocess.image(decode_image(path)).numpy()
+        assert result.value.pixels_U.dtype == np.float32
+        assert result.value.pixels_U.flags.writeable
+        np.testing.assert_array_equal(result.value.pixels_U, expected[None])
+
+
+def test_decode_pool_skips_pictures_that_kill_hang_or_starve_a_worker(entries):
+    sides = [8, 13, 9, 13, 17, 10, 19, 11, 17, 23, 12, 23]
+    with pool(HostilePreprocess(), timeout_s=2.0, memory_bytes=200 * 2**20) as workers:
         results = list(workers.decode(entries(sides)))
     values = [result.value for result in results]
     reasons = [v.reason if isinstance(v, Skip) else v.pixels_U.shape[2] for v in values]
-    crashed, hung = "decoder_crashed", "decoder_timeout"
-    assert reasons == [8, crashed, 9, crashed, hung, 10, "damaged", 11, hung, 12]
+    crashed, hung, full = "decoder_crashed", "decoder_timeout", "out_of_memory"
+    expected = [8, crashed, 9, crashed, hung, 10, "damaged", 11, hung, full, 12, full]
+    assert reasons == expected
+    assert "SIGKILL" in values[1].message
+
+
+def test_decode_pool_works_beside_the_encoder_not_against_it(entries):
+    with pool(HostilePreprocess(), workers=1) as workers:
+        [result] = workers.decode(entries([29]))
+    assert result.value.pixels_U.tolist() == [[min(os.nice(0) + 10, 19), 1]]
 
 
 def test_decode_pool_does_not_blame_a_picture_for_a_slow_consumer(entries):
@@ -101,7 +131,8 @@ def test_decode_pool_says_when_workers_cannot_start(entries, capfd):
 def test_decode_pool_leaves_no_process_behind(entries):
     with pool(HostilePreprocess()) as workers:
         list(workers.decode(entries([8, 8])))
-        pids = [worker.process.pid for worker in workers._workers]
+        pids = workers.pids
+    assert len(pids) == 2
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
