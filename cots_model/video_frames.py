@@ -10,7 +10,7 @@ from typing import BinaryIO, Self
 from cots_model.video_track import Frame, Track, damaged
 
 _LEAST_JUMP_S = 1.0
-_TRIES_S = (0.0, 1.0, 10.0)
+_BACK_S = (0.0, 1.0, 3.0, 10.0, 30.0)
 
 
 class FrameReader:
@@ -40,9 +40,10 @@ class FrameReader:
         self._file = file
         self._max_pixels = max_pixels
         end = _find_end(file, max_pixels) if with_end else None
-        self._can_jump = True
+        self._back: tuple[float, ...] = _BACK_S
         self._track, self._frames, self._shown = self._begin()
         self._ahead = next(self._frames, None)
+        self._can_jump = self._track.searchable
         self.time_base: Fraction = self._track.time_base
         self.start = self._shown.ticks
         self.end = None if end is None else max(end, self.start + 1)
@@ -84,15 +85,15 @@ class FrameReader:
         """Go on from the keyframe before `ticks`, or where we are if that cannot be found."""
         if not (self._can_jump and self._track.timed):
             return
-        for back_s in _TRIES_S:  # some containers land behind the place that was named
-            wanted = max(ticks - self._track.ticks_in(back_s), self.start)
-            first = self._land(wanted)
+        while self._back:  # some containers land behind the place that was named
+            first = self._land(max(ticks - self._track.ticks_in(self._back[0]), self.start))
             if first is None:
                 break
             if first.ticks <= ticks:
-                # The next keyframe may be as far away: only a jump over twice as much can gain.
-                self._least_jump = max(self._least_jump, 2 * (ticks - first.ticks))
+                # the next keyframe may be as far from what is wanted: less than that gains nothing
+                self._least_jump = max(self._least_jump, ticks - first.ticks)
                 return
+            self._back = self._back[1:]
         self._can_jump = False
         self._track.close()
         self._track, self._frames, self._shown = self._begin()

@@ -23,6 +23,11 @@ MAX_SIDE = 1920
 # mp3 is there to be told apart from damaged files: it has at most a cover.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,mp3"
 
+_UNSEARCHABLE = frozenset({"mpeg", "mpegvideo"})
+"""Containers with few times in them: behind a jump FFmpeg guesses them, up to seconds wrong."""
+
+_BEFORE_END_S = 2
+_PADDING = 1_000_000
 _USUAL_RATE = Fraction(25)
 _RATES = (Fraction(1, 10), Fraction(1000))
 
@@ -76,6 +81,7 @@ class Track:
 
     Attributes:
         time_base: seconds of one tick.
+        searchable: whether times can be relied on behind a jump.
         step: ticks between two frames, where nothing tells better.
         timed: whether all frames so far had times of their own.
     """
@@ -88,19 +94,21 @@ class Track:
             CotsError: if PyAV is not installed.
         """
         self._av = _load_av()
+        self._max_pixels = max_pixels
         file.seek(0)
         try:
             self._container = self._av.open(
                 file, options={"format_whitelist": _CONTAINERS}, metadata_errors="replace"
             )
         except self._av.FFmpegError as err:
-            raise damaged(f"it is no video in a known container: {err}") from err
+            raise damaged(f"it is no video in a known container: {err.strerror}") from err
         try:
-            self._stream = self._choose(max_pixels)
+            self._stream = self._choose()
         except BaseException:
             self._container.close()
             raise
         self.time_base: Fraction = self._stream.time_base
+        self.searchable = self._container.format.name not in _UNSEARCHABLE
         self.step = max(1, round(1 / _rate(self._stream) / self.time_base))
         self.timed = True
 
@@ -132,9 +140,10 @@ class Track:
         Returns:
             `None` if there is no packet.
         """
-        claimed = self._claimed_end() if from_header else None
-        if from_header and (claimed is None or not self.seek(claimed)):
-            return None
+        if from_header:
+            claimed = self._claimed_end() if self.searchable else None
+            if claimed is None or not self.seek(claimed - self.ticks_in(_BEFORE_END_S)):
+                return None
         end: int | None = None
         at: int | None = None
         for packet in self._packets():
@@ -174,23 +183,26 @@ class Track:
             last = self._ticks_of(picture, last)
             yield Frame(last, picture)
 
-    def _choose(self, max_pixels: int) -> Any:
+    def _choose(self) -> Any:
         streams = [s for s in self._container.streams.video if not _is_cover(s)]
+        if not (self._container.streams.video or self._container.streams.audio):
+            raise damaged("its header is cut off, or names no track")
         if not streams:
             raise VideoError("no_video", "the file has no video track; take another")
         best = self._container.streams.best("video")
         stream = best if best in streams else streams[0]
         width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > max_pixels:
+        if width * height > self._max_pixels:
             raise VideoError(
                 "too_many_pixels",
-                f"a frame is {width} x {height}; at most {max_pixels:,} pixels are accepted; "
+                f"a frame is {width} x {height}; at most {self._max_pixels:,} pixels are accepted; "
                 "make it smaller",
             )
         if not stream.time_base:
             raise damaged("its times have no unit")
         stream.codec_context.thread_count = 1  # whoever calls has processes of its own
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # frames may still grow
+        # Frames may still grow. FFmpeg counts padding too, so its limit is wider than `_decode`'s.
+        stream.codec_context.options = {"max_pixels": str(2 * self._max_pixels + _PADDING)}
         return stream
 
     def _claimed_end(self) -> int | None:
@@ -212,9 +224,10 @@ class Track:
 
     def _decode(self, packet: Any) -> list[Any]:
         try:
-            return list(self._stream.codec_context.decode(packet))
+            pictures = self._stream.codec_context.decode(packet)
         except self._av.FFmpegError:
             return []
+        return [pic for pic in pictures if pic.width * pic.height <= self._max_pixels]
 
     def _ticks_of(self, picture: Any, last: int | None) -> int:
         """Its time; one that has none, or an impossible one, follows the last by a step."""

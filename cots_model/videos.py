@@ -99,7 +99,7 @@ def iter_clips(
         number = 0
         while number < timeline.num_segments:
             frames = _shown(reader, timeline.centres(number, num_frames))
-            if number == 0 or frames[-1].ticks >= timeline.first_tick(number):
+            if number == 0 or timeline.number_at(frames[-1].ticks) == number:
                 yield timeline.clip(number, frames)
             if reader.next_ticks is None:
                 break
@@ -177,27 +177,30 @@ class _Shown:
 
 
 class _Timeline:
-    """Where the segments of a video lie, in ticks."""
+    """Where the segments of a video lie; lengths and bounds are ticks from the first frame."""
 
     def __init__(self, reader: FrameReader, segment_s: float | None) -> None:
         assert reader.end is not None, "the reader was asked for the end"
-        self._start, self._end = reader.start, reader.end
+        self._start = reader.start
         self._time_base = reader.time_base
-        length = Fraction(self._end - self._start)
-        self._step = length if segment_s is None else Fraction(segment_s) / reader.time_base
-        self.num_segments = max(1, int((length + self._step / 2) / self._step))
+        self._length = Fraction(reader.end - reader.start)
+        self._step = self._length
+        if segment_s is not None:
+            self._step = Fraction(segment_s).limit_denominator(1_000_000) / reader.time_base
+        self.num_segments = max(1, int((self._length + self._step / 2) / self._step))
 
-    def first_tick(self, number: int) -> int:
-        """Where a segment begins; the one behind the last begins at the end."""
-        return self._end if number == self.num_segments else self._start + int(number * self._step)
+    def begin(self, number: int) -> Fraction:
+        """Where a segment begins, and the one before it ends."""
+        return self._length if number == self.num_segments else number * self._step
 
     def centres(self, number: int, num_parts: int) -> list[int]:
-        """The middles of equal parts of a segment."""
-        first, last = self.first_tick(number), self.first_tick(number + 1)
-        return [first + (2 * i + 1) * (last - first) // (2 * num_parts) for i in range(num_parts)]
+        """The middles of equal parts of a segment, in ticks of the file."""
+        begin, end = self.begin(number), self.begin(number + 1)
+        halves = (end - begin) / (2 * num_parts)
+        return [self._start + int(begin + (2 * i + 1) * halves) for i in range(num_parts)]
 
     def number_at(self, ticks: int) -> int:
-        """In which segment a time lies."""
+        """In which segment a time of the file lies."""
         return min(int((ticks - self._start) / self._step), self.num_segments - 1)
 
     def clip(self, number: int, frames: Sequence[_Shown]) -> VideoClip:
@@ -205,14 +208,14 @@ class _Timeline:
         whole = self.num_segments == 1
         return VideoClip(
             frames=[frame.img for frame in frames],
-            times_s=tuple(self._seconds(frame.ticks) for frame in frames),
-            start_s=None if whole else self._seconds(self.first_tick(number)),
-            end_s=None if whole else self._seconds(self.first_tick(number + 1)),
-            duration_s=self._seconds(self._end),
+            times_s=tuple(self._seconds(frame.ticks - self._start) for frame in frames),
+            start_s=None if whole else self._seconds(self.begin(number)),
+            end_s=None if whole else self._seconds(self.begin(number + 1)),
+            duration_s=self._seconds(self._length),
         )
 
-    def _seconds(self, ticks: int) -> float:
-        return round(float((ticks - self._start) * self._time_base), 6)
+    def _seconds(self, ticks: Fraction | int) -> float:
+        return round(float(ticks * self._time_base), 6)
 
 
 def _shown(reader: FrameReader, centres: Sequence[int]) -> list[_Shown]:
