@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from cots_model.video_track import Frame, Track, damaged
+from cots_model.video_track import Frame, Track, VideoError, damaged
 
 _LEAST_JUMP_S = 1.0
 _BACK_S = (0.0, 1.0, 3.0, 10.0, 30.0)
@@ -25,13 +26,21 @@ class FrameReader:
         end: ticks at which the last frame ends; `None` if it was not asked for.
     """
 
-    def __init__(self, file: BinaryIO, *, max_pixels: int, with_end: bool = True) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        max_pixels: int,
+        with_end: bool = True,
+        until_s: float | None = None,
+    ) -> None:
         """Open a file that can seek and decode its first frame.
 
         Args:
             file: stays open, and in use, until `close`.
             max_pixels: largest width x height of a frame.
             with_end: find the end too.
+            until_s: give up then, on the clock of `time.monotonic`.
 
         Raises:
             VideoError: if there is no video track, its frames are too large, or none is decodable.
@@ -39,6 +48,7 @@ class FrameReader:
         """
         self._file = file
         self._max_pixels = max_pixels
+        self._until_s = until_s
         end = _find_end(file, max_pixels) if with_end else None
         self._back: tuple[float, ...] = _BACK_S
         self._track, self._frames, self._shown = self._begin()
@@ -74,10 +84,15 @@ class FrameReader:
 
         Args:
             ticks: not less than those asked for before.
+
+        Raises:
+            VideoError: `timeout`, if it takes too long.
         """
         if self._ahead is not None and ticks - self._ahead.ticks > self._least_jump:
             self._jump(ticks)
         while self._ahead is not None and self._ahead.ticks <= ticks:
+            if self._until_s is not None and time.monotonic() > self._until_s:
+                raise VideoError("timeout", "the frame takes too long to get at; save it as mp4")
             self._shown, self._ahead = self._ahead, next(self._frames, None)
         return self._shown
 

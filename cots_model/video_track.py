@@ -36,7 +36,8 @@ class VideoError(InputError):
     """A video that cannot be used.
 
     Attributes:
-        reason: short stable code: `unreadable`, `damaged`, `no_video` or `too_many_pixels`.
+        reason: short stable code: `unreadable`, `damaged`, `no_video`, `too_many_pixels` or, where
+            a limit was set, `timeout`.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -125,7 +125,11 @@ def decode_video(
 
 
 def decode_frame(
-    source: BinaryIO | Path, time_s: float, *, max_pixels: int = MAX_PIXELS
+    source: BinaryIO | Path,
+    time_s: float,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    until_s: float | None = None,
 ) -> Image.Image:
     """The upright RGB frame that is shown at a time; beyond the end the last one.
 
@@ -133,14 +137,15 @@ def decode_frame(
         source: an open file that can seek, or a path.
         time_s: from the first frame on, as `VideoClip.times_s` counts.
         max_pixels: largest width x height of a frame, by the header.
+        until_s: give up then, on the clock of `time.monotonic`.
 
     Raises:
-        VideoError: as `iter_clips`.
+        VideoError: as `iter_clips`, and `timeout`.
         CotsError: if PyAV is not installed.
     """
     with (
         _opened(source) as file,
-        FrameReader(file, max_pixels=max_pixels, with_end=False) as reader,
+        FrameReader(file, max_pixels=max_pixels, with_end=False, until_s=until_s) as reader,
     ):
         at = reader.start + (Fraction(time_s) + _MICRO) // reader.time_base
         return reader.shown_at(max(at, reader.start)).to_image()

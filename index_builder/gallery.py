@@ -27,6 +27,7 @@ from index_builder.content import (
     path_of_uri,
     read_location,
 )
+from index_builder.frames import VideoFrames, open_frames
 from index_builder.indexes.base import SearchIndex
 from index_builder.indexes.exact import open_flat
 from index_builder.items import Item, ItemTable, read_items
@@ -63,8 +64,11 @@ class Gallery:
         vectors: StoredVectors,
         items: ItemTable,
         index: SearchIndex,
+        frames: VideoFrames | None = None,
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
+        self._frames = frames
+        self._hashed: dict[int, Stamp] = {}
         self.root = root
         self.manifest = manifest
         self._vectors = vectors
@@ -114,7 +118,9 @@ class Gallery:
                 f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
                 f"{manifest.count:,}; build the gallery again"
             )
-        return cls(root, manifest, vectors, items, open_flat(folder / INDEX_FILE, vectors))
+        index = open_flat(folder / INDEX_FILE, vectors)
+        frames = open_frames(folder, shape) if manifest.modality == "video" else None
+        return cls(root, manifest, vectors, items, index, frames)
 
     @property
     def name(self) -> str:
@@ -183,6 +189,11 @@ class Gallery:
         """All unit vectors, memory-mapped and read-only."""
         return self._vectors
 
+    @property
+    def frames(self) -> VideoFrames | None:
+        """Vectors and times of the frames; `None` unless this is a video gallery."""
+        return self._frames
+
     def ids(self) -> list[str]:
         """All ids, in row order."""
         return self._items.ids()
@@ -194,6 +205,8 @@ class Gallery:
             ContentError: if the original is gone, unreadable or not what was indexed.
         """
         item = self.item(row)
+        if item.text is not None:
+            return item.text.encode()
         data, _ = read_location(self._location(item))
         if hashlib.sha256(data).hexdigest() != item.sha256:
             raise _changed(item)
@@ -203,17 +216,26 @@ class Gallery:
         """Open the original for reading and seeking; close it after use.
 
         A file with the size and time it had when indexed is opened as it is; any other is hashed
-        first.
+        first, once.
 
         Raises:
             ContentError: as `read_content`.
         """
         item = self.item(row)
+        if item.text is not None:
+            return io.BytesIO(item.text.encode())
         handle, stamp = open_location(self._location(item))
-        if stamp == Stamp(item.size_bytes, item.mtime_s):
+        if stamp in (Stamp(item.size_bytes, item.mtime_s), self._hashed.get(row)):
             return handle
-        handle.close()
-        return io.BytesIO(self.read_content(row))
+        try:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != item.sha256:
+                raise _changed(item)
+            handle.seek(0)
+        except BaseException:
+            handle.close()
+            raise
+        self._hashed[row] = stamp
+        return handle
 
     def _location(self, item: Item) -> Location:
         path = path_of_uri(item.uri)
