@@ -54,7 +54,8 @@ class VideoFrames:
             some_n = rows_n[start : start + BLOCK_ROWS]
             frames_nFE = self._frames_NFE[some_n].astype(np.float32)
             flat_GE = frames_nFE.reshape(-1, frames_nFE.shape[-1])
-            scores_nF[start : start + len(some_n)].flat = exact_scores(query_E, flat_GE)
+            scores_G = exact_scores(query_E, flat_GE)
+            scores_nF[start : start + len(some_n)] = scores_G.reshape(len(some_n), -1)
         return scores_nF
 
     def best(self, query_E: Vectors, rows_n: Rows) -> tuple[Rows, Vectors]:

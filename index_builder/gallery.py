@@ -48,6 +48,7 @@ from index_builder.vectors import Rows, StoredVectors, Vectors, open_vectors
 __all__ = ["FileInfo", "Gallery", "IndexInfo", "Item", "ItemNotFoundError", "Manifest"]
 
 _OPEN_ATTEMPTS = 3
+_CHUNK_BYTES = 1024 * 1024
 
 
 class ItemNotFoundError(InputError):
@@ -228,7 +229,7 @@ class Gallery:
         if stamp in (Stamp(item.size_bytes, item.mtime_s), self._hashed.get(row)):
             return handle
         try:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != item.sha256:
+            if _sha256(handle) != item.sha256:
                 raise _changed(item)
             handle.seek(0)
         except BaseException:
@@ -276,6 +277,13 @@ def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> 
         f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
         "checkpoint that made it (--checkpoint), or build the gallery again with this one"
     )
+
+
+def _sha256(handle: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := handle.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _changed(item: Item) -> ContentError:

@@ -81,10 +81,14 @@ class FrameBody(BaseModel):
     score: float
 
 
-class MomentBody(FrameBody):
+class MomentBody(BaseModel):
     """The best of them; `frame` is its number, from 0."""
 
+    model_config = ConfigDict(from_attributes=True)
+
+    time_s: float
     frame: int
+    score: float
 
 
 class HitBody(BaseModel):

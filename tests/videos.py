@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,12 @@ def picture_of(number: int, size: tuple[int, int] = (64, 48)) -> np.ndarray:
     return pixels
 
 
+def scene_of(number: int, size: tuple[int, int] = (64, 48), *, film: int = 0) -> np.ndarray:
+    """Pixels with patches of colour, others for each number and film."""
+    patches = np.random.default_rng([film, number]).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST))
+
+
 def write_clip(
     path: Path,
     num_frames: int,
@@ -38,6 +44,7 @@ def write_clip(
     gop: int = 12,
     options: dict[str, str] | None = None,
     muxer: dict[str, str] | None = None,
+    paint: Callable[[int, tuple[int, int]], np.ndarray] = picture_of,
 ) -> Path:
     """A clip of 10 frames a second, or of frames at `times` (in units of `time_base`)."""
     with av.open(str(path), "w", format=format_, options=muxer or {}) as container:
@@ -52,7 +59,7 @@ def write_clip(
             if times is not None:
                 stream.codec_context.time_base = time_base
             for number in range(num_frames):
-                frame = av.VideoFrame.from_ndarray(picture_of(number, size), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(paint(number, size), format="rgb24")
                 if times is not None:
                     frame.pts, frame.time_base = times[number], time_base
                 container.mux(stream.encode(frame))
