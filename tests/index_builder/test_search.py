@@ -13,6 +13,28 @@ from tests.galleries import publish_texts, publish_videos
 from tests.videos import scene_of, write_clip
 
 
+class PatchEncoder:
+    """A picture's vector is its patches of colour: a random model takes all pictures for one."""
+
+    name, fingerprint, dim = "patches", "0" * 64, 36
+
+    def encode_images(self, imgs):
+        patches = [np.asarray(img.resize((4, 3))).reshape(-1) / 255 - 0.5 for img in imgs]
+        return self._unit(np.array(patches))
+
+    def encode_texts(self, texts):
+        seeds = [[*text.encode()] for text in texts]
+        return self._unit(np.array([np.random.default_rng(s).normal(size=36) for s in seeds]))
+
+    def _unit(self, values_NE):
+        return (values_NE / np.linalg.norm(values_NE, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return PatchEncoder()
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Clips of 2, 20 and 85 tenths of a second."""
