@@ -199,7 +199,8 @@ def test_gallery_reads_originals_and_notices_changed_ones(build, tmp_path):
         assert gallery.read_content(gallery.row(name)) == path.read_bytes()
 
     originals["0.png"].touch()  # a new time, the same bytes: still the same picture
-    assert gallery.open_content(gallery.row("0.png")).read() == originals["0.png"].read_bytes()
+    with gallery.open_content(gallery.row("0.png")) as file:
+        assert file.read() == originals["0.png"].read_bytes()
     flip_a_bit(originals["1.png"])
     originals["2.png"].unlink()
     secret = tmp_path / "secret.png"
