@@ -190,8 +190,11 @@ class Track:
             raise damaged("its header is cut off, or names no track")
         if not streams:
             raise VideoError("no_video", "the file has no video track; take another")
+        known = [stream for stream in streams if stream.codec_context is not None]
+        if not known:
+            raise damaged("its codec is not known")
         best = self._container.streams.best("video")
-        stream = best if best in streams else streams[0]
+        stream = best if best in known else known[0]
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > self._max_pixels:
             raise VideoError(
@@ -216,11 +219,15 @@ class Track:
 
     def _packets(self) -> Iterator[Any]:
         """Packets that hold something, up to the end or to where the file is broken."""
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:
-                    yield packet
-        except self._av.FFmpegError:
+        while True:
+            try:
+                for packet in self._container.demux(self._stream):
+                    if packet.size:
+                        yield packet
+            except self._av.FFmpegError:
+                return
+            except IndexError:  # PyAV met a track that was not announced, and is behind it now
+                continue
             return
 
     def _decode(self, packet: Any) -> list[Any]:

@@ -467,3 +467,42 @@ def test_real_clips_give_16_different_frames(shared_data):
         frames = decode_video(folder / name)
         assert len(frames) == 16
         assert len({img.tobytes() for img in frames}) > 8, name
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """Some bits flipped, a stretch zeroed, doubled or cut off."""
+    changed = bytearray(data)
+    at, length = int(rng.integers(len(data))), int(rng.integers(1, 2000))
+    match rng.integers(4):
+        case 0:
+            for place in rng.integers(len(data), size=int(rng.choice([1, 20, 400]))):
+                changed[place] ^= 1 << rng.integers(8)
+        case 1:
+            changed[at : at + length] = bytes(length)
+        case 2:
+            changed[at:at] = changed[:length]
+        case 3:
+            del changed[at:]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi", ".mpg"])
+def test_damaged_files_give_whole_clips_or_a_reason(tmp_path, suffix):
+    codec = "mpeg2video" if suffix == ".mpg" else "mpeg4"
+    data = write_clip(tmp_path / f"a{suffix}", 40, codec=codec).read_bytes()
+    rng = np.random.default_rng(5)
+    read, reasons = 0, set()
+    for _ in range(60):
+        try:
+            clips = list(iter_clips(io.BytesIO(mutated(data, rng)), segment_s=1))
+        except VideoError as err:
+            reasons.add(err.reason)
+            continue
+        read += 1
+        for clip in clips:
+            assert len(clip.frames) == len(clip.times_s) == 16
+            assert 0 <= clip.times_s[0]
+            assert list(clip.times_s) == sorted(clip.times_s)
+            assert (clip.start_s or 0) < (clip.end_s or clip.duration_s) <= clip.duration_s
+    assert read > 10
+    assert reasons <= {"damaged", "no_video", "too_many_pixels"}
