@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from cots_model.encoder import Encoder, Vectors
-    from index_builder.search import Hit
+    from index_builder.search import Hit, RankBy
 
 
 @click.command(
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Examples:
   cots search --gallery galleries/photos "a dog runs through snow"
   cots search --gallery galleries/photos --image query.jpg -k 5 --json
+  cots search --gallery galleries/clips "a goal is scored" --rank-by frame
+  cots search --gallery galleries/captions --image query.jpg
 """,
 )
 @click.argument("words", required=False)
@@ -27,6 +29,13 @@ Examples:
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
 @click.option("--min-score", type=float, help="Leave out hits below this score.")
+@click.option(
+    "--rank-by",
+    type=click.Choice(["mean", "frame"]),
+    default="mean",
+    show_default=True,
+    help="Score of a video: the mean of its frames, or its best one.",
+)
 @click.option(
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
 )
@@ -39,17 +48,21 @@ def command(
     k: int,
     offset: int,
     min_score: float | None,
+    rank_by: RankBy,
     checkpoint: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Find the pictures of a gallery that show WORDS, or look like a picture."""
+    """Find the pictures, videos or texts of a gallery that fit WORDS, or a picture.
+
+    Of a video the moment is told, too: when the frame is shown that fits best.
+    """
     if words is None and image is None:
         raise click.UsageError('say what to look for: words, such as "two dogs", or --image FILE')
     if words is not None and image is not None:
         raise click.UsageError(f"words ({words!r}) and --image are two searches; give one of them")
     if words is not None and not words.strip():
-        raise click.UsageError("the words are empty; say what the picture should show")
+        raise click.UsageError("the words are empty; say what is looked for")
     from cots_model.encoder import Encoder
     from index_builder.gallery import Gallery, read_manifest
     from index_builder.search import search_gallery
@@ -58,7 +71,9 @@ def command(
     encoder = Encoder.load(checkpoint, device=device)
     opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint)
     query_1E = _embed(encoder, words, image)
-    [hits] = search_gallery(opened, query_1E, k=k, offset=offset, min_score=min_score)
+    [hits] = search_gallery(
+        opened, query_1E, k=k, offset=offset, min_score=min_score, rank_by=rank_by
+    )
     _print_hits(opened.name, hits, as_json=as_json)
 
 
@@ -78,17 +93,30 @@ def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:
     if not hits:
         click.echo("nothing found", err=True)
     for hit in hits:
-        click.echo(f"{hit.score:.4f}  {hit.id}  {hit.uri}")
+        click.echo(_line(hit))
+
+
+def _line(hit: Hit) -> str:
+    parts = [f"{hit.score:.4f}", hit.id]
+    if hit.moment is not None:
+        parts.append(f"at {_clock(hit.moment.time_s)}")
+    parts.append(hit.uri)
+    if hit.text is not None:
+        parts.append(" ".join(hit.text.split()))
+    return "  ".join(parts)
+
+
+def _clock(time_s: float) -> str:
+    """Such as `0:12.4` or `1:02:05.0`, never later than the time itself."""
+    tenths = int(time_s * 10 + 1e-6)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    ahead = f"{hours}:{minutes:02d}" if hours else str(minutes)
+    return f"{ahead}:{rest // 10:02d}.{rest % 10}"
 
 
 def _hit_fields(gallery_name: str, hit: Hit) -> dict[str, object]:
     """A hit with the fields it has over HTTP."""
-    from service.links import item_path
+    from service.hits import hit_body
 
-    return {
-        "id": hit.id,
-        "score": hit.score,
-        "uri": hit.uri,
-        "thumbnail": f"{item_path(gallery_name, hit.id)}/thumbnail",
-        "metadata": hit.metadata,
-    }
+    return hit_body(gallery_name, hit).model_dump(exclude_none=True)

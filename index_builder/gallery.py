@@ -27,6 +27,7 @@ from index_builder.content import (
     open_location,
     read_location,
 )
+from index_builder.frames import VideoFrames, open_frames
 from index_builder.indexes.base import SearchIndex
 from index_builder.indexes.open import open_index
 from index_builder.items import Item, ItemTable, read_items
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 _OPEN_ATTEMPTS = 3
+_CHUNK_BYTES = 1024 * 1024
 
 
 class ItemNotFoundError(InputError):
@@ -70,8 +72,11 @@ class Gallery:
         vectors: StoredVectors,
         items: ItemTable,
         index: SearchIndex,
+        frames: VideoFrames | None = None,
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
+        self._frames = frames
+        self._hashed: dict[int, Stamp] = {}
         self.root = root
         self.manifest = manifest
         self._vectors = vectors
@@ -121,9 +126,9 @@ class Gallery:
                 f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
                 f"{manifest.count:,}; build the gallery again"
             )
-        return cls(
-            root, manifest, vectors, items, open_index(folder / INDEX_FILE, manifest.index, vectors)
-        )
+        index = open_index(folder / INDEX_FILE, manifest.index, vectors)
+        frames = open_frames(folder, shape) if manifest.modality == "video" else None
+        return cls(root, manifest, vectors, items, index, frames)
 
     @property
     def name(self) -> str:
@@ -192,6 +197,11 @@ class Gallery:
         """All unit vectors, memory-mapped and read-only."""
         return self._vectors
 
+    @property
+    def frames(self) -> VideoFrames | None:
+        """Vectors and times of the frames; `None` unless this is a video gallery."""
+        return self._frames
+
     def ids(self) -> list[str]:
         """All ids, in row order."""
         return self._items.ids()
@@ -214,7 +224,7 @@ class Gallery:
         """Open the original for reading and seeking; close it after use.
 
         A file with the size and time it had when indexed is opened as it is; any other is hashed
-        first.
+        first, once.
 
         Raises:
             ContentError: as `read_content`.
@@ -223,10 +233,18 @@ class Gallery:
         if item.text is not None:
             return io.BytesIO(item.text.encode())
         handle, stamp = open_location(self._location(item))
-        if stamp == Stamp(item.size_bytes, item.mtime_s) and stamp.mtime_s:
+        known = (Stamp(item.size_bytes, item.mtime_s), self._hashed.get(row))
+        if stamp.mtime_s and stamp in known:  # 0: a place that does not tell times
             return handle
-        handle.close()
-        return io.BytesIO(self.read_content(row))
+        try:
+            if _sha256(handle) != item.sha256:
+                raise _changed(item)
+            handle.seek(0)
+        except BaseException:
+            handle.close()
+            raise
+        self._hashed[row] = stamp
+        return handle
 
     def _location(self, item: Item) -> Location:
         roots = self.manifest.roots
@@ -245,6 +263,13 @@ def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> 
         f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
         "checkpoint that made it (--checkpoint), or build the gallery again with this one"
     )
+
+
+def _sha256(handle: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := handle.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _changed(item: Item) -> ContentError:

@@ -1,4 +1,4 @@
-"""Search as people see it: hits with ids, scores and metadata.
+"""Search as people see it: hits with ids, scores, metadata and, in videos, the moment.
 
 The command line and the service both search through here, so they give the same ids and scores.
 """
@@ -6,11 +6,37 @@ The command line and the service both search through here, so they give the same
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cots_model.errors import InputError
 from index_builder.gallery import Gallery
 from index_builder.items import Json
-from index_builder.vectors import Vectors
+from index_builder.vectors import Rows, Vectors
+
+RankBy = Literal["mean", "frame"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The frame of a video that is nearest to the query.
+
+    Attributes:
+        time_s: when it is shown, in seconds from the start of the video, also of a segment.
+        frame: its number among the frames of the item, from 0.
+        score: dot product of the unit vectors of query and frame, float32.
+    """
+
+    time_s: float
+    frame: int
+    score: float
+
+
+@dataclass(frozen=True)
+class FrameScore:
+    """One frame of a video beside a query; see `Moment`."""
+
+    time_s: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -19,15 +45,25 @@ class Hit:
 
     Attributes:
         id: the item's id.
-        score: dot product of the unit vectors of query and item, float32.
+        score: dot product of the unit vectors of query and item, or its best frame, float32.
         uri: where the original is.
         metadata: what came with the item.
+        text: the text itself, in a text gallery.
+        moment: of a video, its best frame.
+        start_s: where the segment of a video begins; `None` for all but segments.
+        end_s: where it ends.
+        frames: of a video, all its frames, if they were asked for.
     """
 
     id: str
     score: float
     uri: str
     metadata: dict[str, Json] = field(default_factory=dict)
+    text: str | None = None
+    moment: Moment | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    frames: tuple[FrameScore, ...] | None = None
 
 
 def search_gallery(
@@ -37,6 +73,8 @@ def search_gallery(
     k: int,
     offset: int = 0,
     min_score: float | None = None,
+    rank_by: RankBy = "mean",
+    with_frames: bool = False,
 ) -> list[list[Hit]]:
     """The hits of each query, from place `offset` on, best first, ties by id.
 
@@ -46,9 +84,12 @@ def search_gallery(
         k: at most this many hits for each query.
         offset: how many of the best to leave out, for paging.
         min_score: leave out hits below this score.
+        rank_by: the score of a video: of the mean of its frames (the paper's), or of its best one.
+        with_frames: tell the time and score of each frame of the hits.
 
     Raises:
-        InputError: if k < 1, offset < 0, or the queries do not fit the gallery.
+        InputError: if k < 1, offset < 0, the queries do not fit the gallery, or it has no frames
+            to rank by.
     """
     if k < 1:
         raise InputError(f"k is {k}; at least 1 is accepted")
@@ -56,17 +97,64 @@ def search_gallery(
         raise InputError(f"offset is {offset}; 0 or more is accepted")
     if not len(query_QE):
         return []
-    scores_QK, rows_QK = gallery.search(query_QE, k + offset)
-    return [
-        [
-            _hit(gallery, float(score), int(row))
-            for score, row in zip(scores_K[offset:], rows_K[offset:], strict=True)
-            if min_score is None or float(score) >= min_score
-        ]
-        for scores_K, rows_K in zip(scores_QK, rows_QK, strict=True)
-    ]
+    scores_QK, rows_QK = _search(gallery, query_QE, k + offset, rank_by)
+    found = []
+    for query_E, scores_K, rows_K in zip(query_QE, scores_QK, rows_QK, strict=True):
+        scores = [score for score in scores_K.tolist() if min_score is None or score >= min_score]
+        seen = _Seen(gallery, query_E, rows_K[offset : len(scores)], with_frames=with_frames)
+        found.append([seen.hit(place, score) for place, score in enumerate(scores[offset:])])
+    return found
 
 
-def _hit(gallery: Gallery, score: float, row: int) -> Hit:
-    item = gallery.item(row)
-    return Hit(id=item.id, score=score, uri=item.uri, metadata=item.metadata)
+def _search(gallery: Gallery, query_QE: Vectors, k: int, rank_by: RankBy) -> tuple[Vectors, Rows]:
+    if rank_by == "mean":
+        return gallery.search(query_QE, k)
+    if gallery.frames is None:
+        raise InputError(
+            f"gallery {gallery.name} holds {gallery.manifest.modality} items, which have no "
+            "frames; rank by mean, or search a video gallery"
+        )
+    return gallery.frames.search(query_QE, k)
+
+
+class _Seen:
+    """What one query finds, with the frames of all its rows scored at once."""
+
+    def __init__(
+        self, gallery: Gallery, query_E: Vectors, rows_K: Rows, *, with_frames: bool
+    ) -> None:
+        self._gallery = gallery
+        self._rows_K = rows_K
+        self._with_frames = with_frames
+        frames = gallery.frames
+        self._scores_KF = None if frames is None else frames.scores(query_E, rows_K)
+
+    def hit(self, place: int, score: float) -> Hit:
+        row = int(self._rows_K[place])
+        item = self._gallery.item(row)
+        frames = self._frames(place, row)
+        return Hit(
+            id=item.id,
+            score=score,
+            uri=item.uri,
+            metadata=item.metadata,
+            text=item.text,
+            moment=_moment(frames),
+            start_s=item.start_s,
+            end_s=item.end_s,
+            frames=frames if self._with_frames else None,
+        )
+
+    def _frames(self, place: int, row: int) -> tuple[FrameScore, ...] | None:
+        if self._gallery.frames is None or self._scores_KF is None:
+            return None
+        times = self._gallery.frames.times(row).tolist()
+        return tuple(map(FrameScore, times, self._scores_KF[place].tolist()))
+
+
+def _moment(frames: tuple[FrameScore, ...] | None) -> Moment | None:
+    """The best frame; of equals the first."""
+    if frames is None:
+        return None
+    number = max(range(len(frames)), key=lambda n: frames[n].score)
+    return Moment(frames[number].time_s, number, frames[number].score)

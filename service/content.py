@@ -70,9 +70,8 @@ def etag_matches(header: str | None, etag: str) -> bool:
     return "*" in names or etag in names
 
 
-def content_headers(item_id: str, etag: str) -> dict[str, str]:
-    """Headers of an original; anything but pictures, clips and text is a download."""
-    name = item_id.rpartition("/")[2]
+def content_headers(name: str, etag: str) -> dict[str, str]:
+    """Headers of an original by its file name; all but pictures, clips and text is a download."""
     guessed = mimetypes.guess_type(name)[0] or ""
     safe = guessed in _SAFE_TYPES
     disposition = "inline" if safe else "attachment"
@@ -80,9 +79,13 @@ def content_headers(item_id: str, etag: str) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(name, safe='')}",
-        "Content-Type": guessed if safe else "application/octet-stream",
+        "Content-Type": _content_type(guessed) if safe else "application/octet-stream",
         "ETag": etag,
     }
+
+
+def _content_type(guessed: str) -> str:
+    return f"{guessed}; charset=utf-8" if guessed.startswith("text/") else guessed
 
 
 class ContentResponse(StreamingResponse):

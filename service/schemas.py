@@ -67,15 +67,51 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+class FrameBody(BaseModel):
+    """One of the frames of a video, beside the query.
+
+    Attributes:
+        time_s: when it is shown, from the start of the video, also of a segment.
+        score: of the frame.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    time_s: float
+    score: float
+
+
+class MomentBody(BaseModel):
+    """The best of them; `frame` is its number, from 0."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    time_s: float
+    frame: int
+    score: float
+
+
 class HitBody(BaseModel):
-    """One hit; `metadata` and `embedding` are there when `include` names them."""
+    """One hit; `metadata`, `embedding` and `frames` are there when `include` names them.
+
+    Attributes:
+        thumbnail: of a video, its best frame; texts have none.
+        text: of a text gallery alone.
+        moment: of a video alone, like `frames`.
+        start_s: of the segment of a video, like `end_s`.
+    """
 
     id: str
     score: float
     uri: str
-    thumbnail: str
+    thumbnail: str | None = None
     metadata: dict[str, Any] | None = None
     embedding: list[float] | None = None
+    text: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    moment: MomentBody | None = None
+    frames: list[FrameBody] | None = None
 
 
 class TookMs(BaseModel):
@@ -140,7 +176,14 @@ class GalleryList(BaseModel):
 
 
 class ItemBody(BaseModel):
-    """One item of a gallery."""
+    """One item of a gallery.
+
+    Attributes:
+        thumbnail: texts have none.
+        text: of a text gallery alone.
+        start_s: of the segment of a video, like `end_s`.
+        duration_s: of the whole video.
+    """
 
     id: str
     gallery: str
@@ -148,8 +191,12 @@ class ItemBody(BaseModel):
     size_bytes: int
     modified: str
     sha256: str
-    thumbnail: str
+    thumbnail: str | None = None
     content: str
+    text: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    duration_s: float | None = None
     metadata: dict[str, Any]
 
 

@@ -13,7 +13,7 @@ from cots_model.encoder import Vectors
 from index_builder.gallery import Gallery
 from index_builder.search import Hit, search_gallery
 from service.errors import ApiError, error_body, invalid
-from service.links import item_path
+from service.hits import hit_body
 from service.queries import Embedded, Part, Timing, combine, encode, prepare
 from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
 from service.settings import Settings
@@ -51,12 +51,28 @@ def check_options(options: SearchOptions, settings: Settings) -> None:
     for name, wanted in (
         ("filter", options.filter is not None),
         ("deduplicate", options.deduplicate),
-        ("rank_by", options.rank_by != "mean"),
-        ("include", "frames" in options.include),
     ):
         if wanted:
-            what = {"rank_by": 'rank_by "frame"', "include": 'include "frames"'}.get(name, name)
-            message = f"{what} is not supported by this version; leave it out"
+            message = f"{name} is not supported by this version; leave it out"
+            raise invalid("not_supported", message, param=name)
+
+
+def check_frames(options: SearchOptions, gallery: Gallery) -> None:
+    """Refuse to look at the frames of what has none.
+
+    Raises:
+        ApiError: 422 naming the field.
+    """
+    for name, wanted in (
+        ("rank_by", options.rank_by == "frame"),
+        ("include", "frames" in options.include),
+    ):
+        if wanted and gallery.frames is None:
+            what = {"rank_by": 'rank_by "frame"', "include": 'include "frames"'}[name]
+            message = (
+                f"{what} is for videos, and gallery {gallery.name!r} holds "
+                f"{gallery.manifest.modality} items; leave it out"
+            )
             raise invalid("not_supported", message, param=name)
 
 
@@ -131,19 +147,23 @@ async def _hits(
 
 def _search(gallery: Gallery, query_QE: Vectors, options: SearchOptions) -> list[list[HitBody]]:
     found = search_gallery(
-        gallery, query_QE, k=options.k, offset=options.offset, min_score=options.min_score
+        gallery,
+        query_QE,
+        k=options.k,
+        offset=options.offset,
+        min_score=options.min_score,
+        rank_by=options.rank_by,
+        with_frames="frames" in options.include,
     )
     return [[_hit_body(gallery, hit, options) for hit in hits] for hits in found]
 
 
 def _hit_body(gallery: Gallery, hit: Hit, options: SearchOptions) -> HitBody:
     vector = gallery.vector(gallery.row(hit.id)) if "embedding" in options.include else None
-    return HitBody(
-        id=hit.id,
-        score=hit.score,
-        uri=hit.uri,
-        thumbnail=f"{item_path(gallery.name, hit.id)}/thumbnail",
-        metadata=hit.metadata if "metadata" in options.include else None,
+    return hit_body(
+        gallery.name,
+        hit,
+        metadata="metadata" in options.include,
         embedding=None if vector is None else vector.tolist(),
     )
 

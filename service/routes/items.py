@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import functools
 import io
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from cots_model.images import decode_image
+from cots_model.videos import VideoError, decode_frame
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
 from service.content import ByteRange, ContentResponse, content_headers, etag_matches, parse_range
@@ -41,6 +45,12 @@ class ItemParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     size: int = Field(default=256, ge=16, description="longer side of the thumbnail, in pixels")
+    time_s: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="of a video: which frame, in seconds; else the one in the middle",
+    )
 
 
 class NoParams(BaseModel):
@@ -83,8 +93,8 @@ Asked = Annotated[ItemRequest, Depends(ItemRequest)]
 
 @router.get("/{item_id:path}/thumbnail", response_class=Response)
 async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) -> Response:
-    """A JPEG of the item, `size` pixels on its longer side."""
-    return await _answer(asked, params.size)
+    """A JPEG of the picture, or of a frame of the video, `size` pixels on its longer side."""
+    return await _answer(asked, params)
 
 
 @router.get("/{item_id:path}/content", response_class=Response)
@@ -99,14 +109,15 @@ async def get_item(asked: Asked, params: Annotated[NoParams, Query()]) -> Respon
     return await _answer(asked)
 
 
-async def _answer(asked: ItemRequest, size_px: int = 256) -> Response:
+async def _answer(asked: ItemRequest, params: ItemParams | None = None) -> Response:
     row, item = await asked.find()
     match asked.address.view:
         case "thumbnail":
-            return await _thumbnail(asked, row, item, size_px)
+            return await _thumbnail(asked, row, item, params or ItemParams())
         case "content":
             return await _content(asked, row, item)
-    return Response(_describe(asked.gallery, item).model_dump_json(), media_type="application/json")
+    body = _describe(asked.gallery, item).model_dump_json(exclude_none=True)
+    return Response(body, media_type="application/json")
 
 
 def _describe(gallery: Gallery, item: Item) -> ItemBody:
@@ -118,39 +129,83 @@ def _describe(gallery: Gallery, item: Item) -> ItemBody:
         size_bytes=item.size_bytes,
         modified=datetime.fromtimestamp(item.mtime_s, UTC).isoformat(timespec="seconds"),
         sha256=item.sha256,
-        thumbnail=f"{path}/thumbnail",
+        thumbnail=None if item.text is not None else f"{path}/thumbnail",
         content=f"{path}/content",
+        text=item.text,
+        start_s=item.start_s,
+        end_s=item.end_s,
+        duration_s=item.duration_s,
         metadata=item.metadata,
     )
 
 
-async def _thumbnail(asked: ItemRequest, row: int, item: Item, size_px: int) -> Response:
-    settings, cache = asked.service.settings, asked.service.thumbnails
-    if size_px > settings.max_thumbnail_px:
-        message = f"size is {size_px}; 16 to {settings.max_thumbnail_px} are accepted"
-        raise invalid("invalid_value", message, param="size")
-    if asked.gallery.manifest.modality != "image":
-        message = f"{asked.gallery.manifest.modality} items have no thumbnail"
-        raise ApiError(404, "thumbnail_not_available", message, param="id")
-    etag = f'"{item.sha256[:32]}-{size_px}"'
+async def _thumbnail(asked: ItemRequest, row: int, item: Item, params: ItemParams) -> Response:
+    cache = asked.service.thumbnails
+    time_s = _check_thumbnail(asked, item, params)
+    key = (item.sha256, params.size, time_s)
+    etag = f'"{item.sha256[:32]}-{params.size}{"" if time_s is None else f"-{time_s!r}"}"'
     headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
     if etag_matches(asked.request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    jpeg = cache.get((item.sha256, size_px))
+    jpeg = cache.get(key)
     if jpeg is None:
-        job = functools.partial(_render, asked.gallery, row, size_px, settings.max_image_pixels)
-        jpeg = await asked.run(job)
-        cache.put((item.sha256, size_px), jpeg)
+        render = _render if time_s is None else functools.partial(_render_frame, time_s=time_s)
+        jpeg = await asked.run(functools.partial(render, asked, row, size_px=params.size))
+        cache.put(key, jpeg)
     return Response(jpeg, headers=headers, media_type="image/jpeg")
 
 
-def _render(gallery: Gallery, row: int, size_px: int, max_pixels: int) -> bytes:
-    return make_thumbnail(gallery.read_content(row), size_px, max_pixels=max_pixels)
+def _check_thumbnail(asked: ItemRequest, item: Item, params: ItemParams) -> float | None:
+    """Which frame of a video to show; `None` for pictures."""
+    modality, most = asked.gallery.manifest.modality, asked.service.settings.max_thumbnail_px
+    if params.size > most:
+        message = f"size is {params.size}; 16 to {most} are accepted"
+        raise invalid("invalid_value", message, param="size")
+    if modality == "text":
+        raise _no_thumbnail("text items have no thumbnail")
+    if modality == "video":
+        return _middle(item) if params.time_s is None else params.time_s
+    if params.time_s is not None:
+        message = "time_s is for videos, and this is a picture; leave it out"
+        raise invalid("invalid_value", message, param="time_s")
+    return None
+
+
+def _middle(item: Item) -> float:
+    begin_s = item.start_s or 0.0
+    end_s = item.duration_s or 0.0 if item.end_s is None else item.end_s
+    return round((begin_s + end_s) / 2, 6)
+
+
+def _no_thumbnail(message: str) -> ApiError:
+    return ApiError(404, "thumbnail_not_available", message, param="id")
+
+
+def _render(asked: ItemRequest, row: int, *, size_px: int) -> bytes:
+    data = asked.gallery.read_content(row)
+    max_pixels = asked.service.settings.max_image_pixels
+    return make_thumbnail(decode_image(data, max_pixels=max_pixels), size_px)
+
+
+def _render_frame(asked: ItemRequest, row: int, *, size_px: int, time_s: float) -> bytes:
+    """As `_render`, of the frame of a video; nothing but what it needs is read."""
+    settings = asked.service.settings
+    with asked.gallery.open_content(row) as file:
+        try:
+            img = decode_frame(
+                file,
+                time_s,
+                max_pixels=settings.max_image_pixels,
+                until_s=time.monotonic() + settings.deadline_s,
+            )
+        except VideoError as err:
+            raise _no_thumbnail(f"no frame of the video can be shown ({err.reason})") from err
+    return make_thumbnail(img, size_px)
 
 
 async def _content(asked: ItemRequest, row: int, item: Item) -> Response:
     etag = f'"{item.sha256}"'
-    headers = content_headers(item.id, etag)
+    headers = content_headers(_file_name(asked.gallery, item), etag)
     given = asked.request.headers
     if etag_matches(given.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -168,3 +223,14 @@ async def _content(asked: ItemRequest, row: int, item: Item) -> Response:
         stream.close()
         return Response(status_code=body.status_code, headers=dict(body.headers))
     return body
+
+
+def _file_name(gallery: Gallery, item: Item) -> str:
+    """What tells the type of an original: its id, or of a video, whose id need not, its uri."""
+    if item.text is not None:
+        return "text.txt"
+    if gallery.manifest.modality != "video":
+        return item.id.rpartition("/")[2]
+    parts = urlsplit(item.uri)
+    member = parts.fragment if item.offset_bytes is not None else ""
+    return unquote(member or parts.path).rpartition("/")[2]

@@ -13,7 +13,7 @@ from service.errors import ApiError, invalid
 from service.queries import Part, parse_query
 from service.routes.parameters import CurrentService, NamedGallery, arrival_of, deadline_of, errors
 from service.schemas import QueryPart, SearchOptions, SearchRequest, SearchResponse
-from service.searching import Search, check_options, run_search
+from service.searching import Search, check_frames, check_options, run_search
 from service.settings import Settings
 from service.state import Service
 
@@ -49,6 +49,7 @@ async def search(request: Request, service: CurrentService, gallery: NamedGaller
     """Search by words, a picture, an item, an embedding, or a weighted list of these."""
     body = await read_search_request(request)
     check_options(body, service.settings)
+    check_frames(body, gallery)
     queries, batch = _read_queries(body, service.settings)
     return await _answer(request, service, gallery, body, queries, batch=batch)
 
@@ -64,6 +65,7 @@ async def search_upload(
     """Search by an uploaded picture."""
     file, options = await read_upload(request)
     check_options(options, service.settings)
+    check_frames(options, gallery)
     part = Part(QueryPart(), "file", file)
     return await _answer(request, service, gallery, options, ((part,),), batch=False)
 

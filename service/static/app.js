@@ -10,7 +10,7 @@ const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, a
 const grid = new Grid((hit) => go({ like: hit.id }));
 
 function describe(gallery) {
-  const items = gallery.modality === "image" ? "pictures" : `${gallery.modality} items`;
+  const items = { image: "pictures", video: "videos", text: "texts" }[gallery.modality] ?? "items";
   return `${gallery.count.toLocaleString()} ${items} in ${gallery.name}`;
 }
 

@@ -9,9 +9,31 @@ function element(tag, className, text) {
   return node;
 }
 
+function moments(hit) {
+  const segment = hit.start_s === undefined ? [] : [["segment", `${clock(hit.start_s)} to ${clock(hit.end_s)}`]];
+  return hit.moment ? [["moment", `${clock(hit.moment.time_s)}, score ${hit.moment.score.toFixed(4)}`], ...segment] : [];
+}
+
 function plain(value) {
   if (Array.isArray(value)) return value.map(plain).join("\n");
   return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+// Such as 0:12.4 or 1:02:05.0, never later than the time itself.
+export function clock(seconds) {
+  const tenths = Math.floor(seconds * 10 + 1e-6);
+  const minutes = Math.floor(tenths / 600);
+  const rest = ((tenths % 600) / 10).toFixed(1).padStart(4, "0");
+  const hours = Math.floor(minutes / 60);
+  return hours ? `${hours}:${String(minutes % 60).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
+}
+
+function sized(thumbnail, size) {
+  return `${thumbnail}${thumbnail.includes("?") ? "&" : "?"}size=${size}`;
+}
+
+function contentOf(hit) {
+  return hit.thumbnail?.replace(/thumbnail(\?.*)?$/, "content");
 }
 
 export class Grid {
@@ -25,7 +47,10 @@ export class Grid {
     this.viewer.addEventListener("click", (event) => {
       if (event.target === this.viewer) this.viewer.close();
     });
-    this.viewer.addEventListener("close", () => this.buttons()[this.at]?.focus());
+    this.viewer.addEventListener("close", () => {
+      this.stop();
+      this.buttons()[this.at]?.focus();
+    });
     $("close").addEventListener("click", () => this.viewer.close());
     $("previous").addEventListener("click", () => this.show(this.at - 1));
     $("next").addEventListener("click", () => this.show(this.at + 1));
@@ -66,41 +91,75 @@ export class Grid {
     const item = element("li");
     const button = element("button");
     button.type = "button";
-    button.setAttribute("aria-label", `Result ${number + 1}: ${hit.id}, score ${hit.score.toFixed(3)}`);
+    const at = hit.moment ? `, at ${clock(hit.moment.time_s)}` : "";
+    const named = hit.text ?? hit.id;
+    button.setAttribute("aria-label", `Result ${number + 1}: ${named}${at}, score ${hit.score.toFixed(3)}`);
     button.title = hit.id;
+    const caption = element("span", "caption");
+    caption.append(element("span", "id", hit.id), element("span", "score", hit.score.toFixed(3)));
+    button.append(hit.thumbnail ? this.preview(hit) : element("span", "words", hit.text), caption);
+    if (hit.moment) button.append(element("span", "time", clock(hit.moment.time_s)));
+    button.addEventListener("click", () => this.show(number));
+    item.append(button);
+    return item;
+  }
+
+  preview(hit) {
     const image = element("img");
     image.alt = "";
     image.loading = "lazy";
     image.decoding = "async";
     image.addEventListener("error", () => image.replaceWith(element("span", "blank", "no preview")));
-    image.src = `${hit.thumbnail}?size=320`;
-    const caption = element("span", "caption");
-    caption.append(element("span", "id", hit.id), element("span", "score", hit.score.toFixed(3)));
-    button.append(image, caption);
-    button.addEventListener("click", () => this.show(number));
-    item.append(button);
-    return item;
+    image.src = sized(hit.thumbnail, 320);
+    return image;
   }
 
   show(number) {
     const hit = this.hits[number];
     if (!hit) return;
     this.at = number;
-    const image = $("viewer-image");
-    image.alt = hit.id;
-    image.src = `${hit.thumbnail}?size=1024`;
+    this.stage(hit);
     $("viewer-id").textContent = hit.id;
-    $("original").href = hit.thumbnail.replace(/thumbnail$/, "content");
+    $("original").hidden = !hit.thumbnail;
+    if (hit.thumbnail) $("original").href = contentOf(hit);
     $("previous").disabled = number === 0;
     $("next").disabled = number === this.hits.length - 1;
-    const facts = [["score", hit.score.toFixed(4)], ["place", number + 1], ...Object.entries(hit.metadata ?? {})];
+    const facts = [["score", hit.score.toFixed(4)], ["place", number + 1], ...moments(hit), ...Object.entries(hit.metadata ?? {})];
     $("viewer-facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", plain(value))]),
     );
     if (!this.viewer.open) this.viewer.showModal();
   }
 
+  stage(hit) {
+    const image = $("viewer-image");
+    const video = $("viewer-video");
+    this.stop();
+    image.hidden = !hit.thumbnail || Boolean(hit.moment);
+    video.hidden = !hit.moment;
+    $("viewer-text").hidden = hit.text === undefined;
+    $("viewer-text").textContent = hit.text ?? "";
+    if (hit.moment) {
+      video.poster = sized(hit.thumbnail, 1024);
+      video.src = `${contentOf(hit)}#t=${hit.moment.time_s}`;
+      video.setAttribute("aria-label", hit.id);
+    } else if (hit.thumbnail) {
+      image.alt = hit.id;
+      image.src = sized(hit.thumbnail, 1024);
+    }
+  }
+
+  stop() {
+    const video = $("viewer-video");
+    if (!video.hasAttribute("src")) return;
+    video.pause();
+    video.removeAttribute("src");
+    video.removeAttribute("poster");
+    video.load();
+  }
+
   onViewerKey(event) {
+    if (event.target === $("viewer-video")) return; // its own keys wind and rewind
     if (event.key === "ArrowLeft") this.show(this.at - 1);
     if (event.key === "ArrowRight") this.show(this.at + 1);
   }
