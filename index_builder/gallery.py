@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,7 +30,7 @@ from index_builder.content import (
 )
 from index_builder.indexes.base import SearchIndex
 from index_builder.indexes.exact import open_flat
-from index_builder.items import Item, ItemTable, read_items
+from index_builder.items import Item, ItemRows, read_items
 from index_builder.manifest import (
     INDEX_FILE,
     ITEMS_FILE,
@@ -42,7 +43,7 @@ from index_builder.manifest import (
     parse_manifest,
 )
 from index_builder.publish import read_pointer, version_folder
-from index_builder.vectors import Rows, StoredVectors, Vectors, open_vectors
+from index_builder.vectors import Rows, VectorRows, Vectors, open_vectors
 
 __all__ = ["FileInfo", "Gallery", "IndexInfo", "Item", "ItemNotFoundError", "Manifest"]
 
@@ -60,8 +61,8 @@ class Gallery:
         self,
         root: Path,
         manifest: Manifest,
-        vectors: StoredVectors,
-        items: ItemTable,
+        vectors: VectorRows,
+        items: ItemRows,
         index: SearchIndex,
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
@@ -106,6 +107,11 @@ class Gallery:
                 raise GalleryError(
                     f"{folder / name} is damaged: {problem}; build the gallery again"
                 )
+        if manifest.index.kind == "milvus":
+            from index_builder.milvus.open import open_collection
+
+            opened = open_collection(manifest)
+            return cls(root, manifest, opened.vectors, opened.items, opened.index)
         shape = (manifest.count, manifest.dim)
         vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
         items = read_items(folder / ITEMS_FILE)
@@ -158,6 +164,12 @@ class Gallery:
         self._check_row(row)
         return self._items.item(row)
 
+    def items(self, rows: Sequence[int]) -> list[Item]:
+        """The items of some rows, in that order, fetched together; IndexError as `item`."""
+        for row in rows:
+            self._check_row(row)
+        return self._items.items(rows)
+
     def row(self, item_id: str) -> int:
         """The row of an item.
 
@@ -179,8 +191,8 @@ class Gallery:
         return np.array(vector_E)
 
     @property
-    def vectors(self) -> StoredVectors:
-        """All unit vectors, memory-mapped and read-only."""
+    def vectors(self) -> VectorRows:
+        """All unit vectors, by row, read-only."""
         return self._vectors
 
     def ids(self) -> list[str]:

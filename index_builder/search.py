@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cots_model.errors import InputError
 from index_builder.gallery import Gallery
-from index_builder.items import Json
+from index_builder.items import Item, Json
 from index_builder.vectors import Vectors
 
 
@@ -57,9 +57,11 @@ def search_gallery(
     if not len(query_QE):
         return []
     scores_QK, rows_QK = gallery.search(query_QE, k + offset)
+    rows = sorted({int(row) for row in rows_QK[:, offset:].flat})
+    items = dict(zip(rows, gallery.items(rows), strict=True))
     return [
         [
-            _hit(gallery, float(score), int(row))
+            _hit(items[int(row)], float(score))
             for score, row in zip(scores_K[offset:], rows_K[offset:], strict=True)
             if min_score is None or float(score) >= min_score
         ]
@@ -67,6 +69,5 @@ def search_gallery(
     ]
 
 
-def _hit(gallery: Gallery, score: float, row: int) -> Hit:
-    item = gallery.item(row)
+def _hit(item: Item, score: float) -> Hit:
     return Hit(id=item.id, score=score, uri=item.uri, metadata=item.metadata)

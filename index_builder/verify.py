@@ -15,6 +15,7 @@ from index_builder.manifest import (
     ITEMS_FILE,
     MANIFEST_FILE,
     VECTORS_FILE,
+    Manifest,
     check_file,
 )
 from index_builder.publish import POINTER, read_pointer
@@ -43,7 +44,10 @@ def verify_gallery(root: Path) -> dict[str, str | None]:
         name: check_file(folder / name, expected) for name, expected in manifest.files.items()
     }
     if not any(problems.values()):
-        problems.update(_disagreements(root, folder))
+        if manifest.index.kind == "milvus":
+            problems.update(_collection(manifest))
+        else:
+            problems.update(_disagreements(root, folder))
     return {MANIFEST_FILE: None, **problems}
 
 
@@ -64,3 +68,21 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     if not index_vectors(folder / INDEX_FILE, vectors):
         found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
     return found
+
+
+def _collection(manifest: Manifest) -> dict[str, str | None]:
+    """The same of a gallery in Milvus: every row is read back."""
+    from index_builder.milvus.open import (
+        collection_address,
+        content_fingerprint,
+        open_collection,
+    )
+
+    name = str(collection_address(manifest))
+    try:
+        found = content_fingerprint(open_collection(manifest), manifest)
+    except GalleryError as err:
+        return {name: str(err)}
+    expected = manifest.index.parameters["fingerprint"]
+    same = found == expected
+    return {name: None if same else f"its content is {found}, not the {expected} that was exported"}

@@ -9,6 +9,8 @@ command = LazyGroup(
     package="cots_cli.index",
     sub_commands={
         "build": "Index a source and publish it as a gallery.",
+        "duplicates": "List groups of items that are nearly the same.",
+        "export": "Write a gallery to Milvus, to be searched there.",
         "info": "Print the manifest of a gallery.",
         "verify": "Check every file of a gallery.",
     },
