@@ -18,7 +18,7 @@ from index_builder.vectors import Vectors
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 15.0
+READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 600.0
 """Loading a collection and building its index: minutes where there are many vectors."""
@@ -31,11 +31,14 @@ class MilvusError(GalleryError):
 class MilvusClient:
     """The calls we need, on one collection; safe to use from several threads."""
 
-    def __init__(self, address: Address, pymilvus: Any, client: Any) -> None:
+    def __init__(
+        self, address: Address, pymilvus: Any, client: Any, errors: tuple[type[Exception], ...]
+    ) -> None:
         """Hold an open connection; `connect` is the way here."""
         self.address = address
         self._pymilvus = pymilvus
         self._client = client
+        self._errors = errors
         self._name = address.collection
         weakref.finalize(self, client.close)
 
@@ -98,9 +101,13 @@ class MilvusClient:
         """Make the collection ready for searching; nothing if it is."""
         self._call(self._client.load_collection, timeout=LOAD_TIMEOUT_S)
 
+    def _is_released(self) -> bool:
+        found = self._call(self._client.get_load_state, timeout=READ_TIMEOUT_S)
+        return bool(found["state"] == self._pymilvus.client.types.LoadState.NotLoad)
+
     def count(self, where: str = "") -> int:
         """How many rows there are, all that was ever written counted."""
-        [found] = self._call(
+        [found] = self._read(
             self._client.query,
             filter=where,
             output_fields=["count(*)"],
@@ -114,7 +121,7 @@ class MilvusClient:
     ) -> list[dict[str, Any]]:
         """Rows that meet a condition, in no order; at most 16,384."""
         level = {"consistency_level": "Strong"} if strong else {}
-        found = self._call(
+        found = self._read(
             self._client.query,
             filter=where,
             output_fields=list(fields),
@@ -127,7 +134,7 @@ class MilvusClient:
         self, query_QE: Vectors, limit: int, fields: Sequence[str], parameters: Mapping[str, Any]
     ) -> list[list[dict[str, Any]]]:
         """The best rows of each query by inner product: `distance` and the fields asked for."""
-        found = self._call(
+        found = self._read(
             self._client.search,
             data=query_QE,
             anns_field="vector",
@@ -141,10 +148,20 @@ class MilvusClient:
             for hits in found
         ]
 
+    def _read(self, function: Callable[..., T], **values: Any) -> T:
+        """A call that needs the collection loaded; a restart may have released it."""
+        try:
+            return self._call(function, **values)
+        except MilvusError:
+            if not self._is_released():
+                raise
+        self._call(self._client.load_collection, timeout=READ_TIMEOUT_S)
+        return self._call(function, **values)
+
     def _call(self, function: Callable[..., T], **values: Any) -> T:
         try:
             return function(self._name, **values)
-        except self._pymilvus.MilvusException as err:
+        except self._errors as err:
             raise MilvusError(
                 f"Milvus at {self.address} failed ({_first_line(err)}); check that the server runs "
                 "and that the collection is there"
@@ -160,11 +177,13 @@ def connect(address: Address) -> MilvusClient:
             token, or the file cannot be opened.
     """
     try:
+        import grpc
         import pymilvus
     except ImportError as err:
         raise _missing(err, "cots-retrieval[milvus]") from err
     for name in ("pymilvus", "milvus_lite"):  # they log tracebacks of errors that we report
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    errors = (pymilvus.MilvusException, grpc.RpcError)  # the library lets some of gRPC's through
     endpoint = _start_file(address.endpoint) if address.is_file else address.endpoint
     try:
         client = pymilvus.MilvusClient(
@@ -174,12 +193,12 @@ def connect(address: Address) -> MilvusClient:
             timeout=CONNECT_TIMEOUT_S,
             dedicated=True,
         )
-    except pymilvus.MilvusException as err:
+    except errors as err:
         raise MilvusError(
             f"cannot connect to Milvus at {address.uri} ({_first_line(err)}); check that the "
             f"server runs, the url, and {TOKEN_VARIABLE} if it asks for a token"
         ) from err
-    return MilvusClient(address, pymilvus, client)
+    return MilvusClient(address, pymilvus, client, errors)
 
 
 def _start_file(path: str) -> str:
@@ -207,5 +226,6 @@ def _missing(err: ImportError, remedy: str) -> CotsError:
 
 
 def _first_line(err: Exception) -> str:
-    message = str(getattr(err, "message", "") or err)
+    details = getattr(err, "details", None)  # gRPC's errors have it
+    message = str(details() if callable(details) else getattr(err, "message", "")) or str(err)
     return message.splitlines()[0][:300] if message else type(err).__name__

@@ -38,7 +38,7 @@ NASTY = [
 METADATA = [
     {},
     {"caption": ""},
-    {"tags": [], "nested": {"a": [1, 2.5, None, True], "q": '"\\\''}},
+    {"tags": [], "nested": {"a": [1, 2.5, None, True], "q": "\"\\'"}},
     {"big": 2**80, "small": -(2**63), "real": 0.1, "whole": 1.0, "yes": True},
     {"ключ": "значение", 'quote"key': "\\", "": "empty key"},
     {"long": "é" * 100_000},
@@ -52,7 +52,7 @@ def _items() -> list[Item]:
         replace(item, metadata=METADATA[number % len(METADATA)])
         for number, item in enumerate(items)
     ]
-    changed[3] = replace(changed[3], offset_bytes=512, text="a text\0 with NUL, \"quotes\"")
+    changed[3] = replace(changed[3], offset_bytes=512, text='a text\0 with NUL, "quotes"')
     changed[4] = replace(changed[4], start_s=0.1, end_s=12.75, duration_s=1e9)
     return changed
 

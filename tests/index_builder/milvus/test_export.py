@@ -126,7 +126,7 @@ def test_export_refuses_a_foreign_collection_unless_told_to_replace_it(lite, tmp
     source = make(tmp_path / "source")
     client = connect(parse_address(f"{lite}/photos"))
     client._client.create_collection("photos", dimension=4)
-    with pytest.raises(MilvusError, match="was not made by `cots index export`.*--replace"):
+    with pytest.raises(MilvusError, match=r"was not made by `cots index export`.*--replace"):
         export(source, f"{lite}/photos", tmp_path / "target")
     assert client.properties() is not None
     with pytest.raises(GalleryError, match="no finished version"):
@@ -175,7 +175,7 @@ def test_verify_finds_a_row_that_was_changed(lite, tmp_path):
     opened = Gallery.open(source)
     client = connect(parse_address(f"{lite}/photos"))
     client.upsert([to_row(7, replace(opened.item(7), uri="file:///other"), opened.vector(7))])
-    problems = {name: problem for name, problem in verify_gallery(tmp_path / "target").items()}
+    problems = verify_gallery(tmp_path / "target")
     [name] = [name for name, problem in problems.items() if problem]
     assert name == f"{lite}/photos"
     assert "content" in str(problems[name])
