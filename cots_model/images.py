@@ -4,7 +4,9 @@ Training, indexing and serving all call `decode_image`, so a file means the same
 """
 
 import io
+import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -51,6 +53,22 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
     except Exception as err:  # Pillow's decoders raise dozens of types on hostile bytes
         reason = "truncated" if "truncated" in str(err).lower() else "damaged"
         raise ImageError(reason, f"{name} could not be decoded ({err}); save it again") from err
+
+
+def read_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture as stored, by its header; nothing is decoded.
+
+    Raises:
+        ImageError: if it is none of `ALLOWED_FORMATS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=ALLOWED_FORMATS) as img:
+                return img.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        message = f"not a picture that can be read ({err}); give one of {ALLOWED_FORMATS}"
+        raise ImageError("unreadable", message) from err
 
 
 def _read(source: bytes | Path, name: str) -> bytes:

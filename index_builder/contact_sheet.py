@@ -114,9 +114,9 @@ def _head(report: DuplicateReport, num_shown: int) -> str:
 <h1>{escape(title)}</h1>
 <p>{report.num_groups:,} groups of items whose similarity is at least {report.threshold:g}, among
 {report.num_items:,} items of version {escape(report.version)}. {how}{more}</p>
-<p class="note">Nothing was deleted. The item marked <span class="badge">keep</span> has the largest
-original of its group; of equally large ones it is the first by id. A group can hold items that are
-less similar to it than the threshold, joined by others between them: look before you delete.</p>
+<p class="note">Nothing was deleted. The item marked <span class="badge">keep</span> has the most
+pixels of its group, of equals the most bytes. A group can hold items that are less similar to it
+than the threshold, joined by others between them: look before you delete.</p>
 """
 
 
@@ -140,9 +140,14 @@ def _figure(gallery: Gallery, item: Duplicate) -> str:
         badge = f"similarity {item.score:.4f}{same}"
     return (
         f'<li><figure{" class=keep" if item.keep else ""} tabindex="0">{_picture(gallery, item)}'
-        f"<figcaption><b>{escape(item.id)}</b>{badge} · {item.size_bytes:,} bytes"
+        f"<figcaption><b>{escape(item.id)}</b>{badge} · {_size(item)}"
         f"<small>{escape(item.uri)}</small></figcaption></figure></li>\n"
     )
+
+
+def _size(item: Duplicate) -> str:
+    pixels = f"{item.width} × {item.height} pixels, " if item.width else ""
+    return f"{pixels}{item.size_bytes:,} bytes"
 
 
 def _picture(gallery: Gallery, item: Duplicate) -> str:

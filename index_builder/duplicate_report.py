@@ -19,14 +19,19 @@ class Duplicate:
         score: dot product with the item to keep, float32; 1 or a little off for that one itself.
         uri: where the original is.
         size_bytes: length of the original.
+        width: of the picture, in pixels; `None` if it is none, or cannot be read now.
+        height: the same.
         same_bytes: whether its original is, byte for byte, that of the item to keep.
-        keep: whether this is the item to keep: the largest original, of equals the first by id.
+        keep: whether this is the item to keep: the one of most pixels, of equals that of most
+            bytes, of equals the first by id.
     """
 
     id: str
     score: float
     uri: str
     size_bytes: int
+    width: int | None
+    height: int | None
     same_bytes: bool
     keep: bool
 

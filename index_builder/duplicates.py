@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cots_model.errors import InputError
+from cots_model.errors import CotsError, InputError
+from cots_model.images import read_size
 from index_builder.duplicate_report import Duplicate, DuplicateGroup, DuplicateReport, Method
 from index_builder.gallery import Gallery
 from index_builder.indexes.exact import exact_scores
@@ -219,7 +220,9 @@ def _flattened(label_N: Rows) -> Rows:
 
 def _describe(gallery: Gallery, rows: Rows) -> DuplicateGroup:
     items = gallery.items(rows.tolist())
-    best = min(range(len(items)), key=lambda at: (-items[at].size_bytes, items[at].id))
+    sizes = [_size(gallery, int(row)) for row in rows]
+    pixels = [0 if size is None else size[0] * size[1] for size in sizes]
+    best = min(range(len(items)), key=lambda at: (-pixels[at], -items[at].size_bytes, at))
     vectors_nE = gallery.vectors.rows(rows)
     scores = exact_scores(vectors_nE[best], vectors_nE)
     listed = [
@@ -228,12 +231,25 @@ def _describe(gallery: Gallery, rows: Rows) -> DuplicateGroup:
             score=float(score),
             uri=item.uri,
             size_bytes=item.size_bytes,
+            width=size and size[0],
+            height=size and size[1],
             same_bytes=_content(item) == _content(items[best]),
             keep=at == best,
         )
-        for at, (item, score) in enumerate(zip(items, scores, strict=True))
+        for at, (item, score, size) in enumerate(zip(items, scores, sizes, strict=True))
     ]
     return DuplicateGroup(tuple(sorted(listed, key=lambda one: (not one.keep, -one.score, one.id))))
+
+
+def _size(gallery: Gallery, row: int) -> tuple[int, int] | None:
+    """Width and height of a picture by its header, if it can be had."""
+    if gallery.manifest.modality != "image":
+        return None
+    try:
+        with gallery.open_content(row) as file:
+            return read_size(file)
+    except CotsError:
+        return None
 
 
 def _content(item: Item) -> tuple[object, ...]:

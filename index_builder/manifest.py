@@ -166,9 +166,10 @@ class Manifest(_Frozen):
 def version_files(modality: Modality, kind: IndexKind) -> tuple[str, ...]:
     """Names of the files that a version has beside its manifest."""
     if kind == "milvus":
-        return (SKIPPED_FILE, EXCLUDED_FILE)
-    local = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
-    return (*local, *_VIDEO) if modality == "video" else local
+        files: tuple[str, ...] = (SKIPPED_FILE, EXCLUDED_FILE)
+    else:
+        files = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
+    return (*files, *_VIDEO) if modality == "video" else files
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cots_model.errors import CotsError, GalleryError
+from cots_model.errors import GalleryError
 from index_builder.milvus.address import TOKEN_VARIABLE, Address
 from index_builder.vectors import Vectors
 
@@ -25,7 +25,7 @@ LOAD_TIMEOUT_S = 600.0
 
 
 class MilvusError(GalleryError):
-    """Milvus cannot be reached, was too slow, or refused."""
+    """Milvus cannot be reached, was too slow, or refused; or its client library is missing."""
 
 
 class MilvusClient:
@@ -172,8 +172,7 @@ def connect(address: Address) -> MilvusClient:
     """Connect.
 
     Raises:
-        CotsError: if the client library is missing, naming how to install it.
-        MilvusError: if the server cannot be reached within `CONNECT_TIMEOUT_S` or refuses the
+        MilvusError: if the client library is missing (naming how to install it), the server cannot be reached within `CONNECT_TIMEOUT_S` or refuses the
             token, or the file cannot be opened.
     """
     try:
@@ -207,6 +206,7 @@ def _start_file(path: str) -> str:
         from milvus_lite.server_manager import server_manager_instance
     except ImportError as err:
         raise _missing(err, "milvus-lite") from err
+    logging.getLogger("grpc._server").setLevel(logging.CRITICAL)  # calls that it does not know
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise MilvusError(f"there is no folder {folder} for {path}; make it, or name another file")
@@ -219,8 +219,8 @@ def _start_file(path: str) -> str:
     return str(url)
 
 
-def _missing(err: ImportError, remedy: str) -> CotsError:
-    return CotsError(
+def _missing(err: ImportError, remedy: str) -> MilvusError:
+    return MilvusError(
         f"Milvus needs a package that is not installed ({err.name}); run `pip install '{remedy}'`"
     )
 

@@ -64,7 +64,7 @@ def export_gallery(options: ExportOptions, *, progress: Progress = lambda _: Non
         InputError: if the url or the gallery is no use, or an item is too large for Milvus.
         MilvusError: if the server fails, or the collection belongs to something else.
         GalleryBusyError: if another process writes the target.
-        CotsError: if a file cannot be written, or the client library is missing.
+        CotsError: if a file cannot be written.
     """
     start_s = time.perf_counter()
     address = parse_address(options.to)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cots_model.errors import GalleryError
 from index_builder.manifest import Manifest
 from index_builder.milvus.address import Address, parse_address
 from index_builder.milvus.client import MilvusClient, MilvusError, connect
@@ -13,6 +14,7 @@ from index_builder.milvus.index import MilvusIndex
 from index_builder.milvus.rows import MilvusItems, MilvusVectors
 
 _BLOCK = 1024
+_PARAMETERS = {"uri", "collection", "fingerprint", "index_type", "max_norm"}
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ def open_collection(manifest: Manifest) -> Opened:
     """Open the collection that a manifest names.
 
     Raises:
-        CotsError: if the client library is missing.
-        MilvusError: if the server does not answer, or the collection is gone or is not the one
+        GalleryError: if the manifest does not say where it is.
+        MilvusError: if the client library is missing, the server does not answer, or the collection is gone or is not the one
             that was exported (both fingerprints named).
     """
     parameters = manifest.index.parameters
+    missing = _PARAMETERS - parameters.keys()
+    if missing:
+        raise GalleryError(f"the manifest lacks {', '.join(sorted(missing))}; export again")
     client = connect(collection_address(manifest))
     check_label(client, label(str(parameters["fingerprint"]), str(parameters["index_type"])))
     client.load()

@@ -18,6 +18,7 @@ from index_builder.manifest import (
     VECTORS_FILE,
     IndexInfo,
     Manifest,
+    Modality,
     Recipe,
     sha256_of,
     version_files,
@@ -46,8 +47,10 @@ def plain_items(ids: Sequence[str], **values: object) -> list[Item]:
     ]
 
 
-def publish_gallery(root: Path, vectors_NE: np.ndarray, items: Sequence[Item]) -> Path:
-    """Publish a flat gallery; items come sorted by id."""
+def publish_gallery(
+    root: Path, vectors_NE: np.ndarray, items: Sequence[Item], *, modality: Modality = "image"
+) -> Path:
+    """Publish a flat gallery; items come sorted by id. Other files than these are empty."""
     assert [item.id for item in items] == sorted({item.id for item in items})
     version = new_version_name()
     with builder_lock(root):
@@ -57,13 +60,13 @@ def publish_gallery(root: Path, vectors_NE: np.ndarray, items: Sequence[Item]) -
         index.add(vectors_NE)
         faiss.write_index(index, str(folder / INDEX_FILE))
         write_items(items, folder / ITEMS_FILE)
-        names = version_files("image", "flat")
+        names = version_files(modality, "flat")
         for name in names:
             (folder / name).touch()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             version=version,
-            modality="image",
+            modality=modality,
             dim=vectors_NE.shape[1],
             count=len(items),
             index=IndexInfo(kind="flat"),
