@@ -172,8 +172,9 @@ def connect(address: Address) -> MilvusClient:
     """Connect.
 
     Raises:
-        MilvusError: if the client library is missing (naming how to install it), the server cannot be reached within `CONNECT_TIMEOUT_S` or refuses the
-            token, or the file cannot be opened.
+        MilvusError: if the client library is missing (naming how to install it), the server cannot
+            be reached within `CONNECT_TIMEOUT_S` or refuses the token, or the file cannot be
+            opened.
     """
     try:
         import grpc

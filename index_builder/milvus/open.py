@@ -37,8 +37,8 @@ def open_collection(manifest: Manifest) -> Opened:
 
     Raises:
         GalleryError: if the manifest does not say where it is.
-        MilvusError: if the client library is missing, the server does not answer, or the collection is gone or is not the one
-            that was exported (both fingerprints named).
+        MilvusError: if the client library is missing, the server does not answer, or the
+            collection is gone or is not the one that was exported (both fingerprints named).
     """
     parameters = manifest.index.parameters
     missing = _PARAMETERS - parameters.keys()
