@@ -4,8 +4,10 @@ Training, indexing and serving all call `decode_image`, so a file means the same
 """
 
 import io
+import warnings
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -62,6 +64,22 @@ def decode_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image
         raise ImageError(reason, f"{name} could not be decoded ({err}); save it again") from err
 
 
+def read_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture as stored, by its header; nothing is decoded.
+
+    Raises:
+        ImageError: if it is none of `ALLOWED_FORMATS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=ALLOWED_FORMATS) as img:
+                return img.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+        message = f"not a picture that can be read ({err}); give one of {ALLOWED_FORMATS}"
+        raise ImageError("unreadable", message) from err
+
+
 def _read(source: bytes | Path, name: str) -> bytes:
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
@@ -94,7 +112,7 @@ def _check_png(data: bytes) -> None:
         length = int.from_bytes(data[at : at + 4], "big")
         checked = memoryview(data)[at + 4 : at + 8 + length]
         stated = data[at + 8 + length : at + 12 + length]
-        whole = checked[:4] == b"IDAT" and len(stated) == 4
+        whole = bytes(checked[:4]) == b"IDAT" and len(stated) == 4
         if whole and zlib.crc32(checked) != int.from_bytes(stated, "big"):
             raise ValueError("the checksum of its pixels is wrong")
         at += 12 + length

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ from index_builder.content import (
 from index_builder.frames import VideoFrames, open_frames
 from index_builder.indexes.base import SearchIndex
 from index_builder.indexes.open import open_index
-from index_builder.items import Item, ItemTable, read_items
+from index_builder.items import Item, ItemRows, read_items
 from index_builder.manifest import (
     INDEX_FILE,
     ITEMS_FILE,
@@ -41,7 +42,7 @@ from index_builder.manifest import (
     check_file,
 )
 from index_builder.publish import read_pointer
-from index_builder.vectors import Rows, StoredVectors, Vectors, open_vectors
+from index_builder.vectors import Rows, VectorRows, Vectors, open_vectors
 from index_builder.version import read_manifest
 
 __all__ = [
@@ -69,8 +70,8 @@ class Gallery:
         self,
         root: Path,
         manifest: Manifest,
-        vectors: StoredVectors,
-        items: ItemTable,
+        vectors: VectorRows,
+        items: ItemRows,
         index: SearchIndex,
         frames: VideoFrames | None = None,
     ) -> None:
@@ -119,6 +120,12 @@ class Gallery:
                     f"{folder / name} is damaged: {problem}; build the gallery again"
                 )
         shape = (manifest.count, manifest.dim)
+        frames = open_frames(folder, shape) if manifest.modality == "video" else None
+        if manifest.index.kind == "milvus":
+            from index_builder.milvus.open import open_collection
+
+            opened = open_collection(manifest)
+            return cls(root, manifest, opened.vectors, opened.items, opened.index, frames)
         vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
         items = read_items(folder / ITEMS_FILE)
         if len(items) != manifest.count:
@@ -127,7 +134,6 @@ class Gallery:
                 f"{manifest.count:,}; build the gallery again"
             )
         index = open_index(folder / INDEX_FILE, manifest.index, vectors)
-        frames = open_frames(folder, shape) if manifest.modality == "video" else None
         return cls(root, manifest, vectors, items, index, frames)
 
     @property
@@ -172,6 +178,12 @@ class Gallery:
         self._check_row(row)
         return self._items.item(row)
 
+    def items(self, rows: Sequence[int]) -> list[Item]:
+        """The items of some rows, in that order, fetched together; IndexError as `item`."""
+        for row in rows:
+            self._check_row(row)
+        return self._items.items(rows)
+
     def row(self, item_id: str) -> int:
         """The row of an item.
 
@@ -193,8 +205,8 @@ class Gallery:
         return np.array(vector_E)
 
     @property
-    def vectors(self) -> StoredVectors:
-        """All unit vectors, memory-mapped and read-only."""
+    def vectors(self) -> VectorRows:
+        """All unit vectors, by row, read-only."""
         return self._vectors
 
     @property

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +83,28 @@ class Item:
     metadata: dict[str, Json] = field(default_factory=dict)
 
 
+class ItemRows(Protocol):
+    """Items by row and by id, wherever they are kept; rows are sorted by id."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, row: int) -> Item:
+        """The item of a row."""
+        ...
+
+    def items(self, rows: Sequence[int]) -> list[Item]:
+        """The items of some rows, in that order."""
+        ...
+
+    def find(self, item_id: str) -> int | None:
+        """Row of an id, or `None`."""
+        ...
+
+    def ids(self) -> list[str]:
+        """All ids, in row order."""
+        ...
+
+
 class ItemTable:
     """The items of a version in memory, by row; rows are sorted by id."""
 
@@ -115,6 +137,12 @@ class ItemTable:
         """The item of a row."""
         values = [self._table.column(name)[row].as_py() for name in FIXED.names]
         return _item(values, self._metadata_of(row))
+
+    def items(self, rows: Sequence[int]) -> list[Item]:
+        """The items of some rows, in that order."""
+        if isinstance(rows, range) and rows.step == 1:
+            return ItemTable(self._table.slice(rows.start, len(rows))).all()
+        return ItemTable(self._table.take(pa.array(rows, pa.int64()))).all()
 
     def all(self) -> list[Item]:
         """All items, in row order."""

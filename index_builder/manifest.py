@@ -190,11 +190,12 @@ def version_files(
 ) -> tuple[str, ...]:
     """Names of the files that a version has beside its manifest."""
     if kind == "milvus":
-        return (SKIPPED_FILE, EXCLUDED_FILE)
-    names: tuple[str, ...] = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
+        files: tuple[str, ...] = (SKIPPED_FILE, EXCLUDED_FILE)
+    else:
+        files = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
     if modality == "video":
-        names += _VIDEO
-    return (*names, PLACES_FILE) if is_shard else names
+        files += _VIDEO
+    return (*files, PLACES_FILE) if is_shard else files
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:

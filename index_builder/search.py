@@ -5,12 +5,14 @@ The command line and the service both search through here, so they give the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cots_model.errors import InputError
+from index_builder.frames import VideoFrames
 from index_builder.gallery import Gallery
-from index_builder.items import Json
+from index_builder.items import Item, Json
 from index_builder.vectors import Rows, Vectors
 
 RankBy = Literal["mean", "frame"]
@@ -98,12 +100,14 @@ def search_gallery(
     if not len(query_QE):
         return []
     scores_QK, rows_QK = _search(gallery, query_QE, k + offset, rank_by)
-    found = []
-    for query_E, scores_K, rows_K in zip(query_QE, scores_QK, rows_QK, strict=True):
-        scores = [score for score in scores_K.tolist() if min_score is None or score >= min_score]
-        seen = _Seen(gallery, query_E, rows_K[offset : len(scores)], with_frames=with_frames)
-        found.append([seen.hit(place, score) for place, score in enumerate(scores[offset:])])
-    return found
+    pages = [
+        _Page(query_E, scores_K[offset:kept], rows_K[offset:kept])
+        for query_E, scores_K, rows_K in zip(query_QE, scores_QK, rows_QK, strict=True)
+        for kept in [_num_kept(scores_K, min_score)]
+    ]
+    rows = sorted({int(row) for page in pages for row in page.rows_K})
+    items = dict(zip(rows, gallery.items(rows), strict=True))  # of all queries at once
+    return [_hits(gallery, items, page, with_frames=with_frames) for page in pages]
 
 
 def _search(gallery: Gallery, query_QE: Vectors, k: int, rank_by: RankBy) -> tuple[Vectors, Rows]:
@@ -117,39 +121,50 @@ def _search(gallery: Gallery, query_QE: Vectors, k: int, rank_by: RankBy) -> tup
     return gallery.frames.search(query_QE, k)
 
 
-class _Seen:
-    """What one query finds, with the frames of all its rows scored at once."""
+@dataclass(frozen=True)
+class _Page:
+    """What one query found, from its offset on."""
 
-    def __init__(
-        self, gallery: Gallery, query_E: Vectors, rows_K: Rows, *, with_frames: bool
-    ) -> None:
-        self._gallery = gallery
-        self._rows_K = rows_K
-        self._with_frames = with_frames
-        frames = gallery.frames
-        self._scores_KF = None if frames is None else frames.scores(query_E, rows_K)
+    query_E: Vectors
+    scores_K: Vectors
+    rows_K: Rows
 
-    def hit(self, place: int, score: float) -> Hit:
-        row = int(self._rows_K[place])
-        item = self._gallery.item(row)
-        frames = self._frames(place, row)
-        return Hit(
-            id=item.id,
-            score=score,
-            uri=item.uri,
-            metadata=item.metadata,
-            text=item.text,
-            moment=_moment(frames),
-            start_s=item.start_s,
-            end_s=item.end_s,
-            frames=frames if self._with_frames else None,
+
+def _num_kept(scores_K: Vectors, min_score: float | None) -> int:
+    return len(scores_K) if min_score is None else int((scores_K >= min_score).sum())
+
+
+def _hits(
+    gallery: Gallery, items: Mapping[int, Item], page: _Page, *, with_frames: bool
+) -> list[Hit]:
+    frames_K = _frames(gallery.frames, page)
+    hits = []
+    for score, row, frames in zip(page.scores_K, page.rows_K, frames_K, strict=True):
+        item = items[int(row)]
+        hits.append(
+            Hit(
+                id=item.id,
+                score=float(score),
+                uri=item.uri,
+                metadata=item.metadata,
+                text=item.text,
+                moment=_moment(frames),
+                start_s=item.start_s,
+                end_s=item.end_s,
+                frames=frames if with_frames else None,
+            )
         )
+    return hits
 
-    def _frames(self, place: int, row: int) -> tuple[FrameScore, ...] | None:
-        if self._gallery.frames is None or self._scores_KF is None:
-            return None
-        times = self._gallery.frames.times(row).tolist()
-        return tuple(map(FrameScore, times, self._scores_KF[place].tolist()))
+
+def _frames(frames: VideoFrames | None, page: _Page) -> Sequence[tuple[FrameScore, ...] | None]:
+    """The frames of all rows, scored at once."""
+    if frames is None:
+        return [None] * len(page.rows_K)
+    return [
+        tuple(map(FrameScore, frames.times(int(row)).tolist(), scores_F.tolist()))
+        for row, scores_F in zip(page.rows_K, frames.scores(page.query_E, page.rows_K), strict=True)
+    ]
 
 
 def _moment(frames: tuple[FrameScore, ...] | None) -> Moment | None:

@@ -19,10 +19,12 @@ from index_builder.manifest import (
     ITEMS_FILE,
     MANIFEST_FILE,
     VECTORS_FILE,
+    Manifest,
+    VectorsInfo,
     check_file,
 )
 from index_builder.publish import POINTER, read_pointer
-from index_builder.vectors import NORM_TOLERANCE, StoredVectors, Vectors
+from index_builder.vectors import NORM_TOLERANCE, VectorRows, Vectors
 from index_builder.version import read_excluded, read_manifest
 
 _VIDEO_BLOCK = 1024
@@ -52,7 +54,10 @@ def verify_gallery(root: Path) -> dict[str, str | None]:
         name: check_file(folder / name, expected) for name, expected in manifest.files.items()
     }
     if not any(problems.values()):
-        problems.update(_disagreements(root, folder))
+        if manifest.index.kind == "milvus":
+            problems.update(_collection(manifest))
+        else:
+            problems.update(_disagreements(root, folder))
     return {MANIFEST_FILE: None, **problems}
 
 
@@ -74,7 +79,7 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     if manifest.index.kind == "flat" and not index_vectors(folder / INDEX_FILE, vectors):
         found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
     if manifest.modality == "video":
-        problem = _frames_problem(folder, vectors, _tolerance(vectors))
+        problem = _frames_problem(folder, vectors, _tolerance(manifest.vectors))
         if problem:
             found[FRAMES_FILE] = problem
     if set(ids) & read_excluded(folder / EXCLUDED_FILE):
@@ -82,7 +87,7 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     return found
 
 
-def _frames_problem(folder: Path, vectors: StoredVectors, tolerance: float) -> str | None:
+def _frames_problem(folder: Path, vectors: VectorRows, tolerance: float) -> str | None:
     """Whether each video's vector is the mean of its frames', as far as float16 tells."""
     frames_NFE = np.load(folder / FRAMES_FILE, mmap_mode="r", allow_pickle=False)
     times_NF = np.load(folder / FRAME_TIMES_FILE, mmap_mode="r", allow_pickle=False)
@@ -104,6 +109,24 @@ def _unit(vectors_NE: Vectors) -> Vectors:
     return unit_NE
 
 
-def _tolerance(vectors: StoredVectors) -> float:
+def _tolerance(vectors: VectorsInfo) -> float:
     """How far a component may be off: by the rounding of the frames, and of int8 vectors."""
     return _FRAME_TOLERANCE + (vectors.scale if vectors.scale < 1 else 0.0)
+
+
+def _collection(manifest: Manifest) -> dict[str, str | None]:
+    """The same of a gallery in Milvus: every row is read back."""
+    from index_builder.milvus.open import (
+        collection_address,
+        content_fingerprint,
+        open_collection,
+    )
+
+    name = str(collection_address(manifest))
+    try:
+        found = content_fingerprint(open_collection(manifest), manifest)
+    except GalleryError as err:
+        return {name: str(err)}
+    expected = manifest.index.parameters["fingerprint"]
+    same = found == expected
+    return {name: None if same else f"its content is {found}, not the {expected} that was exported"}

@@ -12,6 +12,8 @@ command = LazyGroup(
         "update": "Embed what is new or has changed in the source.",
         "delete": "Take items out.",
         "merge": "Join galleries, or the shards of a build.",
+        "duplicates": "List groups of items that are nearly the same.",
+        "export": "Write a gallery to Milvus, to be searched there.",
         "info": "Print the manifest of a gallery.",
         "verify": "Check every file of a gallery.",
     },

@@ -125,7 +125,7 @@ def open_flat(path: Path, vectors: StoredVectors) -> ExactIndex:
     return ExactIndex(index, vectors)
 
 
-def index_vectors(path: Path, vectors: StoredVectors) -> bool:
+def index_vectors(path: Path, vectors: VectorRows) -> bool:
     """Whether the index holds exactly these vectors, bit for bit (for `verify`)."""
     index = faiss.read_index(str(path))
     start = 0

@@ -27,7 +27,8 @@ async def get_gallery(gallery: NamedGallery) -> GalleryBody:
 def describe(gallery: Gallery) -> GalleryBody:
     """What a client may know of a gallery."""
     manifest = gallery.manifest
-    index = IndexBody(kind=manifest.index.kind, parameters=dict(manifest.index.parameters))
+    parameters = {k: v for k, v in manifest.index.parameters.items() if k != "uri"}  # a host
+    index = IndexBody(kind=manifest.index.kind, parameters=parameters)
     return GalleryBody(
         name=gallery.name,
         modality=manifest.modality,

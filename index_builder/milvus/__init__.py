@@ -1,0 +1,1 @@
+"""A gallery's vectors and items in a Milvus collection, for when they outgrow one machine."""
