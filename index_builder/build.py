@@ -195,7 +195,12 @@ def _engine(
                 "'cots-retrieval[ray]', or leave --engine out"
             ) from err
         yield from ray_engine.build_parts(
-            specs, parts, settings, options=run.options, advance=run.progress.advance
+            specs,
+            parts,
+            settings,
+            options=run.options,
+            advance=run.progress.advance,
+            seconds=run.seconds,
         )
         return
     builder = PartBuilder(settings, run.encoder, parts, advance=run.progress.advance)
