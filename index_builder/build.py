@@ -196,7 +196,12 @@ def _engine(
     """Build parts here, or on a cluster."""
     if run.options.engine == "ray":
         yield from _ray_engine().build_parts(
-            specs, parts, settings, options=run.options, advance=run.progress.advance
+            specs,
+            parts,
+            settings,
+            options=run.options,
+            advance=run.progress.advance,
+            seconds=run.seconds,
         )
         return
     builder = PartBuilder(settings, run.encoder, parts, advance=run.progress.advance)
