@@ -79,11 +79,6 @@ def open_source(
     return source
 
 
-def absolute(argument: str) -> str:
-    """An argument of `open_source` that means the same from any working folder."""
-    return argument if is_url(argument) else os.path.abspath(argument)
-
-
 def _folder(place: str, modality: Modality, exclude: Path | None) -> Source:
     if is_url(place):
         from index_builder.sources.url_folder import UrlFolderSource
