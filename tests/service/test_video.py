@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -200,6 +201,14 @@ def test_large_frames_and_files_that_changed_have_no_thumbnail(
         assert str(tmp_path) not in answer.text
     answer = client.get("/v1/galleries/here/items/large.mp4/thumbnail")
     assert "too_many_pixels" in answer.json()["error"]["message"]
+
+
+def test_without_pyav_there_is_no_thumbnail(serve, found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    answer = serve(found=found).client.get(f"{CLIPS}/items/a b.mp4/thumbnail")
+    error = error_of(answer, 404)
+    assert error["code"] == "thumbnail_not_available"
+    assert "this server cannot decode videos" in error["message"]
 
 
 def test_a_frame_that_takes_too_long_is_given_up(folder):
