@@ -103,7 +103,7 @@ def publish_videos(
 
 def video_item(path: Path, clip: VideoClip) -> Item:
     """The item of a whole video, or of a segment."""
-    part = "" if clip.start_s is None else f"#t={clip.start_s:g}-{clip.end_s:g}"
+    part = "" if clip.start_s is None else f"#t={clip.start_s:g},{clip.end_s:g}"
     return Item(
         id=path.name + part,
         uri=file_uri(str(path)),

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from cots_model.errors import CotsError
 from cots_model.images import decode_image
 from cots_model.videos import VideoError, decode_frame
 from index_builder.content import ContentError
@@ -198,8 +199,9 @@ def _render_frame(asked: ItemRequest, row: int, *, size_px: int, time_s: float) 
                 max_pixels=settings.max_image_pixels,
                 until_s=time.monotonic() + settings.deadline_s,
             )
-        except VideoError as err:
-            raise _no_thumbnail(f"no frame of the video can be shown ({err.reason})") from err
+        except CotsError as err:  # without a reason: PyAV is not installed
+            why = err.reason if isinstance(err, VideoError) else "this server cannot decode videos"
+            raise _no_thumbnail(f"no frame of the video can be shown ({why})") from err
     return make_thumbnail(img, size_px)
 
 

@@ -104,15 +104,15 @@ def test_a_segment_is_found_and_its_times_count_from_the_start_of_the_video(
     assert [segments.item(row).id for row in range(len(segments))] == [
         "2.mp4",
         "20.mp4",
-        "85.mp4#t=0-2",
-        "85.mp4#t=2-4",
-        "85.mp4#t=4-6",
-        "85.mp4#t=6-8.5",
+        "85.mp4#t=0,2",
+        "85.mp4#t=2,4",
+        "85.mp4#t=4,6",
+        "85.mp4#t=6,8.5",
     ]
     sixth = list(iter_clips(clips / "85.mp4", segment_s=2))[2].frames[6]
     query_1E = encoder.encode_images([sixth])
     [hits] = search_gallery(segments, query_1E, k=1, rank_by="frame")
-    assert (hits[0].id, hits[0].start_s, hits[0].end_s) == ("85.mp4#t=4-6", 4.0, 6.0)
+    assert (hits[0].id, hits[0].start_s, hits[0].end_s) == ("85.mp4#t=4,6", 4.0, 6.0)
     assert hits[0].moment.frame == 6
     assert hits[0].moment.time_s == 4.8
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from click.testing import CliRunner
+
+from cots_cli.search import command
 from service.galleries import Registry
 from tests.galleries import publish_texts
 from tests.service.conftest import error_of, picture
@@ -13,12 +17,17 @@ TEXTS = ["a dog runs in the snow", "two cats", "a café ☃\non the beach", "a <
 
 
 @pytest.fixture(scope="module")
-def client(serve, encoder, tmp_path_factory):
+def galleries(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("text galleries")
     source = tmp_path_factory.mktemp("texts") / "captions.txt"
     source.write_text("\n".join(TEXTS), "utf-8")
     publish_texts(folder / "captions", encoder, TEXTS, source)
-    return serve(found=Registry.open(folder, expected_fingerprint=encoder.fingerprint)).client
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(serve, encoder, galleries):
+    return serve(found=Registry.open(galleries, expected_fingerprint=encoder.fingerprint)).client
 
 
 def test_words_find_the_text_itself(client):
@@ -60,3 +69,17 @@ def test_there_are_no_frames(client):
     for options in ({"rank_by": "frame"}, {"include": ["frames"]}):
         answer = client.post(f"{CAPTIONS}/search", json={"query": "a", **options})
         assert error_of(answer, 422)["code"] == "not_supported"
+
+
+def test_the_command_line_finds_texts_for_a_picture(galleries, checkpoint, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    options = ["--gallery", str(galleries / "captions"), "--checkpoint", str(checkpoint)]
+    options += ["--image", str(tmp_path / "a.jpg")]
+    lines = CliRunner().invoke(command, options).stdout.splitlines()
+    assert sorted(line.split("  ")[-1] for line in lines) == sorted(
+        text.replace("\n", " ") for text in TEXTS
+    )
+    hits = json.loads(CliRunner().invoke(command, [*options, "--json"]).stdout)["hits"]
+    assert [set(hit) for hit in hits] == [{"id", "score", "uri", "text", "metadata"}] * len(TEXTS)
+    refused = CliRunner().invoke(command, [*options, "--rank-by", "frame"])
+    assert "holds text items, which have no frames" in str(refused.exception)

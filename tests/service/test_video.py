@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -117,8 +118,8 @@ def test_the_thumbnail_of_an_item_is_in_its_middle(client, folder):
     for path, item_id, number in (
         (CLIPS, "a b.mp4", 20),
         (CLIPS, "long ü.mkv", 65),
-        (PARTS, "long ü.mkv#t=0-4", 20),
-        (PARTS, "long ü.mkv#t=8-13", 105),
+        (PARTS, "long ü.mkv#t=0,4", 20),
+        (PARTS, "long ü.mkv#t=8,13", 105),
     ):
         item = client.get(f"{path}/items/{item_id.replace('#', '%23')}").json()
         assert item["id"] == item_id
@@ -130,7 +131,7 @@ def test_the_thumbnail_of_an_item_is_in_its_middle(client, folder):
 def test_an_item_tells_its_segment(client, folder):
     whole = client.get(f"{CLIPS}/items/long ü.mkv").json()
     assert (whole["duration_s"], "start_s" in whole, "text" in whole) == (13.0, False, False)
-    part = client.get(f"{PARTS}/items/long ü.mkv%23t=8-13").json()
+    part = client.get(f"{PARTS}/items/long ü.mkv%23t=8,13").json()
     assert (part["start_s"], part["end_s"], part["duration_s"]) == (8.0, 13.0, 13.0)
 
 
@@ -172,7 +173,7 @@ def test_the_original_plays_from_the_middle(client, folder):
     assert (answer.status_code, answer.content) == (206, data[100:300])
     assert answer.headers["content-type"] == "video/mp4"
     assert answer.headers["content-disposition"].startswith("inline")
-    part = client.get(f"{PARTS}/items/long ü.mkv%23t=0-4/content")
+    part = client.get(f"{PARTS}/items/long ü.mkv%23t=0,4/content")
     assert part.content == (folder / "long ü.mkv").read_bytes()
     assert part.headers["content-type"] in ("video/x-matroska", "video/matroska")
     assert part.headers["content-disposition"].endswith("long%20%C3%BC.mkv")
@@ -200,6 +201,14 @@ def test_large_frames_and_files_that_changed_have_no_thumbnail(
         assert str(tmp_path) not in answer.text
     answer = client.get("/v1/galleries/here/items/large.mp4/thumbnail")
     assert "too_many_pixels" in answer.json()["error"]["message"]
+
+
+def test_without_pyav_there_is_no_thumbnail(serve, found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    answer = serve(found=found).client.get(f"{CLIPS}/items/a b.mp4/thumbnail")
+    error = error_of(answer, 404)
+    assert error["code"] == "thumbnail_not_available"
+    assert "this server cannot decode videos" in error["message"]
 
 
 def test_a_frame_that_takes_too_long_is_given_up(folder):
