@@ -32,6 +32,7 @@ class Store:
 
     def __init__(self):
         self.requests = Counter()
+        self.files = {}
         self.now = self.most = 0
         self.let_go = threading.Event()
         self._lock = threading.Lock()
@@ -60,13 +61,13 @@ class Store:
                 store.requests[name, body] += 1
                 if body and how == "stalled":
                     store.let_go.wait(30)
-                if body and how == "slow":
-                    time.sleep(0.1)
+                if body and how in ("slow", "late"):
+                    time.sleep(0.1 if how == "slow" else 1.5)
                 flaky = how == "flaky" and store.requests[name, True] <= 2
                 if how == "gone" or (body and (flaky or how == "broken")):
                     self.send_error(404 if how == "gone" else 503)
                     return
-                data = picture(int(number))
+                data = store.files.get(name) or picture(int(number))
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.send_header("Last-Modified", formatdate(1_700_000_000, usegmt=True))
@@ -204,3 +205,21 @@ def test_an_object_too_large_to_be_fetched_is_opened_by_the_decoder(encoder, sto
     with pool(encoder) as workers:
         [result] = workers.decode(iter([store.candidate("good-1")]))
     assert isinstance(result.value, Decoded)
+
+
+def test_videos_held_back_make_way_for_one_that_was_fetched_late(encoder, tmp_path, store):
+    """Every process waits for its clips to be taken, and what must come first has no process."""
+    pytest.importorskip("av")
+    from tests.index_builder.pipeline.test_videos import save_video
+
+    local = [save_video(tmp_path / f"{name}.mp4", 20, seed=n) for n, name in enumerate("ab")]
+    store.files["late-1"] = save_video(tmp_path / "late.mp4", 4).read_bytes()
+    candidates = [
+        store.candidate("late-1"),
+        *[Candidate(path.name, path.as_uri(), Location(str(path)), path.name) for path in local],
+    ]
+    with pool(encoder, modality="video", segment_s=2.0, num_frames=2) as workers:
+        results = list(workers.decode(iter(candidates)))
+    assert [result.number for result in results] == [0] * 2 + [1] * 10 + [2] * 10
+    starts = [result.value.clip.start_s for result in results]
+    assert starts == [0.0, 2.0, *[2.0 * n for n in range(10)] * 2]
