@@ -193,7 +193,12 @@ def _unfinished(
 def _engine(
     run: Run, settings: PartSettings, specs: Iterator[PartSpec], parts: Path
 ) -> Iterator[Part]:
-    """Build parts here, or on a cluster."""
+    """Build parts here, or on a cluster.
+
+    `ray_engine.build_parts` lets a `PartBuilder` per worker, with the model of
+    `options.checkpoint`, build the parts into the same folder, and gives each as it is done, in any
+    order; it calls `advance` with the number of entries of each.
+    """
     if run.options.engine == "ray":
         yield from _ray_engine().build_parts(
             specs,
@@ -234,7 +239,7 @@ def _settings(run: Run) -> PartSettings:
         base_sha256=run.base.sha256,
         roots=run.source.roots,
         workers=options.num_workers,
-        timeout_s=options.timeout_s,
+        timeout_s=options.decode_timeout_s,
     )
 
 

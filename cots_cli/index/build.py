@@ -100,7 +100,7 @@ def command(
     batch_size: int,
     workers: int,
     part_items: int,
-    decode_timeout: float | None,
+    decode_timeout: float,
     metadata: Path | None,
     keep_versions: int,
     as_json: bool,
