@@ -122,14 +122,9 @@ def start_run(
     """Look at the source and the metadata file; nothing is written yet."""
     if options.engine == "ray":
         _ray_engine()
-    source = open_source(options.sources, exclude=options.gallery, **kind_of_source(options))
+    source = open_source(options.sources, modality=options.modality, exclude=options.gallery)
     metadata = read_metadata_file(options.metadata) if options.metadata else None
     return Run(options, encoder, source, metadata, progress, base or Base())
-
-
-def kind_of_source(options: BuildOptions) -> dict[str, Any]:
-    """What `open_source` is to look for, where that is not pictures."""
-    return {} if options.modality == "image" else {"modality": options.modality}
 
 
 def finish_run(run: Run) -> BuildReport:
