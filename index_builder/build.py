@@ -122,14 +122,9 @@ def start_run(
     """Look at the source and the metadata file; nothing is written yet."""
     if options.engine == "ray":
         _ray_engine()
-    source = open_source(options.sources, exclude=options.gallery, **kind_of_source(options))
+    source = open_source(options.sources, modality=options.modality, exclude=options.gallery)
     metadata = read_metadata_file(options.metadata) if options.metadata else None
     return Run(options, encoder, source, metadata, progress, base or Base())
-
-
-def kind_of_source(options: BuildOptions) -> dict[str, Any]:
-    """What `open_source` is to look for, where that is not pictures."""
-    return {} if options.modality == "image" else {"modality": options.modality}
 
 
 def finish_run(run: Run) -> BuildReport:
@@ -193,7 +188,12 @@ def _unfinished(
 def _engine(
     run: Run, settings: PartSettings, specs: Iterator[PartSpec], parts: Path
 ) -> Iterator[Part]:
-    """Build parts here, or on a cluster."""
+    """Build parts here, or on a cluster.
+
+    `ray_engine.build_parts` lets a `PartBuilder` per worker, with the model of
+    `options.checkpoint`, build the parts into the same folder, and gives each as it is done, in any
+    order; it calls `advance` with the number of entries of each.
+    """
     if run.options.engine == "ray":
         yield from _ray_engine().build_parts(
             specs,
@@ -234,7 +234,7 @@ def _settings(run: Run) -> PartSettings:
         base_sha256=run.base.sha256,
         roots=run.source.roots,
         workers=options.num_workers,
-        timeout_s=options.timeout_s,
+        timeout_s=options.decode_timeout_s,
     )
 
 

@@ -17,7 +17,6 @@ ENGINES: tuple[Engine, ...] = ("local", "ray")
 Compare = Literal["stamp", "hash"]
 
 _PART_ITEMS: dict[Modality, int] = {"image": 1024, "video": 64, "text": 1024}
-_TIMEOUT_S: dict[Modality, float] = {"image": 60.0, "video": 600.0, "text": 60.0}
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -33,8 +32,7 @@ class BuildOptions:
         batch_size: pictures, frames or texts embedded at once.
         workers: decoding processes; 0 takes the number of CPU cores, at most 8.
         metadata: a csv, json, jsonl or parquet file with columns for the items.
-        decode_timeout_s: an original that takes longer to decode is skipped; `None` is 60, and 600
-            for videos.
+        decode_timeout_s: a picture, or a step of a video, that takes longer is skipped.
         part_items: entries of the source per part; 0 is 1024, and 64 for videos.
         keep_versions: how many versions stay, the new one included.
         segment_seconds: length of the segments that long videos are cut into, if they are.
@@ -51,7 +49,7 @@ class BuildOptions:
     batch_size: int = 32
     workers: int = 0
     metadata: Path | None = None
-    decode_timeout_s: float | None = None
+    decode_timeout_s: float = 60.0
     part_items: int = 0
     keep_versions: int = 2
     segment_seconds: float | None = None
@@ -66,7 +64,7 @@ class BuildOptions:
             raise InputError("batch_size and keep_versions must be at least 1")
         if self.workers < 0 or self.part_items < 0:
             raise InputError("workers and part_items must be 0 or more")
-        if self.decode_timeout_s is not None and self.decode_timeout_s <= 0:
+        if self.decode_timeout_s <= 0:
             raise InputError(f"decode_timeout_s is {self.decode_timeout_s:g}; it must be above 0")
         if self.modality not in MODALITIES:
             accepted = ", ".join(MODALITIES)
@@ -93,11 +91,6 @@ class BuildOptions:
     def entries_per_part(self) -> int:
         """`part_items`, or what it is by default."""
         return self.part_items or _PART_ITEMS[self.modality]
-
-    @property
-    def timeout_s(self) -> float:
-        """`decode_timeout_s`, or what it is by default."""
-        return self.decode_timeout_s or _TIMEOUT_S[self.modality]
 
     @property
     def num_workers(self) -> int:
@@ -132,7 +125,7 @@ class UpdateOptions:
     remove_missing: bool = False
     restore_deleted: bool = False
     workers: int = 0
-    decode_timeout_s: float | None = None
+    decode_timeout_s: float = 60.0
     part_items: int = 0
     keep_versions: int = 2
     checkpoint: str | None = None
@@ -146,7 +139,8 @@ class BuildReport:
         gallery: the gallery folder.
         version: the version published.
         modality: what the items are.
-        count: items indexed.
+        segment_seconds: length of the segments that long videos were cut into, if they were.
+        count: items indexed; segments count each.
         skipped: entries left out, by reason.
         ignored: files that are nothing to be indexed.
         bad_sidecars: metadata files beside originals that could not be read.
@@ -168,6 +162,7 @@ class BuildReport:
     gallery: str
     version: str
     modality: Modality
+    segment_seconds: float | None
     count: int
     skipped: dict[str, int]
     ignored: int

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError
@@ -194,16 +193,15 @@ class PartBuilder:
 
 
 def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:
-    more: dict[str, Any] = {}
-    if settings.modality != "image":
-        more = {"modality": settings.modality, "segment_s": settings.segment_seconds}
+    assert settings.modality != "text", "texts are not decoded"
     try:
         return DecodePool(
             encoder.preprocess,
             workers=settings.workers,
             timeout_s=settings.timeout_s,
             window=2 * settings.batch_size + 2 * settings.workers,
-            **more,
+            modality=settings.modality,
+            segment_s=settings.segment_seconds,
         )
     except OSError as err:
         raise CotsError(

@@ -40,6 +40,7 @@ def build_report(
         gallery=str(options.gallery),
         version=manifest.version,
         modality=manifest.modality,
+        segment_seconds=manifest.recipe.segment_seconds,
         count=manifest.count,
         skipped=manifest.skipped,
         ignored=counts.ignored,

@@ -100,14 +100,14 @@ def command(
     batch_size: int,
     workers: int,
     part_items: int,
-    decode_timeout: float | None,
+    decode_timeout: float,
     metadata: Path | None,
     keep_versions: int,
     as_json: bool,
 ) -> None:
     """Index SRC and publish it as a gallery."""
     from cots_model.encoder import Encoder
-    from index_builder.build import build_gallery, kind_of_source
+    from index_builder.build import build_gallery
     from index_builder.indexes.base import IndexRequest
     from index_builder.options import BuildOptions, absolute_sources
     from index_builder.sources.open import open_source
@@ -129,7 +129,7 @@ def command(
         checkpoint=absolute_sources((checkpoint,))[0] if Path(checkpoint).is_dir() else checkpoint,
         device=device,
     )
-    open_source(src, **kind_of_source(build))  # a typing error should not wait for the model
+    open_source(src, modality=modality)  # a typing error should not wait for the model
     encoder = Encoder.load(checkpoint, device=device, precision=precision)
     with common.progress_on_stderr(modality, as_json=as_json) as progress:
         report = build_gallery(build, encoder, progress=progress)

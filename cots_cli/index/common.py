@@ -91,7 +91,9 @@ def decoding(function: F) -> F:
         click.option(
             "--decode-timeout",
             type=click.FloatRange(0, min_open=True),
-            help="Seconds after which an original is skipped.  [60]",
+            default=60.0,
+            show_default=True,
+            help="Seconds after which a picture, or a step of a video, is skipped.",
         ),
     )
     for option in reversed(options):
@@ -144,6 +146,8 @@ def print_report(report: BuildReport, *, as_json: bool) -> None:
         return
     noun, nouns = NOUNS[report.modality]
     what = noun if report.count == 1 else nouns
+    if report.segment_seconds is not None:
+        what += " and segments"
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items())
     click.echo(f"{report.gallery}: {report.count:,} {what} indexed, version {report.version}")
     click.echo(f"seconds: {stages}; {report.images_per_s:.1f} {nouns}/s")

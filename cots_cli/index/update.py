@@ -57,7 +57,7 @@ def command(
     device: str,
     workers: int,
     part_items: int,
-    decode_timeout: float | None,
+    decode_timeout: float,
     metadata: Path | None,
     keep_versions: int,
     as_json: bool,

@@ -98,14 +98,30 @@ def test_build_refuses_an_unknown_device(photos, tmp_path):
     assert not (tmp_path / "g").exists()
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/photos", "nowhere", "items.parquet"])
-def test_build_refuses_sources_before_loading_a_model(tmp_path, source):
-    (tmp_path / "items.parquet").write_text("x")
-    source = source if "://" in source else tmp_path / source
-    result = run("build", source, "--gallery", tmp_path / "g", "--checkpoint", "no-such-model")
-    error = refusal(result)
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "is not there; accepted: a folder"),
+        ("items.parquet", "cannot be read as parquet"),
+        ("photos.zip", "is of another kind; accepted: a folder"),
+    ],
+)
+def test_build_refuses_sources_before_loading_a_model(tmp_path, source, message):
+    for name in ("items.parquet", "photos.zip"):
+        (tmp_path / name).write_text("x")
+    arguments = ["--gallery", tmp_path / "g", "--checkpoint", "no-such-model"]
+    error = refusal(run("build", tmp_path / source, *arguments))
     assert isinstance(error, InputError)
-    assert "accepted: a folder of pictures" in str(error)
+    assert message in str(error)
+    assert not (tmp_path / "g").exists()
+
+
+def test_build_speaks_of_texts_where_it_indexes_texts(tiny_checkpoint, tmp_path):
+    (tmp_path / "t.txt").write_text("a dog\ntwo cats\n")
+    arguments = ["--gallery", tmp_path / "g", "--checkpoint", tiny_checkpoint, "--modality", "text"]
+    result = run("build", tmp_path / "t.txt", *arguments)
+    assert "2 texts indexed" in result.stdout
+    assert "texts/s" in result.stdout
 
 
 def test_info_prints_the_manifest(built):

@@ -120,6 +120,18 @@ def test_build_sees_what_changed_in_the_source_since_it_stopped(interrupt, build
     assert version_content(root) == version_content(tmp_path / "whole")
 
 
+def test_build_embeds_a_file_that_changed_since_it_stopped(interrupt, build, tmp_path):
+    source, root = tmp_path / "photos", tmp_path / "g"
+    for number in range(24):
+        save_picture(source / f"{number:02d}.png", seed=number)
+    interrupt(source, root, batch=5)
+    save_picture(source / "03.png", seed=99)  # in the first part
+    report = build(source, root)
+    assert (report.parts, report.parts_continued) == (3, 1)
+    build(source, tmp_path / "whole")
+    assert version_content(root) == version_content(tmp_path / "whole")
+
+
 def test_build_counts_what_it_met_although_parts_were_continued(interrupt, build, tmp_path):
     source, root = tmp_path / "photos", tmp_path / "g"
     for number in range(20):

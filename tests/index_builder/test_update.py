@@ -80,7 +80,18 @@ def test_update_by_hash_sees_a_change_that_size_and_time_do_not_show(root, sourc
     data[-20] ^= 1  # within the last chunk but one
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert update(root, encoder, compare="stamp").unchanged == 12
     assert update(root, encoder, compare="hash").unchanged == 11
+
+
+def test_update_by_hash_takes_over_what_was_only_touched(root, source, encoder, embedded):
+    (source / "03.png").touch()
+    report = update(root, encoder, compare="hash")
+    assert (report.unchanged, embedded) == (12, [])
+    gallery = Gallery.open(root)  # with the new time, so that it is not hashed when served
+    assert gallery.item(gallery.row("03.png")).mtime_s == (source / "03.png").stat().st_mtime
+    (source / "03.png").touch()
+    assert update(root, encoder).unchanged == 11
 
 
 def test_update_keeps_what_is_gone_unless_told_otherwise(root, source, encoder, embedded):
