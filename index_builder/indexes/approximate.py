@@ -14,6 +14,7 @@ from index_builder.indexes.scan import VectorScan
 from index_builder.vectors import Rows, VectorRows, Vectors
 
 _FACTORS = (1, 8)  # of the effort, while fewer rows are found than are wanted
+_FEW_ROWS = 1000  # all of them are looked at in no time
 _EXACT_SHARE = 4  # from a quarter of all rows on, looking at all of them costs less
 
 
@@ -37,9 +38,9 @@ class ApproximateIndex:
         fewer, it looks further, and at last at every row.
         """
         k = min(k, self._num_rows)
-        width = max(k * self._effort.refine, k + MARGIN)
-        if width * _EXACT_SHARE >= self._num_rows:
+        if self._num_rows <= max(_FEW_ROWS, (k + MARGIN) * _EXACT_SHARE):
             return self._scan.search(query_QE, k)
+        width = min(max(k * self._effort.refine, k + MARGIN), self._num_rows)
         scores_QK = np.empty((len(query_QE), k), np.float32)
         rows_QK = np.empty((len(query_QE), k), np.int64)
         pending = np.arange(len(query_QE))

@@ -27,6 +27,8 @@ _NAMES = {
 }
 _SPARE_BYTES = 1 << 20
 _BYTES_PER_ROW = 1024  # links of all levels, offsets, ids: a generous bound
+# tables that FAISS would compute for distances, which inner products have no use for
+_FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | faiss.IO_FLAG_PQ_SKIP_SDC_TABLE
 _parsing = threading.Lock()  # FAISS has one limit for the whole process
 
 
@@ -84,7 +86,7 @@ def _parse(path: Path) -> faiss.Index:
         before = faiss.get_deserialization_vector_byte_limit()
         faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
         try:
-            return faiss.read_index(str(path))
+            return faiss.read_index(str(path), _FLAGS)
         except Exception as err:  # FAISS raises bare RuntimeError, or what SWIG makes of it
             raise GalleryError(
                 f"{path} is damaged ({_short(err)}); build the gallery again"

@@ -22,9 +22,9 @@ def random_unit(count: int, dim: int, seed: int = 0) -> Vectors:
 
 
 def clustered(count: int, dim: int = 32, seed: int = 0) -> Vectors:
-    """Vectors around a hundred centres, as embeddings lie."""
+    """Vectors around a hundred centres, the same for each seed."""
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((100, dim))
+    centres = np.random.default_rng(7).standard_normal((100, dim))
     noise = rng.standard_normal((count, dim))
     return unit(centres[rng.integers(0, 100, count)] + 0.6 * noise)
 
@@ -35,8 +35,8 @@ def stored(vectors_NE: Vectors, path: Path, vector_type: VectorType = "float32")
     return open_vectors(path, vectors_NE.shape, info)
 
 
-def built(vectors: StoredVectors, path: Path, kind: str = "flat", **request) -> IndexInfo:
-    return build_index(IndexRequest(kind=kind, **request), vectors, path)
+def built(vectors: StoredVectors, path: Path, kind: str = "flat") -> IndexInfo:
+    return build_index(IndexRequest(kind=kind), vectors, path)
 
 
 def reference(query_QE: Vectors, vectors: StoredVectors, k: int) -> tuple[Vectors, Rows]:

@@ -1,4 +1,4 @@
-"""Exact search: against a plain sort, for every way of storing, with ties wherever they can hurt."""
+"""Exact search: against a plain sort, however vectors are stored, with ties where they hurt."""
 
 import numpy as np
 import pytest
