@@ -1,7 +1,7 @@
 """`index.faiss`: written here, and read as what it may be, a damaged or hostile file.
 
 Before FAISS parses it, the file's size and header are compared with the manifest; while it parses,
-it may take no more memory than the file is long; afterwards everything that a search follows
+no vector in it may be longer than the file; afterwards everything that a search follows
 (links, list entries, row numbers) is checked to lead inside.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import faiss
 
 from cots_model.errors import GalleryError
+from index_builder.indexes.kinds import code_bytes, num_lists
 from index_builder.indexes.structure import fault_of
 from index_builder.manifest import IndexInfo
 
@@ -52,7 +53,7 @@ def read_index(path: Path, info: IndexInfo, shape: tuple[int, int]) -> faiss.Ind
     """
     problem = _unfit(path, info, shape)
     if problem is None:
-        index = _parse(path)
+        index = _parse(path, max(path.stat().st_size, _table_bytes(info, shape)))
         problem = fault_of(index, info, shape)
     if problem:
         raise GalleryError(f"{path} is damaged: {problem}; build the gallery again")
@@ -81,10 +82,10 @@ def _unfit(path: Path, info: IndexInfo, shape: tuple[int, int]) -> str | None:
     return None
 
 
-def _parse(path: Path) -> faiss.Index:
+def _parse(path: Path, most_bytes: int) -> faiss.Index:
     with _parsing:
         before = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+        faiss.set_deserialization_vector_byte_limit(most_bytes)
         try:
             return faiss.read_index(str(path), _FLAGS)
         except Exception as err:  # FAISS raises bare RuntimeError, or what SWIG makes of it
@@ -93,6 +94,13 @@ def _parse(path: Path) -> faiss.Index:
             ) from err
         finally:
             faiss.set_deserialization_vector_byte_limit(before)
+
+
+def _table_bytes(info: IndexInfo, shape: tuple[int, int]) -> int:
+    """What FAISS's limit must allow for a table that it then does not make (see `_FLAGS`)."""
+    if info.kind != "ivfpq":
+        return 0
+    return num_lists(shape[0]) * code_bytes(shape[1]) * 256 * 4 + _SPARE_BYTES
 
 
 def _short(err: Exception) -> str:

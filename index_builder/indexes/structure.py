@@ -32,6 +32,8 @@ def fault_of(index: Any, info: IndexInfo, shape: tuple[int, int]) -> str | None:
         return f"it is a {type(index).__name__}, which is no {info.kind} index"
     if (index.ntotal, index.d) != shape or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         return f"it is over {index.ntotal:,} vectors of {index.d}"
+    if info.kind == "cagra" and index.base_level_only:
+        return "it has no upper levels, so each search would start at other rows"
     if info.kind in ("hnsw", "cagra"):
         return _hnsw_fault(index, shape)
     if info.kind in ("ivf", "ivfpq"):

@@ -153,7 +153,9 @@ def test_searches_from_many_threads_give_what_they_give_alone(every, gallery_vec
 
 
 BUILD = """
-import sys
+import os, sys
+if os.environ["OMP_NUM_THREADS"] == "1" and sys.platform == "linux":
+    os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 from pathlib import Path
 from index_builder.indexes.base import IndexRequest
 from index_builder.indexes.build import build_index
