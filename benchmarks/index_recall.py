@@ -61,7 +61,6 @@ ROWS: tuple[tuple[IndexChoice, VectorType], ...] = (
     ("hnsw", "float32"),
     ("ivf", "float32"),
     ("ivfpq", "float32"),
-    ("ivfpq", "int8"),
     ("cagra", "float32"),
 )
 
