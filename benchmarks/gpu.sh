@@ -156,12 +156,19 @@ table3() {
     "init.image=checkpoint:$start" "init.text=checkpoint:$start"
 }
 
-# Building and searching a gallery on the GPU, queries one at a time.
+# Building and searching a gallery and each kind of index on the GPU, queries one at a time.
 search() {
   step index "${cots[@]}" index build "$evaluate" --gallery "$OUT/gallery" --device "$DEVICE" --json
   step search "${cots[@]}" search --gallery "$OUT/gallery" "a dog runs through snow" --json
   step bench_query "${cots[@]}" bench query --out "$OUT"
   rm -rf "$OUT/gallery"
+  local sizes=() kinds=flat,ivf,ivfpq,cagra
+  [[ $DRY_RUN == 1 ]] && kinds=flat,hnsw,ivf,ivfpq &&
+    sizes=(--count 2000 --pictures 60 --captions 40 --target-recall 0.5)
+  # the real calls of faiss-gpu beside exact search, files saved for CPUs, and memory that runs out
+  step index_gpu "$PYTHON" -m pytest -q -rs tests/index_builder/indexes/test_real_gpu.py
+  step index_recall "$PYTHON" benchmarks/index_recall.py --data "$DATA" --device "$DEVICE" \
+    --vectors "$RUNS/index_recall.npz" --out "$OUT" --kinds "$kinds" "${sizes[@]}"
 }
 
 # The tests, where CUDA is visible.

@@ -77,7 +77,7 @@ class IndexInfo(_Frozen):
         parameters: what it was built with; empty for `flat`.
         search: what it is searched with (`ef_search`, `num_probes`, `refine`, ...).
         reason: why this kind, in words, where `auto` chose it.
-        measured: recall and latency at build time; `None` for `flat`, which is exact.
+        measured: recall and latency at build time; `None` for `milvus`.
     """
 
     kind: IndexKind

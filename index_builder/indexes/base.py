@@ -3,7 +3,7 @@
 An index proposes rows; scores are always computed again from the stored vectors (`exact_scores`),
 so a score means the same in every kind, and only which rows are found can differ.
 
-Shape letters: Q queries, K results.
+Shape letters: Q queries, W rows proposed, K results.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from cots_model.errors import InputError
+from index_builder.indexes.effort import Effort
 from index_builder.manifest import VectorType
 from index_builder.vectors import Rows, Vectors
 
@@ -36,6 +37,14 @@ class SearchIndex(Protocol):
         ...
 
 
+class Proposer(Protocol):
+    """Finds rows that may be among the best; safe to use from several threads."""
+
+    def propose(self, query_QE: Vectors, width: int, effort: Effort) -> tuple[Vectors, Rows]:
+        """Rough scores and rows `[Q,W]` of each query, best first; row -1 where none was found."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexRequest:
     """Which index to build.
@@ -45,12 +54,15 @@ class IndexRequest:
         target_recall: recall@10 beside exact search that search parameters are tuned to.
         vectors: how vectors are stored.
         device: `auto`, `cpu`, `cuda` or `cuda:N`: where the index is trained and built.
+        reproducible: the same vectors give the same bytes. It costs time for `hnsw` alone, which
+            is then built by one thread.
     """
 
     kind: IndexChoice = "flat"
     target_recall: float = 0.95
     vectors: VectorType = "float32"
     device: str = "auto"
+    reproducible: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""

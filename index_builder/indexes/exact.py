@@ -1,41 +1,39 @@
-"""The FAISS index: built, saved and opened here, and searched exactly.
+"""Exact search: rows are proposed, then ranked by their true scores until nothing is in doubt.
 
 FAISS decides which rows can be among the best; their scores are then computed again from the
 stored vectors, one row at a time in float64 and rounded to float32. So a score depends on nothing
 but the two vectors (not on the batch, the BLAS or the GPU), and equal vectors always tie.
 
-Shape letters: Q queries, N rows, E dimensions, K results.
+Shape letters: Q queries, N rows, E dimensions, W rows proposed, K results.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from pathlib import Path
+from functools import cached_property
 
-import faiss
 import numpy as np
 
-from cots_model.errors import GalleryError
-from index_builder.vectors import Rows, StoredVectors, VectorRows, Vectors
+from index_builder.indexes.base import Proposer
+from index_builder.indexes.effort import Effort
+from index_builder.vectors import Rows, VectorRows, Vectors
 
-GPU_MAX_K = 2048
-_MARGIN = 32
-_HEADER_BYTES = 512
+MARGIN = 32
+_NO_EFFORT = Effort()
 
 
 class ExactIndex:
-    """Inner-product search over all rows, on the GPU where FAISS has one."""
+    """Inner-product search over all rows.
+
+    The proposer must look at every row, with scores of float32 precision.
+    """
 
     exact = True
 
-    def __init__(self, cpu_index: faiss.IndexFlatIP, vectors: VectorRows) -> None:
-        """Hold an index and the vectors it was built from."""
-        self._cpu = cpu_index
+    def __init__(self, proposer: Proposer, vectors: VectorRows) -> None:
+        """Hold a proposer and the vectors it looks at."""
+        self._proposer = proposer
         self._vectors = vectors
         self._num_rows = vectors.shape[0]
-        self._gpu = _GpuIndex(cpu_index) if faiss.get_num_gpus() > 0 else None
-        self._max_norm = _max_norm(vectors)
 
     def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
         """The `k` best rows of each query: scores `[Q,K]` float32 and rows `[Q,K]` int64.
@@ -46,12 +44,12 @@ class ExactIndex:
         scores_QK = np.empty((len(query_QE), k), np.float32)
         rows_QK = np.empty((len(query_QE), k), np.int64)
         pending = np.arange(len(query_QE))
-        width = min(k + _MARGIN, self._num_rows)
+        width = min(k + MARGIN, self._num_rows)
         while len(pending):
-            found_QW, candidates_QW = self._scan(query_QE[pending], width)
+            found_QW, candidates_QW = self._proposer.propose(query_QE[pending], width, _NO_EFFORT)
             unsettled = []
             for at, query in enumerate(pending):
-                scores_W, rows_W = self._rank(query_QE[query], candidates_QW[at])
+                scores_W, rows_W = rank(query_QE[query], candidates_QW[at], self._vectors)
                 scores_QK[query], rows_QK[query] = scores_W[:k], rows_W[:k]
                 tolerance = self._rounding(query_QE[query])
                 if width < self._num_rows and found_QW[at, -1] + tolerance >= scores_W[k - 1]:
@@ -60,23 +58,20 @@ class ExactIndex:
             width = min(width * 4, self._num_rows)
         return scores_QK, rows_QK
 
-    def _scan(self, query_QE: Vectors, width: int) -> tuple[Vectors, Rows]:
-        if self._gpu is not None and width <= GPU_MAX_K:
-            return self._gpu.search(query_QE, width)
-        found_QW, candidates_QW = self._cpu.search(query_QE, width)
-        return found_QW, candidates_QW
-
-    def _rank(self, query_E: Vectors, rows_W: Rows) -> tuple[Vectors, Rows]:
-        rows_W = np.sort(rows_W)
-        scores_W = exact_scores(query_E, self._vectors.rows(rows_W))
-        order = np.argsort(-scores_W, kind="stable")
-        return scores_W[order], rows_W[order]
-
     def _rounding(self, query_E: Vectors) -> float:
-        """Bound on the error of FAISS's float32 sum of E products (Higham 2002, eq. 3.5)."""
-        dim = len(query_E)
+        """Bound on the error of a proposed score.
+
+        Twice that of a float32 sum of E products in any order (Higham 2002, eq. 3.5), which leaves
+        room for the roundings of int8's scale, on the query's side or on the vectors'.
+        """
+        terms = len(query_E) + 4
         unit_roundoff = float(np.finfo(np.float32).eps) / 2
-        return 2 * dim * unit_roundoff * float(np.linalg.norm(query_E)) * self._max_norm
+        return 2 * terms * unit_roundoff * float(np.linalg.norm(query_E)) * self._max_norm
+
+    @cached_property
+    def _max_norm(self) -> float:
+        blocks = self._vectors.blocks()
+        return max(float(np.linalg.norm(block_NE, axis=1).max()) for block_NE in blocks)
 
 
 def exact_scores(query_E: Vectors, vectors_NE: Vectors) -> Vectors:
@@ -86,69 +81,13 @@ def exact_scores(query_E: Vectors, vectors_NE: Vectors) -> Vectors:
     return scores
 
 
-def build_flat(blocks: Iterator[Vectors], dim: int, path: Path) -> None:
-    """Write an exact index of the vectors `[n,E]` of all blocks, in order; OSError if it cannot."""
-    index: faiss.Index = faiss.IndexFlatIP(dim)
-    if faiss.get_num_gpus() > 0:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    for block_NE in blocks:
-        index.add(np.ascontiguousarray(block_NE))
-    if faiss.get_num_gpus() > 0:
-        index = faiss.index_gpu_to_cpu(index)
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as err:  # FAISS's own type for a full disk
-        raise OSError(f"{path} could not be written: {err}") from err
+def rank(query_E: Vectors, rows_W: Rows, vectors: VectorRows) -> tuple[Vectors, Rows]:
+    """Rows by their exact scores, best first, equal ones by row; places without a row are left out.
 
-
-def open_flat(path: Path, vectors: StoredVectors) -> ExactIndex:
-    """Open an index written by `build_flat`.
-
-    The file's length is checked before FAISS parses it; check its sha256 before calling.
-
-    Raises:
-        GalleryError: if it is damaged, or does not fit the vectors.
+    Returns:
+        scores float32 and rows int64, at most `[W]`.
     """
-    num_rows, dim = vectors.shape
-    payload_bytes = num_rows * dim * 4
-    if not payload_bytes <= path.stat().st_size <= payload_bytes + _HEADER_BYTES:
-        raise GalleryError(
-            f"{path} holds {path.stat().st_size:,} bytes, which does not fit "
-            f"{num_rows:,} vectors of {dim}; build the gallery again"
-        )
-    try:
-        index = faiss.read_index(str(path))
-    except Exception as err:  # FAISS raises bare RuntimeError, or what SWIG makes of it
-        raise GalleryError(f"{path} is damaged ({err}); build the gallery again") from err
-    if not isinstance(index, faiss.IndexFlatIP) or (index.ntotal, index.d) != vectors.shape:
-        raise GalleryError(f"{path} is not a flat index of these vectors; build the gallery again")
-    return ExactIndex(index, vectors)
-
-
-def index_vectors(path: Path, vectors: VectorRows) -> bool:
-    """Whether the index holds exactly these vectors, bit for bit (for `verify`)."""
-    index = faiss.read_index(str(path))
-    start = 0
-    for block_NE in vectors.blocks():
-        if not np.array_equal(index.reconstruct_n(start, len(block_NE)), block_NE):
-            return False
-        start += len(block_NE)
-    return True
-
-
-class _GpuIndex:
-    """A copy on the first GPU; its resources serve one thread at a time."""
-
-    def __init__(self, cpu_index: faiss.IndexFlatIP) -> None:
-        self._resources = faiss.StandardGpuResources()
-        self._index = faiss.index_cpu_to_gpu(self._resources, 0, cpu_index)
-        self._lock = threading.Lock()
-
-    def search(self, query_QE: Vectors, width: int) -> tuple[Vectors, Rows]:
-        with self._lock:
-            found_QW, candidates_QW = self._index.search(query_QE, width)
-        return found_QW, candidates_QW
-
-
-def _max_norm(vectors: VectorRows) -> float:
-    return max(float(np.linalg.norm(block_NE, axis=1).max()) for block_NE in vectors.blocks())
+    rows_W = np.sort(rows_W[rows_W >= 0])
+    scores_W = exact_scores(query_E, vectors.rows(rows_W))
+    order = np.argsort(-scores_W, kind="stable")
+    return scores_W[order], rows_W[order]
