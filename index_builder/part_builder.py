@@ -235,7 +235,7 @@ def _entries(specs: Iterable[PartSpec], opened: deque[PartSpec]) -> Iterator[Can
 def _as_skip(value: Candidate | Skip) -> Skip:
     if isinstance(value, Skip):
         return value
-    return Skip(value.id, value.uri, "passed", "needs no decoding")
+    return Skip(value.id, value.uri, "", "")  # never written: only passes the decoders by
 
 
 def _fresh(old: Item, candidate: Candidate) -> Item:

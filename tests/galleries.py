@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import faiss
 import numpy as np
 
 from cots_model.encoder import Encoder
 from cots_model.videos import NUM_FRAMES, VideoClip, iter_clips
 from index_builder.content import file_uri
-from index_builder.indexes.exact import build_flat
 from index_builder.items import Item, write_items
 from index_builder.manifest import (
     EXCLUDED_FILE,
@@ -48,7 +48,9 @@ def publish_gallery(
     folder = root / "versions" / f".partial-{version}"
     folder.mkdir(parents=True)
     np.save(folder / VECTORS_FILE, vectors_NE[order].astype(np.float32))
-    build_flat(iter([vectors_NE[order].astype(np.float32)]), encoder.dim, folder / INDEX_FILE)
+    index = faiss.IndexFlatIP(encoder.dim)
+    index.add(vectors_NE[order].astype(np.float32))
+    faiss.write_index(index, str(folder / INDEX_FILE))
     write_items([items[row] for row in order], folder / ITEMS_FILE)
     (folder / SKIPPED_FILE).touch()
     (folder / EXCLUDED_FILE).touch()

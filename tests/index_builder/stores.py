@@ -9,9 +9,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from cots_model.videos import NUM_FRAMES
 from index_builder.items import Item, write_items
 from index_builder.manifest import (
     FORMAT_VERSION,
+    FRAME_TIMES_FILE,
+    FRAMES_FILE,
     INDEX_FILE,
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -60,6 +63,11 @@ def publish_gallery(
         index.add(vectors_NE)
         faiss.write_index(index, str(folder / INDEX_FILE))
         write_items(items, folder / ITEMS_FILE)
+        if modality == "video":
+            frames_NFE = np.repeat(vectors_NE[:, None], NUM_FRAMES, axis=1)
+            times_NF = np.tile(np.arange(NUM_FRAMES, dtype=np.float64), (len(items), 1))
+            np.save(folder / FRAMES_FILE, frames_NFE.astype(np.float16))
+            np.save(folder / FRAME_TIMES_FILE, times_NF)
         names = version_files(modality, "flat")
         for name in names:
             (folder / name).touch()
