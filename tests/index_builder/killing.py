@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,13 +56,24 @@ def main() -> None:
     decode = importlib.import_module("index_builder.pipeline.decode")
     with decode.DecodePool(encoder.preprocess, workers=1, timeout_s=60, window=1) as pool:
         assert list(pool.decode(iter(()))) == []
-    # The server that decoders are forked from is no child of the builds, so only this process can
-    # look after it; one that was being asked by a build as that was killed does not live on.
+    # the server that decoders are forked from is no child of the builds: they cannot look after it
     server = multiprocessing.forkserver._forkserver
-    revive, server.ensure_running = server.ensure_running, lambda: None
+    ensure, server.ensure_running = server.ensure_running, lambda: None
     for line in sys.stdin:
-        revive()
+        revive(server._forkserver_pid, ensure)
         print(json.dumps(fork_one(json.loads(line), encoder)), flush=True)  # noqa: T201
+
+
+def revive(server: int, ensure: Callable[[], None]) -> None:
+    """Start the server again if it died of a build that was killed while asking it."""
+    process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+    try:
+        process.start()
+        process.join()
+    except (OSError, EOFError):
+        os.kill(server, signal.SIGKILL)
+        os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
+        ensure()
 
 
 def fork_one(job: dict, encoder: object) -> dict:
