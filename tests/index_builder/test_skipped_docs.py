@@ -6,6 +6,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
+INTERNAL = {"passed"}  # stands for an entry that needs no decoding; never written
 NAMING = {"ContentError", "ImageError", "VideoError", "Failure", "Skip", "_skip", "_replace"}
 
 
@@ -39,7 +40,7 @@ def test_every_reason_is_documented():
     ]
     used = set().union(*(reasons_in(path.read_text("utf-8")) for path in files))
     assert {"damaged", "fetch_timeout", "decoder_crashed", "symlinked_folder"} <= used
-    assert used <= documented()
+    assert used - INTERNAL <= documented()
 
 
 def test_a_reason_that_is_not_documented_would_be_found():
