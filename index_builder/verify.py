@@ -10,7 +10,7 @@ import numpy as np
 from cots_model.errors import GalleryError
 from cots_model.videos import NUM_FRAMES
 from index_builder.gallery import Gallery
-from index_builder.indexes.exact import index_vectors
+from index_builder.indexes.check import check_index
 from index_builder.manifest import (
     EXCLUDED_FILE,
     FRAME_TIMES_FILE,
@@ -24,7 +24,7 @@ from index_builder.manifest import (
     check_file,
 )
 from index_builder.publish import POINTER, read_pointer
-from index_builder.vectors import NORM_TOLERANCE, VectorRows, Vectors
+from index_builder.vectors import NORM_TOLERANCE, StoredVectors, VectorRows, Vectors
 from index_builder.version import read_excluded, read_manifest
 
 _VIDEO_BLOCK = 1024
@@ -76,8 +76,10 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     norms = [np.linalg.norm(block_NE, axis=1) for block_NE in vectors.blocks()]
     if not np.allclose(np.concatenate(norms), 1.0, atol=NORM_TOLERANCE[manifest.vectors.type]):
         found[VECTORS_FILE] = "its rows are not unit vectors"
-    if manifest.index.kind == "flat" and not index_vectors(folder / INDEX_FILE, vectors):
-        found[INDEX_FILE] = f"it does not hold the vectors of {VECTORS_FILE}"
+    assert isinstance(vectors, StoredVectors), "only Milvus keeps them elsewhere"
+    problem = check_index(folder / INDEX_FILE, manifest.index, vectors)
+    if problem:
+        found[INDEX_FILE] = problem
     if manifest.modality == "video":
         problem = _frames_problem(folder, vectors, _tolerance(manifest.vectors))
         if problem:

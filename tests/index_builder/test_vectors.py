@@ -84,7 +84,7 @@ def test_write_vectors_refuses_vectors_that_are_no_unit_vectors(tmp_path):
     for bad in (np.nan, 2.0):
         vectors_NE = unit(5, 8)
         vectors_NE[3] *= bad
-        with pytest.raises(InputError, match="length (nan|2)"):
+        with pytest.raises(InputError, match=r"length (nan|2)"):
             written(vectors_NE, tmp_path / "v.npy", "float32")
 
 
