@@ -2,8 +2,8 @@
 
 python benchmarks/index_recall.py --vectors runs/index_recall.npz --out benchmarks/results
 
-The gallery is widened from 2,500 real pictures (`realistic_vectors.py`). Queries are real and not in
-the gallery: captions of Flickr8k, captions of COCO, and 500 other pictures. VECTORS keeps the
+The gallery is widened from 2,500 real pictures (`realistic_vectors.py`). Queries are real and not
+in the gallery: captions of Flickr8k, captions of COCO, and 500 other pictures. VECTORS keeps the
 embeddings for the next time.
 """
 
