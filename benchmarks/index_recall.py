@@ -2,21 +2,17 @@
 
 python benchmarks/index_recall.py --vectors runs/index_recall.npz --out benchmarks/results
 
-The gallery is made of real pictures: 2,500 are embedded, and each further vector is one of them,
-moved within the cloud of its 32 nearest neighbours (Gaussian weights on the differences to them, so
-that the noise has the local covariance). Queries are real and not in the gallery: captions of
-Flickr8k, captions of COCO, and 500 other pictures. VECTORS keeps the embeddings for the next time.
+The gallery is widened from 2,500 real pictures (`realistic_vectors.py`). Queries are real and not
+in the gallery: captions of Flickr8k, captions of COCO, and 500 other pictures. VECTORS keeps the
+embeddings for the next time.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -25,12 +21,12 @@ import click
 import faiss
 import numpy as np
 import torch
+from realistic_vectors import Embedded, embed, gallery, read
 
 from cots_cli.bench_report import Report, Stage, summarise, write_report
-from cots_model.encoder import Encoder, Vectors
+from cots_model.encoder import Vectors
 from cots_model.errors import InputError
 from cots_model.hardware import describe_hardware
-from cots_model.images import decode_image
 from index_builder.indexes.base import IndexChoice, IndexRequest, SearchIndex
 from index_builder.indexes.build import build_index
 from index_builder.indexes.check import check_index
@@ -41,19 +37,8 @@ from index_builder.indexes.measure import Sample, ask
 from index_builder.indexes.open import open_index
 from index_builder.indexes.scan import VectorScan
 from index_builder.manifest import IndexInfo, VectorType
-from index_builder.vectors import StoredVectors, open_vectors, write_vectors
+from index_builder.vectors import StoredVectors
 
-PICTURES = {  # shares of the pictures, by archive
-    "flickr8k/train-00000.tar": 10,
-    "flickr8k/train-00001.tar": 10,
-    "flickr8k/val-00000.tar": 10,
-    "exercises/images.tar": 9,
-    "fashion/images.tar": 13,
-    "web_pairs/00000.tar": 8,
-}
-NEIGHBOURS = 32
-HELD_OUT = 6  # every sixth picture is a query
-BLOCK = 4096
 ROWS: tuple[tuple[IndexChoice, VectorType], ...] = (
     ("flat", "float32"),
     ("flat", "float16"),
@@ -63,14 +48,6 @@ ROWS: tuple[tuple[IndexChoice, VectorType], ...] = (
     ("ivfpq", "float32"),
     ("cagra", "float32"),
 )
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Unit vectors `[n,E]`: pictures to make the gallery of, and queries by name."""
-
-    pictures: Vectors
-    queries: dict[str, Vectors]
 
 
 @click.command()
@@ -101,8 +78,8 @@ def main(
         _use_cores(threads)
     load = os.getloadavg()[0]
     if not cache.exists():
-        _embed(data, cache, pictures, captions, device)
-    embedded = _read(cache)
+        embed(data, cache, pictures, captions, device)
+    embedded = read(cache)
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             _measure(row, embedded, count, target_recall, device, Path(folder))
@@ -185,7 +162,7 @@ def _measure(
     folder: Path,
 ) -> Row:
     kind, vector_type = row
-    vectors = _gallery(embedded.pictures, count, folder / f"{vector_type}.npy", vector_type)
+    vectors = gallery(embedded.pictures, count, folder / f"{vector_type}.npy", vector_type)
     request = IndexRequest(
         kind=kind, target_recall=target_recall, vectors=vector_type, device=device
     )
@@ -250,88 +227,6 @@ def _table(rows: list[Row], embedded: Embedded, count: int) -> str:
             f"| {row.stage.median_ms:.2f} ms | {row.stage.p95_ms:.2f} ms |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _gallery(
-    pictures_nE: Vectors, count: int, path: Path, vector_type: VectorType
-) -> StoredVectors:
-    shape = (count, pictures_nE.shape[1])
-    info = write_vectors(path, lambda: _widened(pictures_nE, count), shape, vector_type)
-    return open_vectors(path, shape, info)
-
-
-def _widened(pictures_nE: Vectors, count: int) -> Iterator[Vectors]:
-    """The pictures, and others among them, `[b,E]` at a time."""
-    yield pictures_nE[:count]
-    rng = np.random.default_rng(0)
-    neighbours = min(NEIGHBOURS, len(pictures_nE) - 1)
-    _, near_nM = faiss.knn(
-        pictures_nE, pictures_nE, neighbours + 1, metric=faiss.METRIC_INNER_PRODUCT
-    )
-    for start in range(len(pictures_nE), count, BLOCK):
-        chosen_b = rng.integers(0, len(pictures_nE), min(BLOCK, count - start))
-        weight_bM = rng.standard_normal((len(chosen_b), neighbours), dtype=np.float32)
-        centre_bE = pictures_nE[chosen_b]
-        away_bME = pictures_nE[near_nM[chosen_b, 1:]] - centre_bE[:, None]
-        block_bE = centre_bE + np.einsum("bm,bme->be", weight_bM, away_bME) / np.sqrt(neighbours)
-        yield _unit(block_bE)
-
-
-def _embed(data: Path, cache: Path, pictures: int, captions: int, device: str) -> None:
-    encoder = Encoder.load("cots-mini", device=device)
-    whole = sum(PICTURES.values())
-    parts = [
-        _embed_archive(encoder, data / name, pictures * share // whole)
-        for name, share in PICTURES.items()
-    ]
-    rng = np.random.default_rng(0)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        cache,
-        pictures=np.concatenate(parts),
-        flickr8k=encoder.encode_texts(_choose(rng, _flickr8k(data), captions)),
-        coco=encoder.encode_texts(_choose(rng, _coco(data), captions)),
-    )
-
-
-def _embed_archive(encoder: Encoder, path: Path, count: int) -> Vectors:
-    pictures = []
-    with tarfile.open(path) as archive:
-        for member in archive:
-            content = archive.extractfile(member)
-            if content is None or not member.name.endswith((".jpg", ".png", ".webp")):
-                continue
-            if len(pictures) == count:
-                break
-            pictures.append(decode_image(content.read()))
-    return encoder.encode_images(pictures)
-
-
-def _flickr8k(data: Path) -> list[str]:
-    document = json.loads((data / "flickr8k/dataset_flickr8k.json").read_text("utf-8"))
-    return [said["raw"] for picture in document["images"] for said in picture["sentences"]]
-
-
-def _coco(data: Path) -> list[str]:
-    document = json.loads((data / "coco_annotations/captions_val2017.json").read_text("utf-8"))
-    return [said["caption"] for said in document["annotations"]]
-
-
-def _choose(rng: np.random.Generator, texts: list[str], count: int) -> list[str]:
-    return [texts[at] for at in rng.choice(len(texts), count, replace=False)]
-
-
-def _read(cache: Path) -> Embedded:
-    with np.load(cache, allow_pickle=False) as arrays:
-        pictures = arrays["pictures"]
-        captions = {"Flickr8k captions": arrays["flickr8k"], "COCO captions": arrays["coco"]}
-    held_out = np.arange(len(pictures)) % HELD_OUT == 0
-    return Embedded(pictures[~held_out], {**captions, "pictures": pictures[held_out]})
-
-
-def _unit(vectors_NE: Vectors) -> Vectors:
-    unit: Vectors = vectors_NE / np.linalg.norm(vectors_NE, axis=1, keepdims=True)
-    return unit.astype(np.float32)
 
 
 def _use_cores(count: int) -> None:

@@ -52,7 +52,7 @@ class FileInfo(_Frozen):
 
 
 class Measured(_Frozen):
-    """How an index did at build time beside an exact search, on a sample of its own vectors.
+    """How an index did at build time beside an exact search, on a sample of queries.
 
     Attributes:
         num_queries: how many queries were tried, one at a time.
@@ -77,7 +77,7 @@ class IndexInfo(_Frozen):
         parameters: what it was built with; empty for `flat`.
         search: what it is searched with (`ef_search`, `num_probes`, `refine`, ...).
         reason: why this kind, in words, where `auto` chose it.
-        measured: recall and latency at build time; `None` for `milvus`.
+        measured: recall and latency at build time; `None` where nothing was measured.
     """
 
     kind: IndexKind

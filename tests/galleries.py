@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 
 from cots_model.encoder import Encoder
 from cots_model.videos import NUM_FRAMES, VideoClip, iter_clips
 from index_builder.content import file_uri
+from index_builder.indexes.base import IndexRequest
+from index_builder.indexes.build import build_index
 from index_builder.items import Item, write_items
 from index_builder.manifest import (
     EXCLUDED_FILE,
@@ -23,13 +24,13 @@ from index_builder.manifest import (
     MANIFEST_FILE,
     SKIPPED_FILE,
     VECTORS_FILE,
-    IndexInfo,
     Manifest,
     Recipe,
     sha256_of,
     version_files,
 )
 from index_builder.publish import Pointer, new_version_name, publish
+from index_builder.vectors import StoredVectors
 
 
 def publish_gallery(
@@ -48,9 +49,8 @@ def publish_gallery(
     folder = root / "versions" / f".partial-{version}"
     folder.mkdir(parents=True)
     np.save(folder / VECTORS_FILE, vectors_NE[order].astype(np.float32))
-    index = faiss.IndexFlatIP(encoder.dim)
-    index.add(vectors_NE[order].astype(np.float32))
-    faiss.write_index(index, str(folder / INDEX_FILE))
+    vectors = StoredVectors(vectors_NE[order].astype(np.float32))
+    index = build_index(IndexRequest(), vectors, folder / INDEX_FILE)
     write_items([items[row] for row in order], folder / ITEMS_FILE)
     (folder / SKIPPED_FILE).touch()
     (folder / EXCLUDED_FILE).touch()
@@ -64,7 +64,7 @@ def publish_gallery(
         modality=modality,
         dim=encoder.dim,
         count=len(items),
-        index=IndexInfo(kind="flat"),
+        index=index,
         model_fingerprint=encoder.fingerprint,
         model_name=encoder.name,
         created="2026-01-01T00:00:00+00:00",
