@@ -2,12 +2,15 @@
 # CPU:  docker build -t cots-retrieval .
 # GPU:  docker build -t cots-retrieval:gpu --build-arg DEVICE=cuda .
 # A much smaller CPU image: --build-arg TORCH_INDEX=<index of PyTorch's CPU builds>
+# For buckets, Milvus or Ray: --build-arg EXTRAS=s3,milvus,ray
 
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim AS build
 # Where PyTorch comes from; empty: from where everything else does (runs on CPU and GPU).
 ARG TORCH_INDEX=
+# Extras of the project, separated by commas.
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
@@ -21,7 +24,7 @@ COPY index_builder index_builder
 COPY service service
 COPY training training
 COPY cots_cli cots_cli
-RUN /opt/cots/bin/pip install --constraint constraints.txt .
+RUN /opt/cots/bin/pip install --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM python:${PYTHON_VERSION}-slim
 # cpu | cuda | auto: where the model runs unless COTS_DEVICE says otherwise.

@@ -256,7 +256,7 @@ def _load_av() -> Any:
         return importlib.import_module("av")
     except ImportError as err:
         raise CotsError(
-            "reading videos needs PyAV, which is not installed; pip install 'cots-retrieval[video]'"
+            "reading videos needs PyAV, which cannot be imported here; pip install av"
         ) from err
 
 

@@ -2,7 +2,7 @@
 
 A video is 16 frames and its vector the mean of theirs (supplement, text-to-video retrieval). Chosen
 here: the frames that are shown at the centres of 16 equal segments of its time, and that unit
-vectors are averaged and normalised again. PyAV is needed: `pip install 'cots-retrieval[video]'`.
+vectors are averaged and normalised again.
 
 Shape letters: F frames of all videos, N videos, E joint width.
 """

@@ -7,11 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-import pytest
 from PIL import Image
-
-av = pytest.importorskip("av", reason="PyAV is not installed; pip install 'cots-retrieval[video]'")
 
 NUM_BITS = 16
 

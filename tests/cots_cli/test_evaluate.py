@@ -145,7 +145,6 @@ def test_evaluate_refuses_when_nothing_is_left(cots, tiny_checkpoint, tmp_path):
 
 
 def test_evaluate_scores_videos(cots, tiny_checkpoint, tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed")
     from tests.cots_model.test_videos import write_clip
 
     entries = []

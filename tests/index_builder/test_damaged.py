@@ -125,7 +125,6 @@ def test_every_damaged_picture_is_skipped_for_a_true_reason_or_indexed_right(
 
 @pytest.mark.slow
 def test_every_damaged_video_is_skipped_for_a_true_reason_or_decoded_right(encoder, tmp_path):
-    pytest.importorskip("av")
     cases = list(videos.cases())
     candidates = []
     for case in cases:

@@ -175,7 +175,6 @@ def test_a_stream_of_shards_makes_batches(shard, preprocess):
 
 
 def test_videos_keep_their_frames_together(examples, preprocess, tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed")
     from tests.cots_model.test_videos import write_clip
 
     for count in (3, 40):

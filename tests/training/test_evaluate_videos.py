@@ -21,8 +21,6 @@ from training.objective import per_frame, project_images
 from training.tokenizer_source import load_tokenizer_model
 from training.trainer import make_stepper, train
 
-pytest.importorskip("av", reason="PyAV is not installed; pip install 'cots-retrieval[video]'")
-
 
 @pytest.fixture
 def clips(tmp_path):
