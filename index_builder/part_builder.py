@@ -24,6 +24,7 @@ from index_builder.manifest import FORMAT_VERSION, Modality
 from index_builder.parts import Part, PartRows, write_part
 from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
+from index_builder.pipeline.protocol import NUM_FRAMES
 from index_builder.pipeline.result import Result
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.version import VersionRows
@@ -160,7 +161,10 @@ class PartBuilder:
             return
         settings = self.settings
         with _start_pool(self.encoder, settings) as pool:
-            results = Background(pool.decode(entries), size=settings.batch_size)
+            # A clip has 16 units, 12 MB of pixels: as many units ahead as with pictures.
+            units = 1 if settings.modality == "image" else NUM_FRAMES
+            ahead = max(2, settings.batch_size // units)
+            results = Background(pool.decode(entries), size=ahead)
             try:
                 yield iter(results)
             finally:
