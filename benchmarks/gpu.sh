@@ -6,7 +6,7 @@
 #   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh     # the same steps, tiny, on the CPU
 #
 # Stages: starts (closed-form projections for both models), tokenizers, bench (alone on the card, or
-# its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, tests.
+# its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, decoding, tests.
 # What a stage left in RUNS is not made again, so a machine that is there for minutes can be given the
 # starts and tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
 # configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
@@ -171,12 +171,18 @@ search() {
     --vectors "$RUNS/index_recall.npz" --out "$OUT" --kinds "$kinds" "${sizes[@]}"
 }
 
+# JPEGs decoded on the GPU beside those decoded on the CPU.
+decoding() {
+  [[ $DRY_RUN == 1 ]] || step decoding env COTS_SHARED_DATA="$DATA" \
+    "$PYTHON" -m pytest -q tests/index_builder/pipeline/test_gpu_jpeg.py
+}
+
 # The tests, where CUDA is visible.
 tests() {
   [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q -x tests/cots_model tests/training
 }
 
-known=(starts tokenizers bench table3 mini search tests)
+known=(starts tokenizers bench table3 mini search decoding tests)
 stages=("$@")
 ((${#stages[@]})) || stages=("${known[@]}")
 for stage in "${stages[@]}"; do

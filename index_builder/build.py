@@ -122,6 +122,10 @@ def start_run(
     """Look at the source and the metadata file; nothing is written yet."""
     if options.engine == "ray":
         _ray_engine()
+    elif options.jpeg_decoder == "gpu" and encoder.device.type != "cuda":
+        raise InputError(
+            f"jpeg_decoder gpu needs a GPU, and the model runs on {encoder.device}; leave it out"
+        )
     source = open_source(options.sources, modality=options.modality, exclude=options.gallery)
     metadata = read_metadata_file(options.metadata) if options.metadata else None
     return Run(options, encoder, source, metadata, progress, base or Base())
@@ -230,6 +234,7 @@ def _settings(run: Run) -> PartSettings:
         precision=run.encoder.precision,
         model_fingerprint=run.encoder.fingerprint,
         segment_seconds=options.segment_seconds,
+        jpeg_decoder=options.jpeg_decoder,
         base=run.base.folder,
         base_sha256=run.base.sha256,
         roots=run.source.roots,
@@ -284,6 +289,7 @@ def _plan(run: Run) -> Plan:
             batch_size=options.batch_size,
             precision=run.encoder.precision,
             segment_seconds=options.segment_seconds,
+            jpeg_decoder=options.jpeg_decoder,
             checkpoint=options.checkpoint,
         ),
         device=options.index.device,

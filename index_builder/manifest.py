@@ -23,6 +23,7 @@ PLACES_FILE = "places.npy"
 
 Modality = Literal["image", "video", "text"]
 IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "milvus"]
+JpegDecoder = Literal["cpu", "gpu"]
 VectorType = Literal["float32", "float16", "int8"]
 Parameter = bool | int | float | str
 MODALITIES: tuple[Modality, ...] = ("image", "video", "text")
@@ -111,6 +112,7 @@ class Recipe(_Frozen):
         batch_size: embedded at once.
         precision: of the computation.
         segment_seconds: length of the segments long videos are cut into, if they are.
+        jpeg_decoder: where plain JPEGs were decoded.
         checkpoint: what the model was loaded from, where that is known.
     """
 
@@ -122,6 +124,7 @@ class Recipe(_Frozen):
     batch_size: int = 32
     precision: str = "float32"
     segment_seconds: float | None = None
+    jpeg_decoder: JpegDecoder = "cpu"
     checkpoint: str | None = None
 
 

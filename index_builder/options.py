@@ -10,7 +10,7 @@ from typing import Literal
 
 from cots_model.errors import InputError
 from index_builder.indexes.base import IndexRequest
-from index_builder.manifest import MODALITIES, Modality
+from index_builder.manifest import MODALITIES, JpegDecoder, Modality
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = ("local", "ray")
@@ -36,6 +36,7 @@ class BuildOptions:
         part_items: entries of the source per part; 0 is 1024, and 64 for videos.
         keep_versions: how many versions stay, the new one included.
         segment_seconds: length of the segments that long videos are cut into, if they are.
+        jpeg_decoder: `gpu` decodes plain JPEGs on the encoder's GPU; vectors differ a little.
         shard: `(i, n)` builds only every n-th part, from the i-th on; `merge` joins the galleries.
         engine: where parts are built: in this process, or on a Ray cluster.
         checkpoint: what the encoder was loaded from, for the recipe and for other machines.
@@ -53,6 +54,7 @@ class BuildOptions:
     part_items: int = 0
     keep_versions: int = 2
     segment_seconds: float | None = None
+    jpeg_decoder: JpegDecoder = "cpu"
     shard: tuple[int, int] | None = None
     engine: Engine = "local"
     checkpoint: str | None = None
@@ -71,6 +73,8 @@ class BuildOptions:
             raise InputError(f"unknown modality {self.modality!r}; accepted: {accepted}")
         if self.engine not in ENGINES:
             raise InputError(f"unknown engine {self.engine!r}; accepted: {', '.join(ENGINES)}")
+        if self.jpeg_decoder == "gpu" and self.modality != "image":
+            raise InputError("jpeg_decoder gpu is for pictures; leave it out for other galleries")
         if self.segment_seconds is not None:
             self._check_segments(self.segment_seconds)
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:

@@ -20,7 +20,7 @@ from cots_model.errors import CotsError
 from index_builder.encode import PartEncoder, text_item
 from index_builder.items import Item
 from index_builder.listing import Entry, PartSpec, read_listing
-from index_builder.manifest import FORMAT_VERSION, Modality
+from index_builder.manifest import FORMAT_VERSION, JpegDecoder, Modality
 from index_builder.parts import Part, PartRows, write_part
 from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
@@ -42,6 +42,7 @@ class PartSettings:
         precision: of the computation.
         model_fingerprint: of the model and its preprocessing.
         segment_seconds: length of the segments that videos are cut into.
+        jpeg_decoder: where plain JPEGs are decoded.
         base: folder of the published version that unchanged rows are taken from.
         base_sha256: of that version's manifest.
         roots: where the originals lie; if one is gone, the build stops.
@@ -54,6 +55,7 @@ class PartSettings:
     precision: str
     model_fingerprint: str
     segment_seconds: float | None = None
+    jpeg_decoder: JpegDecoder = "cpu"
     base: Path | None = None
     base_sha256: str | None = None
     roots: tuple[str, ...] = ()
@@ -206,6 +208,8 @@ def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:
             window=2 * settings.batch_size + 2 * settings.workers,
             modality=settings.modality,
             segment_s=settings.segment_seconds,
+            jpeg_decoder=settings.jpeg_decoder,
+            jpeg_device=str(encoder.device),
         )
     except OSError as err:
         raise CotsError(

@@ -172,6 +172,7 @@ def _as_build(options: UpdateOptions, manifest: Manifest) -> BuildOptions:
         part_items=options.part_items,
         keep_versions=options.keep_versions,
         segment_seconds=recipe.segment_seconds,
+        jpeg_decoder=recipe.jpeg_decoder,
         checkpoint=options.checkpoint or recipe.checkpoint,
     )
 

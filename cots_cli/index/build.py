@@ -13,7 +13,7 @@ from cots_cli.index import common
 
 if TYPE_CHECKING:
     from cots_model.config import Precision
-    from index_builder.manifest import Modality, VectorType
+    from index_builder.manifest import JpegDecoder, Modality, VectorType
 
 _SHARD = re.compile(r"^([0-9]{1,6})/([0-9]{1,6})$")
 
@@ -61,6 +61,13 @@ Run the same command again after an interruption: finished parts are kept.
     help="Cut longer videos into segments of this length, each an item.",
 )
 @click.option(
+    "--jpeg-decoder",
+    type=click.Choice(("cpu", "gpu")),
+    default="cpu",
+    show_default=True,
+    help="gpu decodes plain JPEGs on the model's GPU; vectors differ in the last digits.",
+)
+@click.option(
     "--engine",
     type=click.Choice(("local", "ray")),
     default="local",
@@ -93,6 +100,7 @@ def command(
     target_recall: float,
     vectors: VectorType,
     segment_seconds: float | None,
+    jpeg_decoder: JpegDecoder,
     engine: Literal["local", "ray"],
     shard: tuple[int, int] | None,
     device: str,
@@ -124,6 +132,7 @@ def command(
         part_items=part_items,
         keep_versions=keep_versions,
         segment_seconds=segment_seconds,
+        jpeg_decoder=jpeg_decoder,
         shard=shard,
         engine=engine,
         checkpoint=absolute_sources((checkpoint,))[0] if Path(checkpoint).is_dir() else checkpoint,

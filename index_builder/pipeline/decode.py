@@ -8,7 +8,6 @@ a bounded number is ahead of it: the rest waits in the source, the fetching thre
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Literal, Self
 
-from cots_model.errors import CotsError, InputError
+from cots_model.errors import InputError
 from cots_model.preprocess import PicturePreprocess
 from index_builder.pipeline.arrange import InOrder, Raw
 from index_builder.pipeline.fetch import Fetched, Fetcher, is_remote
@@ -291,10 +290,6 @@ class DecodePool:
 def _check(modality: str, jpeg_decoder: str) -> None:
     if modality == "video" and jpeg_decoder == "gpu":
         raise InputError("jpeg_decoder gpu is for pictures; take jpeg_decoder cpu for videos")
-    if modality == "video" and importlib.util.find_spec("av") is None:
-        raise CotsError(
-            "reading videos needs PyAV, which is not installed; pip install 'cots-retrieval[video]'"
-        )
 
 
 def _ending(exit_code: int | None) -> str:

@@ -223,3 +223,11 @@ def test_build_of_shards_says_which_are_to_be_merged(photos, tiny_checkpoint, tm
     result = run("merge", tmp_path / "m", tmp_path / "1", "--gallery", tmp_path / "all", "--json")
     assert json.loads(result.stdout)["missing_shards"] == []
     assert json.loads(result.stdout)["count"] == 6
+
+
+def test_build_refuses_to_decode_on_a_gpu_that_is_not_there(photos, tiny_checkpoint, tmp_path):
+    options = ("--checkpoint", tiny_checkpoint, "--device", "cpu", "--jpeg-decoder", "gpu")
+    error = refusal(run("build", photos, "--gallery", tmp_path / "g", *options))
+    assert isinstance(error, InputError)
+    assert "the model runs on cpu; leave it out" in str(error)
+    assert not (tmp_path / "g").exists()
