@@ -95,13 +95,17 @@ def explain(err: Exception, url: str) -> ContentError:
         return err
     if isinstance(err, TimeoutError):
         return _too_slow(url, None)
-    if isinstance(err, FileNotFoundError):
+    status = getattr(err.__cause__, "status", None)
+    if isinstance(err, FileNotFoundError) and status in (None, 404, 410):
         hint = "put it back or build again"
         if scheme_of(url) == "memory":
             hint = "memory:// is seen by the process that wrote it alone"
         return ContentError("missing", f"{name} is not there; {hint}")
     if isinstance(err, PermissionError):
         why = "access denied; check the credentials and their rights"
+        return ContentError("unreadable", f"{name} could not be read ({why})")
+    if isinstance(err, FileNotFoundError):  # fsspec's word for any answer but a good one
+        why = f"the server answered {status}; see that it is up and lets this machine read it"
         return ContentError("unreadable", f"{name} could not be read ({why})")
     said = " ".join(redact(f"{type(err).__name__}: {err}").split())[:300]
     why = f"{said}; check the endpoint, the network and the credentials"

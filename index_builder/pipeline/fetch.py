@@ -27,7 +27,7 @@ _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.5
 _MAX_STALLED = 256
 _TRANSIENT = ("unreadable", "timeout")
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_DENIED = (PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,10 @@ def _read(location: Location) -> Fetched | None:
 def _is_final(err: Exception, location: Location) -> bool:
     """Whether another attempt would end the same way."""
     if not isinstance(err, ContentError):
-        return isinstance(err, (*_FINAL, InputError))
+        return isinstance(err, (*_DENIED, FileNotFoundError, InputError))
     if err.reason == "truncated":  # a download that broke off, or a shard that is too short
         return location.offset_bytes is not None
-    return err.reason not in _TRANSIENT or isinstance(err.__cause__, _FINAL)
+    return err.reason not in _TRANSIENT or isinstance(err.__cause__, _DENIED)
 
 
 def _failed(candidate: Candidate, err: Exception, attempts: int) -> Skip:

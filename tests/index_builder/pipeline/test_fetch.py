@@ -63,8 +63,10 @@ class Store:
                     store.let_go.wait(30)
                 if body and how in ("slow", "late"):
                     time.sleep(0.1 if how == "slow" else 1.5)
+                asked = store.requests[name, True] + store.requests[name, False]
+                down = how == "down" or (how == "starting" and asked <= 4)
                 flaky = how == "flaky" and store.requests[name, True] <= 2
-                if how == "gone" or (body and (flaky or how == "broken")):
+                if how == "gone" or down or (body and (flaky or how == "broken")):
                     self.send_error(404 if how == "gone" else 503)
                     return
                 data = store.files.get(name) or picture(int(number))
@@ -223,3 +225,11 @@ def test_videos_held_back_make_way_for_one_that_was_fetched_late(encoder, tmp_pa
     assert [result.number for result in results] == [0] * 2 + [1] * 10 + [2] * 10
     starts = [result.value.clip.start_s for result in results]
     assert starts == [0.0, 2.0, *[2.0 * n for n in range(10)] * 2]
+
+
+def test_a_store_that_is_down_is_not_taken_for_a_missing_object(encoder, store):
+    names = ["down-1", "starting-2", "gone-3"]
+    with pool(encoder) as workers:
+        results = list(workers.decode(map(store.candidate, names)))
+    assert [outcome(result) for result in results] == ["unreadable", "starting-2", "missing"]
+    assert "the server answered 503" in results[0].value.message
