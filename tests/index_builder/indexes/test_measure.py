@@ -38,7 +38,7 @@ class Worse:
         return scores_QK[:, first : first + k], rows_QK[:, first : first + k]
 
 
-def test_queries_are_unit_vectors_at_a_cosine_of_one_half_from_the_gallery(gallery_vectors):
+def test_queries_are_unit_vectors_at_their_cosine_from_the_gallery(gallery_vectors):
     query_QE = make_queries(gallery_vectors, 300)
     assert query_QE.shape == (300, 32)
     assert query_QE.dtype == np.float32
