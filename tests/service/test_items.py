@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.content import ByteRange, parse_range
+from service.content import ByteRange, content_headers, parse_range
 from service.errors import ApiError
 from service.galleries import Registry
 from service.links import item_path, parse_item_path
@@ -157,9 +157,22 @@ def test_content_type_is_never_executable(client) -> None:
     answer = client.get(f"{ITEMS}/wide.png/content")
     assert answer.headers["content-type"] == "image/png"
     assert "sandbox" in answer.headers["content-security-policy"]
-    keyed = client.get("/v1/galleries/shards/items/y/content")
-    assert keyed.headers["content-type"] == "application/octet-stream"
-    assert keyed.headers["content-disposition"].startswith("attachment")
+    keyed = client.get("/v1/galleries/shards/items/y/content")  # by the name of its member
+    assert keyed.headers["content-type"] == "image/jpeg"
+    assert keyed.headers["content-disposition"] == "inline; filename*=UTF-8''y.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(("a.webp", "image/webp"), ("a.b.M4V", "video/mp4"), ("a.mkv", "video/x-matroska")),
+        *(("a.html", None), ("a.svg", None), ("a.jpg.gz", None), ("a.avi", None), ("a", None)),
+    ],
+)
+def test_content_type_does_not_depend_on_the_machine(name, expected) -> None:
+    headers = content_headers(name, '"x"')
+    assert headers["Content-Type"] == (expected or "application/octet-stream")
+    assert headers["Content-Disposition"].startswith("inline" if expected else "attachment")
 
 
 def test_range_whole_and_last_byte() -> None:

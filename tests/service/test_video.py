@@ -5,17 +5,23 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from cots_model.videos import VideoError, decode_frame, iter_clips
+from index_builder.content import ContentError
 from index_builder.gallery import Gallery
 from index_builder.search import search_gallery
 from service.galleries import Registry
+from service.routes import items
 from tests.galleries import publish_videos
-from tests.service.conftest import error_of
+from tests.service.conftest import error_of, wait_until
 from tests.videos import numbers, write_clip
 
 CLIPS = "/v1/galleries/clips"
@@ -155,8 +161,13 @@ def test_times_that_cannot_be_are_refused(client, time_s):
 
 
 def test_a_time_behind_the_end_shows_the_last_frame(client):
-    img = picture(client.get(f"{CLIPS}/items/a b.mp4/thumbnail?time_s=1e300&size=320"))
-    assert numbers([img]) == [39]
+    """And is not looked for there, which takes as long as decoding all of it."""
+    answers = [
+        client.get(f"{CLIPS}/items/a b.mp4/thumbnail?time_s={time_s}&size=320")
+        for time_s in ("1e300", "4", "77")
+    ]
+    assert [numbers([picture(answer)]) for answer in answers] == [[39], [39], [39]]
+    assert len({answer.headers["etag"] for answer in answers}) == 1
 
 
 def test_pictures_have_no_times(serve):
@@ -209,6 +220,65 @@ def test_without_pyav_there_is_no_thumbnail(serve, found, monkeypatch):
     error = error_of(answer, 404)
     assert error["code"] == "thumbnail_not_available"
     assert "this server cannot decode videos" in error["message"]
+
+
+def test_videos_that_take_long_hold_up_nothing_else(serve, found, monkeypatch):
+    """Each of their threads is at work, and items, originals of texts and /readyz answer."""
+    gate = threading.Event()
+
+    def waiting(*args, **options):
+        gate.wait(30)
+        return decode_frame(*args, **options)
+
+    monkeypatch.setattr(items, "decode_frame", waiting)
+    running = serve(found=found, decode_threads=1, deadline_s=2.0)
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{running.url}{CLIPS}/items/a b.mp4/thumbnail"
+        slow = pool.submit(httpx.get, url, timeout=30)
+        wait_until(lambda: running.app.state.service.videos._pool.busy_threads)
+        start_s = time.monotonic()
+        assert running.client.get(f"{CLIPS}/items/a b.mp4").status_code == 200
+        hits_of(running.client, query={"item_id": "a b.mp4"})
+        assert time.monotonic() - start_s < 2
+        assert error_of(slow.result(), 504)["code"] == "deadline_exceeded"
+        gate.set()
+
+
+def test_a_frame_is_looked_for_until_the_deadline_of_its_request(serve, found, monkeypatch):
+    asked = []
+
+    def recording(file, time_s, *, max_pixels, until_s):
+        asked.append(until_s)
+        raise VideoError("timeout", "too long")
+
+    monkeypatch.setattr(items, "decode_frame", recording)
+    client = serve(found=found, deadline_s=5.0).client
+    start_s = time.monotonic()
+    answer = client.get(f"{CLIPS}/items/a b.mp4/thumbnail")
+    assert error_of(answer, 504)["code"] == "deadline_exceeded"
+    assert start_s + 5 <= asked[0] <= time.monotonic() + 5
+
+
+@pytest.mark.parametrize("view", ["thumbnail", "content"])
+@pytest.mark.parametrize(("reason", "status"), [("timeout", 504), ("missing", 404)])
+def test_a_bucket_that_does_not_answer_is_a_504(serve, found, monkeypatch, view, reason, status):
+    """When the original is opened, and when it is read by the decoder."""
+
+    def failing(*_):
+        raise ContentError(reason, "s3://secret/place: no answer within 30 s")
+
+    class Failing(io.BytesIO):
+        read = failing
+
+    client = serve(found=found).client
+    for opening in (failing, lambda *_: Failing()):
+        if view == "content" and opening is not failing:
+            continue  # its status is sent already
+        monkeypatch.setattr(Gallery, "open_content", opening)
+        answer = client.get(f"{CLIPS}/items/a b.mp4/{view}")
+        error = error_of(answer, status)
+        assert error["code"] == f"content_{reason}"
+        assert "secret" not in answer.text
 
 
 def test_a_frame_that_takes_too_long_is_given_up(folder):
