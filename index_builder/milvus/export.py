@@ -72,6 +72,12 @@ def export_gallery(options: ExportOptions, *, progress: Progress = lambda _: Non
     gallery = Gallery.open(options.gallery)
     if gallery.manifest.index.kind == "milvus":
         raise InputError(f"{options.gallery} is in Milvus already; export the local gallery")
+    shard = gallery.manifest.shard
+    if shard is not None:
+        raise InputError(
+            f"{options.gallery} holds shards {list(shard.numbers)} of {shard.of}; merge all of them "
+            "with `cots index merge` and export that"
+        )
     client = connect(address)
     try:
         with builder_lock(options.target):

@@ -10,10 +10,10 @@ import functools
 import io
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,8 +35,20 @@ T = TypeVar("T")
 router = APIRouter(
     prefix="/v1/galleries/{g}/items",
     tags=["items"],
-    responses=errors(401, 404, 416, 422, 429, 503, 504),
+    responses=errors(401, 404, 422, 429, 503, 504),
 )
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": _BINARY}},
+    304: {"description": "`If-None-Match` names it"},
+}
+_ORIGINAL: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"*/*": _BINARY}},
+    206: {"content": {"*/*": _BINARY}, "description": "the range asked for"},
+    304: _JPEG[304],
+    **errors(416),
+}
 
 
 class ItemParams(BaseModel):
@@ -59,10 +71,16 @@ class NoParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+ItemId = Annotated[str, Path(description="percent-encoded; a / may stay")]
+
+
 class ItemRequest:
     """One request for one item, and the service it came to."""
 
-    def __init__(self, request: Request, service: CurrentService, gallery: NamedGallery) -> None:
+    def __init__(
+        self, request: Request, service: CurrentService, gallery: NamedGallery, item_id: ItemId
+    ) -> None:
+        del item_id  # as the raw path has it, see above
         self.request = request
         self.service: Service = service
         self.gallery: Gallery = gallery
@@ -96,13 +114,13 @@ class ItemRequest:
 Asked = Annotated[ItemRequest, Depends(ItemRequest)]
 
 
-@router.get("/{item_id:path}/thumbnail", response_class=Response)
+@router.get("/{item_id:path}/thumbnail", response_class=Response, responses=_JPEG)
 async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) -> Response:
     """A JPEG of the picture, or of a frame of the video, `size` pixels on its longer side."""
     return await _answer(asked, params)
 
 
-@router.get("/{item_id:path}/content", response_class=Response)
+@router.get("/{item_id:path}/content", response_class=Response, responses=_ORIGINAL)
 async def get_content(asked: Asked, params: Annotated[NoParams, Query()]) -> Response:
     """The original, whole or by a byte range."""
     return await _answer(asked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from urllib.parse import quote
 
 import httpx
@@ -193,6 +194,21 @@ def test_head_has_the_headers_of_get_and_no_body(client) -> None:
         assert {k: v for k, v in head.headers.items() if k not in changing} == {
             k: v for k, v in got.headers.items() if k not in changing
         }
+
+
+def test_openapi_names_every_part_of_a_path_and_what_comes_back(client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert len(paths) >= 9
+    for path, methods in paths.items():
+        for operation in methods.values():
+            named = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert named == set(re.findall(r"{(\w+)}", path))
+            assert operation["responses"]["200"]["content"]
+    item = "/v1/galleries/{g}/items/{item_id}"
+    thumbnail = paths[f"{item}/thumbnail"]["get"]
+    assert list(thumbnail["responses"]["200"]["content"]) == ["image/jpeg"]
+    assert "416" not in thumbnail["responses"]
+    assert {"206", "304", "416"} <= paths[f"{item}/content"]["get"]["responses"].keys()
 
 
 def test_vanished_original_is_404_and_search_goes_on(serve, encoder, tmp_path) -> None:
