@@ -124,9 +124,7 @@ class ContentCheck:
     def __len__(self) -> int:
         return len(self._known)
 
-    def is_same(
-        self, row: int, file: BinaryIO, stamp: Stamp, size_bytes: int, sha256: str
-    ) -> bool:
+    def is_same(self, row: int, file: BinaryIO, stamp: Stamp, size_bytes: int, sha256: str) -> bool:
         """Compare an open original with the size and hash of row `row`; leaves it at its start.
 
         It is read only if neither its size, nor an earlier answer for this stamp, tells.

@@ -82,11 +82,23 @@ def etag_matches(header: str | None, etag: str) -> bool:
     return "*" in names or etag in names
 
 
+_VIDEO_POLICY = (
+    "default-src 'none'; media-src 'self'; frame-ancestors 'none'; sandbox allow-same-origin"
+)
+"""A browser shows a video in a page of its own, which loads it once more, from this server.
+
+Scripts stay forbidden; without `allow-same-origin` the second request would come from nowhere.
+"""
+
+
 def content_headers(name: str, etag: str) -> dict[str, str]:
     """Headers of an original by its file name; all but pictures, clips and text is a download."""
     known = _TYPES.get(os.path.splitext(name)[1].lower())
     disposition = "inline" if known else "attachment"
+    is_video = known is not None and known.startswith("video/")
+    policy = {"Content-Security-Policy": _VIDEO_POLICY} if is_video else {}
     return {
+        **policy,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         "Content-Disposition": f"{disposition}; filename*=UTF-8''{quote(name, safe='')}",

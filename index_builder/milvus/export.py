@@ -75,8 +75,8 @@ def export_gallery(options: ExportOptions, *, progress: Progress = lambda _: Non
     shard = gallery.manifest.shard
     if shard is not None:
         raise InputError(
-            f"{options.gallery} holds shards {list(shard.numbers)} of {shard.of}; merge all of them "
-            "with `cots index merge` and export that"
+            f"{options.gallery} holds shards {list(shard.numbers)} of {shard.of}; merge all of "
+            "them with `cots index merge` and export that"
         )
     client = connect(address)
     try:

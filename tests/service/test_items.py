@@ -174,6 +174,9 @@ def test_content_type_does_not_depend_on_the_machine(name, expected) -> None:
     headers = content_headers(name, '"x"')
     assert headers["Content-Type"] == (expected or "application/octet-stream")
     assert headers["Content-Disposition"].startswith("inline" if expected else "attachment")
+    policy = headers.get("Content-Security-Policy", "")
+    assert policy.startswith("default-src 'none'; media-src 'self';") == ("video" in str(expected))
+    assert "script" not in policy
 
 
 def test_range_whole_and_last_byte() -> None:

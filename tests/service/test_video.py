@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -188,6 +190,24 @@ def test_the_original_plays_from_the_middle(client, folder):
     assert part.content == (folder / "long ü.mkv").read_bytes()
     assert part.headers["content-type"] in ("video/x-matroska", "video/matroska")
     assert part.headers["content-disposition"].endswith("long%20%C3%BC.mkv")
+
+
+@pytest.mark.slow
+def test_a_browser_may_show_the_original(serve, found):
+    """The page that it makes for a video is within our policy."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    server = serve(found=found)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options += ["--virtual-time-budget=3000", "--dump-dom"]
+    url = f"{server.url}{CLIPS}/items/a%20b.mp4/content"
+    done = subprocess.run(
+        [chromium, *options, url], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "<video" in done.stdout
+    assert "Content Security Policy" not in done.stderr
+    assert "blocked" not in done.stderr
 
 
 def test_large_frames_and_files_that_changed_have_no_thumbnail(

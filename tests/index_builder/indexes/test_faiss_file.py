@@ -126,7 +126,9 @@ def test_a_graph_that_leads_outside_is_refused(small, tmp_path, spoil, said):
         open_index(tmp_path / "bad.faiss", infos["hnsw"], vectors)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(2000, "lead outside"), (0, "not hold every row once")])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(2000, "lead outside"), (0, "not hold every row once")]
+)
 def test_lists_that_lead_outside_or_miss_a_row_are_refused(small, tmp_path, wrong, said):
     folder, vectors, infos = small
     for kind in ("ivf", "ivfpq"):
