@@ -101,6 +101,7 @@ function chip(source, label) {
   $("chip-label").textContent = label ?? "";
   const old = $("chip-image").src;
   if (old.startsWith("blob:")) URL.revokeObjectURL(old);
+  $("chip-image").hidden = !source;
   if (source) $("chip-image").src = source;
   else $("chip-image").removeAttribute("src");
 }
@@ -177,6 +178,7 @@ function listen() {
     if ($("file").files[0]) searchWith($("file").files[0]);
     $("file").value = "";
   });
+  $("chip-image").addEventListener("error", () => ($("chip-image").hidden = true));
   $("chip-remove").addEventListener("click", () => {
     $("query").focus();
     go({});

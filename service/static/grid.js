@@ -97,7 +97,7 @@ export class Grid {
     button.title = hit.id;
     const caption = element("span", "caption");
     caption.append(element("span", "id", hit.id), element("span", "score", hit.score.toFixed(3)));
-    button.append(hit.thumbnail ? this.preview(hit) : element("span", "words", hit.text), caption);
+    button.append(hit.thumbnail ? this.preview(hit) : this.words(hit), caption);
     if (hit.moment) button.append(element("span", "time", clock(hit.moment.time_s)));
     button.addEventListener("click", () => this.show(number));
     item.append(button);
@@ -112,6 +112,12 @@ export class Grid {
     image.addEventListener("error", () => image.replaceWith(element("span", "blank", "no preview")));
     image.src = sized(hit.thumbnail, 320);
     return image;
+  }
+
+  words(hit) {
+    const box = element("span", "words");
+    box.append(element("span", "lines", hit.text));
+    return box;
   }
 
   show(number) {
