@@ -92,7 +92,7 @@ export class Grid {
     const button = element("button");
     button.type = "button";
     const at = hit.moment ? `, at ${clock(hit.moment.time_s)}` : "";
-    const named = hit.text ?? hit.id;
+    const named = hit.text?.slice(0, 200) ?? hit.id;
     button.setAttribute("aria-label", `Result ${number + 1}: ${named}${at}, score ${hit.score.toFixed(3)}`);
     button.title = hit.id;
     const caption = element("span", "caption");
