@@ -127,7 +127,7 @@ def _opens(gallery: Path, encoder: Encoder) -> bool:
     from index_builder.gallery import Gallery
 
     try:
-        Gallery.open(gallery, expected_fingerprint=encoder.fingerprint)
+        Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device="cpu")
     except GalleryError:
         return False
     return True
@@ -161,7 +161,9 @@ def _serve(settings: Settings, listener: socket.socket, encoder: Encoder) -> Non
     from service.state import Resources
 
     configure_logging(settings.log_level if "COTS_LOG_LEVEL" in os.environ else "WARNING")
-    registry = Registry.open(settings.galleries, expected_fingerprint=encoder.fingerprint)
+    registry = Registry.open(
+        settings.galleries, expected_fingerprint=encoder.fingerprint, device=settings.device
+    )
     app = create_app(settings, Resources(encoder, registry))
     if not serve(app, settings, listener, on_start=_say_how):
         leave()

@@ -69,7 +69,7 @@ def command(
 
     read_manifest(gallery)  # a wrong folder should not wait for the model
     encoder = Encoder.load(checkpoint, device=device)
-    opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint)
+    opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
     query_1E = _embed(encoder, words, image)
     [hits] = search_gallery(
         opened, query_1E, k=k, offset=offset, min_score=min_score, rank_by=rank_by

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from cots_model.video_track import Frame, Track, VideoError, damaged
+from cots_model.video_track import Frame, Track, damaged
 
 _LEAST_JUMP_S = 1.0
 _BACK_S = (0.0, 1.0, 3.0, 10.0, 30.0)
@@ -49,7 +48,7 @@ class FrameReader:
         self._file = file
         self._max_pixels = max_pixels
         self._until_s = until_s
-        end = _find_end(file, max_pixels) if with_end else None
+        end = _find_end(file, max_pixels, until_s) if with_end else None
         self._back: tuple[float, ...] = _BACK_S
         self._track, self._frames, self._shown = self._begin()
         self._ahead = next(self._frames, None)
@@ -91,8 +90,6 @@ class FrameReader:
         if self._ahead is not None and ticks - self._ahead.ticks > self._least_jump:
             self._jump(ticks)
         while self._ahead is not None and self._ahead.ticks <= ticks:
-            if self._until_s is not None and time.monotonic() > self._until_s:
-                raise VideoError("timeout", "the frame takes too long to get at; save it as mp4")
             self._shown, self._ahead = self._ahead, next(self._frames, None)
         return self._shown
 
@@ -126,19 +123,22 @@ class FrameReader:
 
     def _begin(self) -> tuple[Track, Iterator[Frame], Frame]:
         """The track from its start on, behind its first frame."""
-        track = Track(self._file, max_pixels=self._max_pixels)
-        frames = track.frames()
-        first = next(frames, None)
-        if first is None:
+        track = Track(self._file, max_pixels=self._max_pixels, until_s=self._until_s)
+        try:
+            frames = track.frames()
+            first = next(frames, None)
+            if first is None:
+                raise damaged("not one frame is good")
+        except BaseException:
             track.close()
-            raise damaged("not one frame is good")
+            raise
         return track, frames, first
 
 
-def _find_end(file: BinaryIO, max_pixels: int) -> int:
+def _find_end(file: BinaryIO, max_pixels: int, until_s: float | None) -> int:
     """What the header says is where to look first; a file may be shorter, or say nothing."""
     for from_header in (True, False):
-        with Track(file, max_pixels=max_pixels) as track:
+        with Track(file, max_pixels=max_pixels, until_s=until_s) as track:
             end = track.find_end(from_header=from_header)
         if end is not None:
             return end

@@ -6,6 +6,7 @@ Times are ticks, the integers of the track's own time base, so that nothing is r
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,19 +88,26 @@ class Track:
         timed: whether all frames so far had times of their own.
     """
 
-    def __init__(self, file: BinaryIO, *, max_pixels: int) -> None:
+    def __init__(self, file: BinaryIO, *, max_pixels: int, until_s: float | None = None) -> None:
         """Open a file that can seek; nothing is decoded yet.
 
+        Args:
+            file: stays open, and in use, until `close`.
+            max_pixels: largest width x height of a frame.
+            until_s: give up then, on the clock of `time.monotonic`, in whatever is called here.
+
         Raises:
-            VideoError: if it is no video, or its frames are larger than `max_pixels`.
+            VideoError: if it is no video, or its frames are larger than `max_pixels`; `timeout`.
             CotsError: if PyAV is not installed.
         """
         self._av = _load_av()
         self._max_pixels = max_pixels
+        self._until_s = until_s
         file.seek(0)
+        source = file if until_s is None else _Timed(file, until_s)
         try:
             self._container = self._av.open(
-                file, options={"format_whitelist": _CONTAINERS}, metadata_errors="replace"
+                source, options={"format_whitelist": _CONTAINERS}, metadata_errors="replace"
             )
         except self._av.FFmpegError as err:
             raise damaged(f"it is no video in a known container: {err.strerror}") from err
@@ -222,6 +230,7 @@ class Track:
         while True:
             try:
                 for packet in self._container.demux(self._stream):
+                    check_time(self._until_s)  # small packets can take long: many fit one read
                     if packet.size:
                         yield packet
             except self._av.FFmpegError:
@@ -244,6 +253,27 @@ class Track:
         if last is None:
             return ticks or 0
         return last + self.step if ticks is None or ticks <= last else ticks
+
+
+class _Timed:
+    """A file that fails once its time is over; PyAV passes on what its reads raise."""
+
+    def __init__(self, file: BinaryIO, until_s: float) -> None:
+        self._until_s = until_s
+        self._read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """As the file's."""
+        check_time(self._until_s)
+        return self._read(size)
+
+
+def check_time(until_s: float | None) -> None:
+    """Raise a VideoError, `timeout`, if a time of `time.monotonic` is over."""
+    if until_s is not None and time.monotonic() > until_s:
+        raise VideoError("timeout", "the frame takes too long to get at; save it as mp4")
 
 
 def damaged(what: str) -> VideoError:

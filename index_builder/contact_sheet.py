@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -25,6 +26,7 @@ MAX_PICTURES = 12
 """Of one group; the page says how many more there are."""
 
 _SIDE_PX = 224
+_LONGEST_S = 30.0
 _MAX_TEXT = 400
 
 _STYLE = """
@@ -75,7 +77,7 @@ def write_contact_sheet(
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         try:
-            with fresh.open("w", encoding="utf-8") as page:
+            with fresh.open("w", encoding="utf-8", errors="replace") as page:
                 page.write(_head(report, len(groups)))
                 for number, group in enumerate(groups, start=1):
                     page.writelines(_section(gallery, number, group))
@@ -163,7 +165,7 @@ def _picture(gallery: Gallery, item: Duplicate) -> str:
     out = io.BytesIO()
     img.save(out, "JPEG", quality=80, optimize=True)
     data = base64.b64encode(out.getvalue()).decode("ascii")
-    alt = escape(f"{item.id}", quote=True)
+    alt = escape(item.id)
     return f'<img alt="{alt}" loading="lazy" src="data:image/jpeg;base64,{data}">'
 
 
@@ -172,9 +174,9 @@ def _image(gallery: Gallery, row: int) -> Image.Image:
 
 
 def _frame(gallery: Gallery, row: int) -> Image.Image:
-    """The frame in the middle of a video."""
-    from cots_model.videos import decode_video
+    """The frame in the middle of a video, or of the segment of one."""
+    from cots_model.videos import decode_frame
 
+    until_s = time.monotonic() + _LONGEST_S
     with gallery.open_content(row) as file:
-        [frame] = decode_video(file, num_frames=1)
-    return frame
+        return decode_frame(file, gallery.item(row).middle_s, until_s=until_s)

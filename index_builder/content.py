@@ -8,9 +8,11 @@ imported only when a url comes: worker processes start with this module.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -28,6 +30,7 @@ from index_builder.location import (
 )
 
 __all__ = [
+    "ContentCheck",
     "ContentError",
     "Location",
     "Section",
@@ -42,6 +45,9 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
+
+_CHUNK_BYTES = 1024 * 1024
+_MAX_REMEMBERED = 10_000
 
 
 def open_location(location: Location) -> tuple[BinaryIO, Stamp]:
@@ -106,6 +112,46 @@ def too_short(place: str) -> ContentError:
     return ContentError(
         "truncated", f"{name_of(place)} ends before this item does; copy the shard again"
     )
+
+
+class ContentCheck:
+    """Whether originals are what was indexed, by their hash; remembers the last 10,000."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Stamp], bool] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def is_same(self, row: int, file: BinaryIO, stamp: Stamp, size_bytes: int, sha256: str) -> bool:
+        """Compare an open original with the size and hash of row `row`; leaves it at its start.
+
+        It is read only if neither its size, nor an earlier answer for this stamp, tells.
+        """
+        if stamp.size_bytes != size_bytes:
+            return False
+        with self._lock:
+            known = self._known.get((row, stamp))
+        if known is None:
+            known = _sha256(file) == sha256
+            file.seek(0)
+            if stamp.mtime_s:  # 0 is a place that does not tell times: its stamp proves nothing
+                self._remember(row, stamp, known)
+        return known
+
+    def _remember(self, row: int, stamp: Stamp, same: bool) -> None:
+        with self._lock:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[row, stamp] = same
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 class Section(io.RawIOBase):

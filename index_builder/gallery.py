@@ -21,6 +21,7 @@ import numpy as np
 
 from cots_model.errors import GalleryError, InputError
 from index_builder.content import (
+    ContentCheck,
     ContentError,
     Location,
     Stamp,
@@ -56,7 +57,6 @@ __all__ = [
 ]
 
 _OPEN_ATTEMPTS = 3
-_CHUNK_BYTES = 1024 * 1024
 
 
 class ItemNotFoundError(InputError):
@@ -77,7 +77,7 @@ class Gallery:
     ) -> None:
         """Hold the opened parts; `Gallery.open` is the way here."""
         self._frames = frames
-        self._hashed: dict[int, Stamp] = {}
+        self._check = ContentCheck()
         self.root = root
         self.manifest = manifest
         self._vectors = vectors
@@ -86,7 +86,12 @@ class Gallery:
 
     @classmethod
     def open(
-        cls, root: Path, *, expected_fingerprint: str | None = None, verify_checksums: bool = True
+        cls,
+        root: Path,
+        *,
+        expected_fingerprint: str | None = None,
+        verify_checksums: bool = True,
+        device: str = "auto",
     ) -> Gallery:
         """Open the published version.
 
@@ -94,15 +99,17 @@ class Gallery:
             root: the gallery folder.
             expected_fingerprint: fingerprint of the model that will embed the queries.
             verify_checksums: hash every file before using it (about a second per GB).
+            device: where to search, as `open_index` takes it.
 
         Raises:
             GalleryError: if there is no gallery, a file is damaged (named), or another model made
                 it (both fingerprints named).
+            CotsError: as `open_index`, for the device.
         """
         for attempt in range(1, _OPEN_ATTEMPTS + 1):
             version = read_pointer(root).version
             try:
-                return cls._open_current(root, expected_fingerprint, verify_checksums)
+                return cls._open_current(root, expected_fingerprint, verify_checksums, device)
             except GalleryError:
                 replaced = read_pointer(root).version != version  # pruned while being opened
                 if not replaced or attempt == _OPEN_ATTEMPTS:
@@ -110,7 +117,9 @@ class Gallery:
         raise AssertionError("the last attempt returns or raises")
 
     @classmethod
-    def _open_current(cls, root: Path, fingerprint: str | None, checksums: bool) -> Gallery:
+    def _open_current(
+        cls, root: Path, fingerprint: str | None, checksums: bool, device: str
+    ) -> Gallery:
         folder, manifest = read_manifest(root)
         _check_fingerprint(root, manifest, fingerprint)
         for name, expected in manifest.files.items():
@@ -133,7 +142,7 @@ class Gallery:
                 f"{folder / ITEMS_FILE} has {len(items):,} items but the manifest counts "
                 f"{manifest.count:,}; build the gallery again"
             )
-        index = open_index(folder / INDEX_FILE, manifest.index, vectors)
+        index = open_index(folder / INDEX_FILE, manifest.index, vectors, device=device)
         return cls(root, manifest, vectors, items, index, frames)
 
     @property
@@ -150,7 +159,7 @@ class Gallery:
         return self.manifest.count
 
     def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
-        """Search for the `k` best items of each query, exactly.
+        """Search for the `k` best items of each query; which, is up to the index (`exact`).
 
         Args:
             query_QE: `[Q,E]` float32, finite; unit rows give cosines.
@@ -236,7 +245,7 @@ class Gallery:
         """Open the original for reading and seeking; close it after use.
 
         A file with the size and time it had when indexed is opened as it is; any other is hashed
-        first, once.
+        first (once, where files have times), which takes as long as reading it does.
 
         Raises:
             ContentError: as `read_content`.
@@ -245,17 +254,14 @@ class Gallery:
         if item.text is not None:
             return io.BytesIO(item.text.encode())
         handle, stamp = open_location(self._location(item))
-        known = (Stamp(item.size_bytes, item.mtime_s), self._hashed.get(row))
-        if stamp.mtime_s and stamp in known:  # 0: a place that does not tell times
+        if stamp.mtime_s and stamp == Stamp(item.size_bytes, item.mtime_s):
             return handle
         try:
-            if _sha256(handle) != item.sha256:
+            if not self._check.is_same(row, handle, stamp, item.size_bytes, item.sha256):
                 raise _changed(item)
-            handle.seek(0)
         except BaseException:
             handle.close()
             raise
-        self._hashed[row] = stamp
         return handle
 
     def _location(self, item: Item) -> Location:
@@ -275,13 +281,6 @@ def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> 
         f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
         "checkpoint that made it (--checkpoint), or build the gallery again with this one"
     )
-
-
-def _sha256(handle: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := handle.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _changed(item: Item) -> ContentError:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,6 +82,12 @@ class Item:
     duration_s: float | None = None
     metadata: dict[str, Json] = field(default_factory=dict)
 
+    @property
+    def middle_s(self) -> float:
+        """The middle of a video, or of its segment, in seconds from the start of the video."""
+        end_s = self.duration_s if self.end_s is None else self.end_s
+        return round(((self.start_s or 0.0) + (end_s or 0.0)) / 2, 6)
+
 
 class ItemRows(Protocol):
     """Items by row and by id, wherever they are kept; rows are sorted by id."""
@@ -135,8 +141,8 @@ class ItemTable:
 
     def item(self, row: int) -> Item:
         """The item of a row."""
-        values = [self._table.column(name)[row].as_py() for name in FIXED.names]
-        return _item(values, self._metadata_of(row))
+        [item] = self.items(range(row, row + 1))
+        return item
 
     def items(self, rows: Sequence[int]) -> list[Item]:
         """The items of some rows, in that order."""
@@ -149,7 +155,8 @@ class ItemTable:
         columns = [self._table.column(name).to_pylist() for name in FIXED.names]
         metadata = self._all_metadata()
         return [
-            _item(values, metadata[row]) for row, values in enumerate(zip(*columns, strict=True))
+            Item(**dict(zip(FIXED.names, values, strict=True)), metadata=metadata[row])
+            for row, values in enumerate(zip(*columns, strict=True))
         ]
 
     def find(self, item_id: str) -> int | None:
@@ -189,14 +196,6 @@ class ItemTable:
                 if value is not None:
                     rows[row][key] = json.loads(value) if is_json else value
         return rows
-
-    def _metadata_of(self, row: int) -> dict[str, Json]:
-        values: dict[str, Json] = {}
-        for key, column, is_json in self._metadata:
-            value = column[row].as_py()
-            if value is not None:
-                values[key] = json.loads(value) if is_json else value
-        return values
 
 
 def write_items(items: Sequence[Item], path: Path) -> None:
@@ -292,10 +291,6 @@ def _metadata_column(values: Sequence[Json]) -> tuple[pa.Array, dict[bytes, byte
             pass
     texts = [None if value is None else json.dumps(value, sort_keys=True) for value in values]
     return pa.array(texts, type=pa.string()), JSON_MARK
-
-
-def _item(values: Sequence[Any], metadata: dict[str, Json]) -> Item:
-    return Item(**dict(zip(FIXED.names, values, strict=True)) | {"metadata": metadata})
 
 
 def is_json_column(column: pa.Field) -> bool:

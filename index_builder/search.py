@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from cots_model.errors import InputError
 from index_builder.frames import VideoFrames
 from index_builder.gallery import Gallery
@@ -46,6 +48,7 @@ class Hit:
     """One found item.
 
     Attributes:
+        row: the item's row in the gallery.
         id: the item's id.
         score: dot product of the unit vectors of query and item, or its best frame, float32.
         uri: where the original is.
@@ -57,6 +60,7 @@ class Hit:
         frames: of a video, all its frames, if they were asked for.
     """
 
+    row: int
     id: str
     score: float
     uri: str
@@ -131,7 +135,10 @@ class _Page:
 
 
 def _num_kept(scores_K: Vectors, min_score: float | None) -> int:
-    return len(scores_K) if min_score is None else int((scores_K >= min_score).sum())
+    """In float64, as scores are sent; a bound may be beyond float32."""
+    if min_score is None:
+        return len(scores_K)
+    return int((scores_K.astype(np.float64) >= min_score).sum())
 
 
 def _hits(
@@ -143,6 +150,7 @@ def _hits(
         item = items[int(row)]
         hits.append(
             Hit(
+                row=int(row),
                 id=item.id,
                 score=float(score),
                 uri=item.uri,

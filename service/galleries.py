@@ -32,11 +32,12 @@ class Registry:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, root: Path, *, expected_fingerprint: str) -> Registry:
-        """Open every gallery under `root`.
+    def open(cls, root: Path, *, expected_fingerprint: str, device: str = "auto") -> Registry:
+        """Open every gallery under `root`, to be searched on `device`.
 
         Raises:
             InputError: if `root` is missing, is itself a gallery, or holds none.
+            CotsError: if an index cannot be on the device asked for.
             GalleryError: if not one gallery can be opened.
         """
         loaded: dict[str, Gallery] = {}
@@ -44,7 +45,7 @@ class Registry:
         for folder in find_galleries(root):
             try:
                 loaded[folder.name] = Gallery.open(
-                    folder, expected_fingerprint=expected_fingerprint
+                    folder, expected_fingerprint=expected_fingerprint, device=device
                 )
             except GalleryError as err:
                 refused[folder.name] = str(err)

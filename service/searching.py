@@ -155,17 +155,18 @@ def _search(gallery: Gallery, query_QE: Vectors, options: SearchOptions) -> list
         rank_by=options.rank_by,
         with_frames="frames" in options.include,
     )
-    return [[_hit_body(gallery, hit, options) for hit in hits] for hits in found]
+    return [_hit_bodies(gallery, hits, options) for hits in found]
 
 
-def _hit_body(gallery: Gallery, hit: Hit, options: SearchOptions) -> HitBody:
-    vector = gallery.vector(gallery.row(hit.id)) if "embedding" in options.include else None
-    return hit_body(
-        gallery.name,
-        hit,
-        metadata="metadata" in options.include,
-        embedding=None if vector is None else vector.tolist(),
-    )
+def _hit_bodies(gallery: Gallery, hits: Sequence[Hit], options: SearchOptions) -> list[HitBody]:
+    embeddings: list[list[float] | None] = [None] * len(hits)
+    if "embedding" in options.include:  # all at once: they may be on another machine
+        embeddings = gallery.vectors.rows(np.array([hit.row for hit in hits], np.int64)).tolist()
+    has_metadata = "metadata" in options.include
+    return [
+        hit_body(gallery.name, hit, metadata=has_metadata, embedding=embedding)
+        for hit, embedding in zip(hits, embeddings, strict=True)
+    ]
 
 
 def _took(timing: Timing, arrived_s: float) -> TookMs:

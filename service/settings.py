@@ -55,7 +55,7 @@ class Settings(BaseSettings):
         thumbnail_cache_bytes: memory kept for thumbnails already made.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most jobs encoded together.
-        decode_threads: threads that decode pictures and read items.
+        decode_threads: threads that decode pictures and read items, and as many that read videos.
         search_threads: threads that search galleries.
         deadline_s: time a request may take after its body has arrived, before 504.
         grace_s: time between SIGTERM and exit.

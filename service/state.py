@@ -40,7 +40,9 @@ class Resources:
         encoder = Encoder.load(
             settings.checkpoint, device=settings.device, precision=settings.precision
         )
-        registry = Registry.open(settings.galleries, expected_fingerprint=encoder.fingerprint)
+        registry = Registry.open(
+            settings.galleries, expected_fingerprint=encoder.fingerprint, device=settings.device
+        )
         return cls(encoder, registry)
 
 
@@ -86,6 +88,7 @@ class Service:
         registry: its galleries.
         embedder: the model behind its queue.
         decoding: threads for pictures, items and originals.
+        videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
         readiness: whether it should get traffic.
         thumbnails: thumbnails already made.
@@ -99,17 +102,18 @@ class Service:
             resources.encoder, capacity=settings.queue_size, max_batch=settings.encode_batch
         )
         self.decoding = pool("decode", threads=settings.decode_threads)
+        self.videos = pool("video", threads=settings.decode_threads)
         self.searching = pool("search", threads=settings.search_threads)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
-            (self.decoding, self.searching, self.embedder),
+            (self.decoding, self.searching, self.embedder, self.videos),
             interval_s=settings.probe_interval_s,
             max_age_s=settings.probe_max_age_s,
         )
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""
-        pools = (self.embedder, self.decoding, self.searching)
+        pools = (self.embedder, self.decoding, self.videos, self.searching)
         for pool in pools:
             pool.close()
         until_s = time.monotonic() + timeout_s

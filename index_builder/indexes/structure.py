@@ -94,15 +94,21 @@ def _ivf_fault(index: Any, info: IndexInfo, shape: tuple[int, int]) -> str | Non
         return "its lists are somewhere else"
     if index.invlists.nlist != index.nlist or index.invlists.code_size != index.code_size:
         return "its lists are not whole"
-    if isinstance(index, faiss.IndexIVFPQ) and index.pq.M * index.pq.dsub != dim:
-        return "its codes do not fit the vectors"
+    if isinstance(index, faiss.IndexIVFPQ):
+        pq: Any = index.pq
+        fits = pq.M * pq.dsub == dim and pq.centroids.size() == dim * pq.ksub
+        if not fits or pq.nbits != 8 or not pq.M == pq.code_size == index.code_size:
+            return "its codes do not fit the vectors"
     seen_N = np.zeros(num_rows, np.bool_)
+    num_entries = 0
     for number in range(index.nlist):
         ids, _ = list_of(index, number)
         if len(ids) and not (ids.min() >= 0 and ids.max() < num_rows):
             return "its lists lead outside"
         seen_N[ids] = True
-    return None if seen_N.all() else "its lists do not hold every row"
+        num_entries += len(ids)
+    whole = seen_N.all() and num_entries == num_rows
+    return None if whole else "its lists do not hold every row once"
 
 
 def list_of(index: faiss.IndexIVF, number: int) -> tuple[Rows, np.ndarray]:

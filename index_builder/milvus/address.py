@@ -24,7 +24,7 @@ FORMS = (
     "or milvus:///ABSOLUTE/PATH.db/COLLECTION for a Milvus Lite file"
 )
 
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,18 @@ def parse_address(url: str) -> Address:
         InputError: if it is none of the accepted forms, or holds a user or a password (which is
             not repeated in the message).
     """
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    try:
+        parts = urlsplit(url)
+    except ValueError as err:  # half of an IPv6 address
+        raise InputError(f"no Milvus url ({err}); accepted: {FORMS}") from err
+    if "@" in parts.netloc or (not url.startswith("milvus:///") and "@" in url):
         raise InputError(
             f"the Milvus url holds credentials; set {TOKEN_VARIABLE}=user:password (or an API "
             f"key) instead and give {FORMS}"
         )
+    url = url.split("?")[0]  # behind it, too, there may be a secret
     if parts.scheme not in ("milvus", "milvuss") or parts.query or parts.fragment:
-        raise InputError(f"{url!r} is no Milvus url; accepted: {FORMS}")
+        raise InputError(f"{url!r} is no Milvus url; accepted, without ? and #: {FORMS}")
     if parts.netloc:
         return _server(url, parts)
     return _file(url, parts)
@@ -103,7 +107,7 @@ def _file(url: str, parts: SplitResult) -> Address:
 
 
 def _name(name: str, what: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InputError(
             f"{name!r} cannot be a Milvus {what}; letters, digits and _ are accepted, at most 255, "
             "not beginning with a digit"

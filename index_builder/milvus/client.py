@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 120.0
+_ALL_OF_IT = 0.9
 LOAD_TIMEOUT_S = 600.0
 """Loading a collection and building its index: minutes where there are many vectors."""
 
@@ -29,7 +32,11 @@ class MilvusError(GalleryError):
 
 
 class MilvusClient:
-    """The calls we need, on one collection; safe to use from several threads."""
+    """The calls we need, on one collection; safe to use from several threads.
+
+    After a call that was not answered in time one thread at a time tries, and the others fail at
+    once, until an answer comes: a server that stands still does not hold all threads of a service.
+    """
 
     def __init__(
         self, address: Address, pymilvus: Any, client: Any, errors: tuple[type[Exception], ...]
@@ -40,6 +47,8 @@ class MilvusClient:
         self._client = client
         self._errors = errors
         self._name = address.collection
+        self._stands_still = False
+        self._trying = threading.Lock()
         weakref.finalize(self, client.close)
 
     def close(self) -> None:
@@ -153,19 +162,36 @@ class MilvusClient:
         try:
             return self._call(function, **values)
         except MilvusError:
-            if not self._is_released():
+            if self._stands_still or not self._is_released():
                 raise
         self._call(self._client.load_collection, timeout=READ_TIMEOUT_S)
         return self._call(function, **values)
 
-    def _call(self, function: Callable[..., T], **values: Any) -> T:
+    def _call(self, function: Callable[..., T], *, timeout: float, **values: Any) -> T:
+        if not self._stands_still:
+            return self._try(function, timeout, values)
+        if not self._trying.acquire(blocking=False):
+            raise MilvusError(
+                f"Milvus at {self.address} did not answer in time and is being tried again; check "
+                "that the server runs"
+            )
         try:
-            return function(self._name, **values)
+            return self._try(function, timeout, values)
+        finally:
+            self._trying.release()
+
+    def _try(self, function: Callable[..., T], timeout: float, values: Mapping[str, Any]) -> T:
+        start_s = time.monotonic()
+        try:
+            found = function(self._name, timeout=timeout, **values)
         except self._errors as err:
+            self._stands_still = time.monotonic() - start_s >= _ALL_OF_IT * timeout
             raise MilvusError(
                 f"Milvus at {self.address} failed ({_first_line(err)}); check that the server runs "
                 "and that the collection is there"
             ) from err
+        self._stands_still = False
+        return found
 
 
 def connect(address: Address) -> MilvusClient:

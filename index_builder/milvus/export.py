@@ -21,6 +21,7 @@ import numpy as np
 
 from cots_model.errors import CotsError, InputError
 from index_builder.gallery import Gallery
+from index_builder.indexes.measure import make_sample, measure
 from index_builder.items import Item
 from index_builder.manifest import (
     MANIFEST_FILE,
@@ -34,7 +35,6 @@ from index_builder.manifest import (
 from index_builder.milvus import collection
 from index_builder.milvus.address import Address, parse_address
 from index_builder.milvus.client import MilvusClient, MilvusError, connect
-from index_builder.milvus.measure import measure
 from index_builder.milvus.open import Opened, content_fingerprint, open_collection
 from index_builder.milvus.options import ExportOptions, ExportReport
 from index_builder.publish import (
@@ -49,6 +49,7 @@ from index_builder.publish import (
 from index_builder.vectors import Vectors
 
 _BLOCK = 1024
+_QUERIES = 200
 Progress = Callable[[int], object]
 
 
@@ -71,6 +72,12 @@ def export_gallery(options: ExportOptions, *, progress: Progress = lambda _: Non
     gallery = Gallery.open(options.gallery)
     if gallery.manifest.index.kind == "milvus":
         raise InputError(f"{options.gallery} is in Milvus already; export the local gallery")
+    shard = gallery.manifest.shard
+    if shard is not None:
+        raise InputError(
+            f"{options.gallery} holds shards {list(shard.numbers)} of {shard.of}; merge all of "
+            "them with `cots index merge` and export that"
+        )
     client = connect(address)
     try:
         with builder_lock(options.target):
@@ -223,10 +230,12 @@ class _Export:
             )
 
     def _measured(self, opened: Opened, manifest: Manifest) -> Manifest:
-        """The manifest, with the recall of an approximate index beside the local gallery's."""
+        """The manifest, with the recall of an approximate index beside exact search."""
         if opened.index.exact:
             return manifest
-        measured = measure(opened.index, self._gallery, self._gallery.vectors)
+        vectors = self._gallery.vectors
+        sample = make_sample(vectors, most=_QUERIES)
+        measured = measure(opened.index, vectors, sample, 0)  # Milvus does not tell its size
         index = manifest.index.model_copy(update={"measured": measured})
         return manifest.model_copy(update={"index": index})
 

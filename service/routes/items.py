@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import functools
 import io
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from cots_model.errors import CotsError
+from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from cots_model.videos import VideoError, decode_frame
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
 from service.content import ByteRange, ContentResponse, content_headers, etag_matches, parse_range
-from service.errors import ApiError, invalid
+from service.errors import ApiError, invalid, past_deadline
 from service.links import item_path, parse_item_path
 from service.routes.parameters import CurrentService, NamedGallery, deadline_of, errors
 from service.schemas import ItemBody
@@ -36,8 +35,20 @@ T = TypeVar("T")
 router = APIRouter(
     prefix="/v1/galleries/{g}/items",
     tags=["items"],
-    responses=errors(401, 404, 416, 422, 429, 503, 504),
+    responses=errors(401, 404, 422, 429, 503, 504),
 )
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": _BINARY}},
+    304: {"description": "`If-None-Match` names it"},
+}
+_ORIGINAL: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"*/*": _BINARY}},
+    206: {"content": {"*/*": _BINARY}, "description": "the range asked for"},
+    304: _JPEG[304],
+    **errors(416),
+}
 
 
 class ItemParams(BaseModel):
@@ -60,24 +71,35 @@ class NoParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+ItemId = Annotated[str, Path(description="percent-encoded; a / may stay")]
+
+
 class ItemRequest:
     """One request for one item, and the service it came to."""
 
-    def __init__(self, request: Request, service: CurrentService, gallery: NamedGallery) -> None:
+    def __init__(
+        self, request: Request, service: CurrentService, gallery: NamedGallery, item_id: ItemId
+    ) -> None:
+        del item_id  # as the raw path has it, see above
         self.request = request
         self.service: Service = service
         self.gallery: Gallery = gallery
         self.address = parse_item_path(request.scope)
+        self.deadline_s = deadline_of(service)
 
-    async def run(self, job: Callable[[], T]) -> T:
-        """Run `job` in a decoding thread; an original that is gone is a 404."""
+    async def run(self, job: Callable[[], T], *, reads_video: bool = False) -> T:
+        """Run `job` in a decoding thread; what reads videos has threads of its own.
+
+        An original that is gone is a 404, and one whose server does not answer a 504.
+        """
+        pool = self.service.videos if reads_video else self.service.decoding
         try:
-            deadline_s = deadline_of(self.service)
-            return (await self.service.decoding.run(job, deadline_s=deadline_s)).value
+            return (await pool.run(job, deadline_s=self.deadline_s)).value
         except ContentError as err:
             code = f"content_{err.reason}"
             message = f"the original of {self.address.item_id!r} cannot be served ({err.reason})"
-            raise ApiError(404, code, message, param="id") from err
+            status = 504 if err.reason == "timeout" else 404
+            raise ApiError(status, code, message, param="id") from err
 
     async def find(self) -> tuple[int, Item]:
         """Row and item; raises ItemNotFoundError."""
@@ -92,13 +114,13 @@ class ItemRequest:
 Asked = Annotated[ItemRequest, Depends(ItemRequest)]
 
 
-@router.get("/{item_id:path}/thumbnail", response_class=Response)
+@router.get("/{item_id:path}/thumbnail", response_class=Response, responses=_JPEG)
 async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) -> Response:
     """A JPEG of the picture, or of a frame of the video, `size` pixels on its longer side."""
     return await _answer(asked, params)
 
 
-@router.get("/{item_id:path}/content", response_class=Response)
+@router.get("/{item_id:path}/content", response_class=Response, responses=_ORIGINAL)
 async def get_content(asked: Asked, params: Annotated[NoParams, Query()]) -> Response:
     """The original, whole or by a byte range."""
     return await _answer(asked)
@@ -151,7 +173,8 @@ async def _thumbnail(asked: ItemRequest, row: int, item: Item, params: ItemParam
     jpeg = cache.get(key)
     if jpeg is None:
         render = _render if time_s is None else functools.partial(_render_frame, time_s=time_s)
-        jpeg = await asked.run(functools.partial(render, asked, row, size_px=params.size))
+        job = functools.partial(render, asked, row, size_px=params.size)
+        jpeg = await asked.run(job, reads_video=time_s is not None)
         cache.put(key, jpeg)
     return Response(jpeg, headers=headers, media_type="image/jpeg")
 
@@ -165,17 +188,12 @@ def _check_thumbnail(asked: ItemRequest, item: Item, params: ItemParams) -> floa
     if modality == "text":
         raise _no_thumbnail("text items have no thumbnail")
     if modality == "video":
-        return _middle(item) if params.time_s is None else params.time_s
+        wanted_s = item.middle_s if params.time_s is None else params.time_s
+        return min(wanted_s, item.duration_s or 0.0)  # behind it there is nothing to look for
     if params.time_s is not None:
         message = "time_s is for videos, and this is a picture; leave it out"
         raise invalid("invalid_value", message, param="time_s")
     return None
-
-
-def _middle(item: Item) -> float:
-    begin_s = item.start_s or 0.0
-    end_s = item.duration_s or 0.0 if item.end_s is None else item.end_s
-    return round((begin_s + end_s) / 2, 6)
 
 
 def _no_thumbnail(message: str) -> ApiError:
@@ -190,28 +208,33 @@ def _render(asked: ItemRequest, row: int, *, size_px: int) -> bytes:
 
 def _render_frame(asked: ItemRequest, row: int, *, size_px: int, time_s: float) -> bytes:
     """As `_render`, of the frame of a video; nothing but what it needs is read."""
-    settings = asked.service.settings
+    most = asked.service.settings.max_image_pixels
     with asked.gallery.open_content(row) as file:
         try:
-            img = decode_frame(
-                file,
-                time_s,
-                max_pixels=settings.max_image_pixels,
-                until_s=time.monotonic() + settings.deadline_s,
-            )
-        except CotsError as err:  # without a reason: PyAV is not installed
-            why = err.reason if isinstance(err, VideoError) else "this server cannot decode videos"
-            raise _no_thumbnail(f"no frame of the video can be shown ({why})") from err
+            img = decode_frame(file, time_s, max_pixels=most, until_s=asked.deadline_s)
+        except VideoError as err:
+            if err.reason == "timeout":
+                raise past_deadline() from err
+            raise _no_thumbnail(f"no frame of the video can be shown ({err.reason})") from err
+        except InputError:  # the original, while it was read
+            raise
+        except CotsError as err:  # PyAV is not installed
+            raise _no_thumbnail(
+                "no frame of the video can be shown (this server cannot decode videos)"
+            ) from err
     return make_thumbnail(img, size_px)
 
 
 async def _content(asked: ItemRequest, row: int, item: Item) -> Response:
     etag = f'"{item.sha256}"'
-    headers = content_headers(_file_name(asked.gallery, item), etag)
+    headers = content_headers(_file_name(item), etag)
     given = asked.request.headers
     if etag_matches(given.get("if-none-match"), etag):
         return Response(status_code=304, headers={"ETag": etag})
-    stream = await asked.run(functools.partial(asked.gallery.open_content, row))
+    is_video = asked.gallery.manifest.modality == "video"
+    stream = await asked.run(
+        functools.partial(asked.gallery.open_content, row), reads_video=is_video
+    )
     try:
         size_bytes = stream.seek(0, io.SEEK_END)
         current = given.get("if-range", etag) == etag
@@ -227,12 +250,10 @@ async def _content(asked: ItemRequest, row: int, item: Item) -> Response:
     return body
 
 
-def _file_name(gallery: Gallery, item: Item) -> str:
-    """What tells the type of an original: its id, or of a video, whose id need not, its uri."""
+def _file_name(item: Item) -> str:
+    """What tells the type of an original: the name of its file or member; ids need not have one."""
     if item.text is not None:
         return "text.txt"
-    if gallery.manifest.modality != "video":
-        return item.id.rpartition("/")[2]
     parts = urlsplit(item.uri)
     member = parts.fragment if item.offset_bytes is not None else ""
     return unquote(member or parts.path).rpartition("/")[2]

@@ -9,9 +9,15 @@ const $ = (id) => document.getElementById(id);
 const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, asked: 0 };
 const grid = new Grid((hit) => go({ like: hit.id }));
 
+const NAMES = { image: ["picture", "pictures"], video: ["video", "videos"], text: ["text", "texts"] };
+
+function current() {
+  return state.galleries.find((gallery) => gallery.name === state.gallery);
+}
+
 function describe(gallery) {
-  const items = { image: "pictures", video: "videos", text: "texts" }[gallery.modality] ?? "items";
-  return `${gallery.count.toLocaleString()} ${items} in ${gallery.name}`;
+  const [one, many] = NAMES[gallery.modality] ?? ["item", "items"];
+  return `${gallery.count.toLocaleString()} ${gallery.count === 1 ? one : many} in ${gallery.name}`;
 }
 
 function say(text) {
@@ -83,7 +89,7 @@ async function search(offset = 0) {
 }
 
 function report(answer) {
-  const gallery = state.galleries.find((one) => one.name === state.gallery);
+  const gallery = current();
   const full = answer.hits.length === PAGE && state.shown < gallery.count;
   say(`${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms`);
   $("more").hidden = !full;
@@ -95,6 +101,7 @@ function chip(source, label) {
   $("chip-label").textContent = label ?? "";
   const old = $("chip-image").src;
   if (old.startsWith("blob:")) URL.revokeObjectURL(old);
+  $("chip-image").hidden = !source;
   if (source) $("chip-image").src = source;
   else $("chip-image").removeAttribute("src");
 }
@@ -135,7 +142,11 @@ function follow() {
   const text = parts.get("q") ?? "";
   const like = parts.get("like");
   $("query").value = text;
-  chip(like ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
+  const [one] = NAMES[current().modality] ?? ["item"];
+  $("query").placeholder = `Describe a ${one}, or drop a picture here`;
+  $("query-label").textContent = `Describe a ${one}`;
+  const shown = like && current().modality !== "text"; // texts have no thumbnail
+  chip(shown ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
   document.title = `${text || (like && `Like ${like}`) || "Search"} · COTS Retrieval`;
   state.query = like ? { item_id: like } : text;
   if (like || text.trim()) search();
@@ -146,8 +157,10 @@ function welcome() {
   state.asked += 1;
   grid.clear();
   $("more").hidden = true;
-  say(describe(state.galleries.find((gallery) => gallery.name === state.gallery)));
-  tell("Find a picture by words", "Describe what you want to see, or drop, paste or choose a picture to find similar ones.", {
+  say(describe(current()));
+  const [one, many] = NAMES[current().modality] ?? ["item", "items"];
+  const like = current().modality === "image" ? "similar ones" : `${many} that fit it`;
+  tell(`Find a ${one} by words`, `Describe what you look for, or drop, paste or choose a picture to find ${like}.`, {
     actions: EXAMPLES.map((example) => [example, () => go({ text: example })]),
   });
 }
@@ -165,6 +178,7 @@ function listen() {
     if ($("file").files[0]) searchWith($("file").files[0]);
     $("file").value = "";
   });
+  $("chip-image").addEventListener("error", () => ($("chip-image").hidden = true));
   $("chip-remove").addEventListener("click", () => {
     $("query").focus();
     go({});

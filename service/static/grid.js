@@ -92,12 +92,12 @@ export class Grid {
     const button = element("button");
     button.type = "button";
     const at = hit.moment ? `, at ${clock(hit.moment.time_s)}` : "";
-    const named = hit.text ?? hit.id;
+    const named = hit.text?.slice(0, 200) ?? hit.id;
     button.setAttribute("aria-label", `Result ${number + 1}: ${named}${at}, score ${hit.score.toFixed(3)}`);
     button.title = hit.id;
     const caption = element("span", "caption");
     caption.append(element("span", "id", hit.id), element("span", "score", hit.score.toFixed(3)));
-    button.append(hit.thumbnail ? this.preview(hit) : element("span", "words", hit.text), caption);
+    button.append(hit.thumbnail ? this.preview(hit) : this.words(hit), caption);
     if (hit.moment) button.append(element("span", "time", clock(hit.moment.time_s)));
     button.addEventListener("click", () => this.show(number));
     item.append(button);
@@ -112,6 +112,12 @@ export class Grid {
     image.addEventListener("error", () => image.replaceWith(element("span", "blank", "no preview")));
     image.src = sized(hit.thumbnail, 320);
     return image;
+  }
+
+  words(hit) {
+    const box = element("span", "words");
+    box.append(element("span", "lines", hit.text));
+    return box;
   }
 
   show(number) {

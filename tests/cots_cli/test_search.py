@@ -14,6 +14,7 @@ from cots_model.errors import GalleryError, ImageError
 from cots_model.testing import make_tiny_checkpoint
 from index_builder.build import build_gallery
 from index_builder.gallery import Gallery
+from index_builder.indexes.open import open_index
 from index_builder.options import BuildOptions
 from index_builder.search import search_gallery
 
@@ -98,3 +99,15 @@ def test_search_refuses_a_foreign_gallery_and_a_broken_image(search, gallery, tm
     (tmp_path / "x.jpg").write_text("text")
     assert isinstance(search("--image", tmp_path / "x.jpg").exception, ImageError)
     assert isinstance(search("words", "--gallery", tmp_path).exception, GalleryError)
+
+
+def test_the_device_is_that_of_the_index_too(search, monkeypatch):
+    asked = []
+
+    def recording(*args, device, **options):
+        asked.append(device)
+        return open_index(*args, device=device, **options)
+
+    monkeypatch.setattr("index_builder.gallery.open_index", recording)
+    assert len(hits_of(search("a dog", "--device", "cpu", "--json"))) == 10
+    assert asked == ["cpu"]

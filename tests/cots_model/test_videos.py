@@ -6,11 +6,13 @@ import json
 import pickle
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from cots_model import video_track
 from cots_model.errors import CotsError, InputError
 from cots_model.video_track import MAX_SIDE, Track
 from cots_model.videos import VideoError, decode_frame, decode_video, iter_clips, pool_frames
@@ -436,6 +438,57 @@ def test_a_frame_at_a_time(tmp_path):
         assert numbers([decode_frame(path, time)]) == [round(time * 10)]
     for time, number in ((-3.0, 0), (0.0, 0), (0.0999, 0), (0.1, 1), (4.99, 49), (1e9, 49)):
         assert numbers([decode_frame(path, time)]) == [number]
+
+
+class Clocked(io.BytesIO):
+    """Each read moves the clock on by a second."""
+
+    def __init__(self, data: bytes, monkeypatch) -> None:
+        super().__init__(data)
+        self.now_s = 0.0
+        self.num_reads = 0
+        monkeypatch.setattr(video_track, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+
+    def read(self, size: int = -1) -> bytes:
+        self.now_s += 1
+        self.num_reads += 1
+        return super().read(size)
+
+
+def test_whatever_takes_long_of_a_frame_is_given_up(tmp_path, monkeypatch):
+    """While the file is opened, searched, or passed over."""
+    options = {"sc_threshold": "1000000000"}
+    data = write_clip(tmp_path / "a.mkv", 900, gop=1000, options=options).read_bytes()
+    with monkeypatch.context() as patched:
+        whole = Clocked(data, patched)
+        decode_frame(whole, 80, until_s=1e9)
+    assert whole.num_reads > 5
+    for until_s in range(whole.num_reads):
+        with monkeypatch.context() as patched:
+            file = Clocked(data, patched)
+            with pytest.raises(VideoError) as caught:
+                decode_frame(file, 80, until_s=until_s)
+        assert caught.value.reason == "timeout"
+        assert file.num_reads <= until_s + 1
+
+
+def test_small_packets_do_not_outlive_the_limit(tmp_path, monkeypatch):
+    """One read can hold thousands: time is looked at for each."""
+    path = write_clip(tmp_path / "a.mkv", 300, gop=1000, paint=lambda _, size: picture_of(0, size))
+    file = io.BytesIO(path.read_bytes())
+    now_s = [0.0]
+    monkeypatch.setattr(video_track, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    real = video_track.Track._decode
+
+    def slow(self, packet):
+        now_s[0] += 1
+        return real(self, packet)[:0]  # none of these can be used
+
+    monkeypatch.setattr(video_track.Track, "_decode", slow)
+    with pytest.raises(VideoError) as caught:
+        decode_frame(file, 20, until_s=10)
+    assert caught.value.reason == "timeout"
+    assert now_s[0] < 13
 
 
 def test_without_pyav_the_cure_is_named(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Reading originals: byte ranges, and everything that is not a plain file."""
 
+import hashlib
 import io
 import os
 import socket
@@ -8,9 +9,12 @@ import sys
 
 import pytest
 
+from index_builder import content
 from index_builder.content import (
+    ContentCheck,
     ContentError,
     Location,
+    Stamp,
     file_uri,
     open_location,
     path_of_uri,
@@ -114,3 +118,18 @@ def test_workers_start_without_what_only_urls_need():
 def test_read_location_reports_a_name_that_no_file_can_have(tmp_path):
     assert reason_of(Location(str(tmp_path / "a\0b"))) == "missing"
     assert reason_of(Location(str(tmp_path / "a\0b"), root=str(tmp_path))) == "missing"
+
+
+def test_a_check_remembers_so_many_originals_and_no_more(monkeypatch):
+    monkeypatch.setattr(content, "_MAX_REMEMBERED", 3)
+    check = ContentCheck()
+    digest = hashlib.sha256(b"x").hexdigest()
+    for row in range(10):
+        for _ in range(2):
+            file = io.BytesIO(b"x")
+            assert check.is_same(row, file, Stamp(1, 5.0), 1, digest)
+            assert file.tell() == 0
+        assert len(check) <= 3
+    assert not check.is_same(0, io.BytesIO(b"y"), Stamp(1, 6.0), 1, digest)
+    for data in (b"x", b"y"):  # a place that does not tell times is read each time
+        assert check.is_same(0, io.BytesIO(data), Stamp(1, 0.0), 1, digest) == (data == b"x")

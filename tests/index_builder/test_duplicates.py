@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -18,7 +20,9 @@ from index_builder import contact_sheet, duplicates
 from index_builder.contact_sheet import write_contact_sheet
 from index_builder.duplicates import DuplicateOptions, find_duplicates
 from index_builder.gallery import Gallery
+from tests.galleries import publish_videos
 from tests.index_builder.stores import plain_items, publish_gallery, unit_vectors
+from tests.videos import numbers, write_clip
 
 EVIL = 'evil "><script>alert(1)<x &copy;.png'
 CLOSE = 0.99999  # the tiny model's vectors are near one another
@@ -321,3 +325,32 @@ def test_sheet_opens_in_a_browser(copies, tmp_path):
         pixels_HWC = np.asarray(shot.convert("RGB")).astype(int)
     colourful_HW = np.ptp(pixels_HWC, axis=2) > 40  # texts and lines are grey, but for the badges
     assert colourful_HW.mean() > 0.1
+
+
+def test_sheet_shows_each_segment_by_its_own_middle(encoder, tmp_path):
+    source = tmp_path / "films"
+    source.mkdir()
+    write_clip(source / "a.mp4", 120, size=(320, 240))
+    gallery = Gallery.open(publish_videos(tmp_path / "g", encoder, source, segment_s=4))
+    report = find_duplicates(gallery, DuplicateOptions(threshold=0.01))
+    write_contact_sheet(tmp_path / "sheet.html", gallery, report)
+    found = {}
+    for tag, attributes in parse(tmp_path / "sheet.html").tags:
+        if tag == "img":
+            data = base64.b64decode(attributes["src"].partition(",")[2])
+            found[attributes["alt"]] = numbers([Image.open(io.BytesIO(data))])
+    assert found == {"a.mp4#t=0,4": [20], "a.mp4#t=4,8": [60], "a.mp4#t=8,12": [100]}
+
+
+def test_sheet_does_not_wait_for_a_video_that_takes_too_long(encoder, tmp_path, monkeypatch):
+    source = tmp_path / "films"
+    source.mkdir()
+    for name in "ab":
+        write_clip(source / f"{name}.mp4", 20)
+    gallery = Gallery.open(publish_videos(tmp_path / "g", encoder, source))
+    report = find_duplicates(gallery, DuplicateOptions(threshold=0.01))
+    monkeypatch.setattr(contact_sheet, "_LONGEST_S", -1.0)
+    write_contact_sheet(tmp_path / "sheet.html", gallery, report)
+    page = parse(tmp_path / "sheet.html")
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert page.text.count("cannot be shown: the frame takes too long to get at") == 2

@@ -214,3 +214,9 @@ def test_gallery_reads_originals_and_notices_changed_ones(build, tmp_path):
                 read(gallery.row(name))
             assert caught.value.reason == reason
     assert Counter(expected.values()).total() == 3
+
+
+def test_the_device_is_that_of_the_index(gallery_root):
+    with pytest.raises(InputError, match="unknown device 'tpu'"):
+        Gallery.open(gallery_root, device="tpu")
+    Gallery.open(gallery_root, device="cpu")

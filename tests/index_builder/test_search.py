@@ -155,7 +155,7 @@ def test_a_picture_finds_its_text(encoder, tmp_path):
 
 def test_originals_that_were_touched_are_hashed_once(encoder, clips, tmp_path, monkeypatch):
     """And never read into memory."""
-    import index_builder.gallery as module
+    import index_builder.content as module
 
     source = tmp_path / "clips"
     source.mkdir()
@@ -177,5 +177,21 @@ def test_originals_that_were_touched_are_hashed_once(encoder, clips, tmp_path, m
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+    for _ in range(3):  # a file that is another is hashed once, too
+        with pytest.raises(module.ContentError, match="no longer what was indexed"):
+            gallery.open_content(0)
+    assert len(hashed) == 2
+    path.write_bytes(data + b"x")
     with pytest.raises(module.ContentError, match="no longer what was indexed"):
         gallery.open_content(0)
+    assert len(hashed) == 2  # its length tells
+
+
+def test_scores_are_compared_with_a_bound_as_they_are_sent(segments, encoder):
+    query_1E = encoder.encode_texts(["a dog"])
+    [hits] = search_gallery(segments, query_1E, k=5)
+    score = hits[2].score
+    above = np.nextafter(score, 2)
+    for bound, count in ((score, 3), (above, 2), (1e300, 0), (-1e300, 5)):
+        [found] = search_gallery(segments, query_1E, k=5, min_score=float(bound))
+        assert len(found) == count

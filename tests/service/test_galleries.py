@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 from cots_model.errors import GalleryError, InputError
+from index_builder.indexes.open import open_index
 from service.galleries import Registry
+from service.settings import Settings
+from service.state import Resources
 from tests.service.conftest import error_of
 
 
@@ -64,3 +67,16 @@ def test_galleries_are_described(client, registry) -> None:
     assert wanted <= set(one)
     manifest = registry.loaded["pets"].manifest
     assert (one["count"], one["dim"], one["modality"]) == (manifest.count, 32, "image")
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_the_device_of_the_settings_is_that_of_the_indexes(root, checkpoint, monkeypatch, device):
+    asked = []
+
+    def recording(*args, device, **options):
+        asked.append(device)
+        return open_index(*args, device=device, **options)
+
+    monkeypatch.setattr("index_builder.gallery.open_index", recording)
+    Resources.load(Settings(galleries=root, checkpoint=str(checkpoint), device=device))
+    assert asked == [device] * 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from urllib.parse import quote
 
 import httpx
 import pytest
 from PIL import Image
 
-from service.content import ByteRange, parse_range
+from service.content import ByteRange, content_headers, parse_range
 from service.errors import ApiError
 from service.galleries import Registry
 from service.links import item_path, parse_item_path
@@ -157,9 +158,25 @@ def test_content_type_is_never_executable(client) -> None:
     answer = client.get(f"{ITEMS}/wide.png/content")
     assert answer.headers["content-type"] == "image/png"
     assert "sandbox" in answer.headers["content-security-policy"]
-    keyed = client.get("/v1/galleries/shards/items/y/content")
-    assert keyed.headers["content-type"] == "application/octet-stream"
-    assert keyed.headers["content-disposition"].startswith("attachment")
+    keyed = client.get("/v1/galleries/shards/items/y/content")  # by the name of its member
+    assert keyed.headers["content-type"] == "image/jpeg"
+    assert keyed.headers["content-disposition"] == "inline; filename*=UTF-8''y.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(("a.webp", "image/webp"), ("a.b.M4V", "video/mp4"), ("a.mkv", "video/x-matroska")),
+        *(("a.html", None), ("a.svg", None), ("a.jpg.gz", None), ("a.avi", None), ("a", None)),
+    ],
+)
+def test_content_type_does_not_depend_on_the_machine(name, expected) -> None:
+    headers = content_headers(name, '"x"')
+    assert headers["Content-Type"] == (expected or "application/octet-stream")
+    assert headers["Content-Disposition"].startswith("inline" if expected else "attachment")
+    policy = headers.get("Content-Security-Policy", "")
+    assert policy.startswith("default-src 'none'; media-src 'self';") == ("video" in str(expected))
+    assert "script" not in policy
 
 
 def test_range_whole_and_last_byte() -> None:
@@ -180,6 +197,21 @@ def test_head_has_the_headers_of_get_and_no_body(client) -> None:
         assert {k: v for k, v in head.headers.items() if k not in changing} == {
             k: v for k, v in got.headers.items() if k not in changing
         }
+
+
+def test_openapi_names_every_part_of_a_path_and_what_comes_back(client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert len(paths) >= 9
+    for path, methods in paths.items():
+        for operation in methods.values():
+            named = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert named == set(re.findall(r"{(\w+)}", path))
+            assert operation["responses"]["200"]["content"]
+    item = "/v1/galleries/{g}/items/{item_id}"
+    thumbnail = paths[f"{item}/thumbnail"]["get"]
+    assert list(thumbnail["responses"]["200"]["content"]) == ["image/jpeg"]
+    assert "416" not in thumbnail["responses"]
+    assert {"206", "304", "416"} <= paths[f"{item}/content"]["get"]["responses"].keys()
 
 
 def test_vanished_original_is_404_and_search_goes_on(serve, encoder, tmp_path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from index_builder.milvus.client import MilvusClient
 from index_builder.milvus.export import export_gallery
 from index_builder.milvus.options import ExportOptions
 from service.galleries import Registry
@@ -53,6 +54,22 @@ def test_search_answers_as_from_files(milvus, client, gallery, body):
     expected = client.post(f"/v1/galleries/{gallery}/search", json=body)
     assert found.status_code == 200, found.text
     assert without_times(found.json()) == without_times(expected.json())
+
+
+def test_embeddings_of_a_page_are_read_at_once(milvus, monkeypatch):
+    asked = []
+    real = MilvusClient.query
+
+    def counting(self, where, *args, **options):
+        asked.append(where)
+        return real(self, where, *args, **options)
+
+    monkeypatch.setattr(MilvusClient, "query", counting)
+    body = {"query": "a dog", "k": 20, "include": ["embedding"]}
+    hits = milvus.post("/v1/galleries/pets/search", json=body).json()["hits"]
+    assert all(len(hit["embedding"]) == len(hits[0]["embedding"]) for hit in hits)
+    assert len(hits) == 20
+    assert len(asked) == 2  # the items, and the vectors
 
 
 def test_search_by_item_answers_as_from_files(milvus, client):

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from cots_model.videos import VideoError, decode_frame, iter_clips
+from index_builder.content import ContentError
 from index_builder.gallery import Gallery
 from index_builder.search import search_gallery
 from service.galleries import Registry
+from service.routes import items
 from tests.galleries import publish_videos
-from tests.service.conftest import error_of
+from tests.service.conftest import error_of, wait_until
 from tests.videos import numbers, write_clip
 
 CLIPS = "/v1/galleries/clips"
@@ -155,8 +163,13 @@ def test_times_that_cannot_be_are_refused(client, time_s):
 
 
 def test_a_time_behind_the_end_shows_the_last_frame(client):
-    img = picture(client.get(f"{CLIPS}/items/a b.mp4/thumbnail?time_s=1e300&size=320"))
-    assert numbers([img]) == [39]
+    """And is not looked for there, which takes as long as decoding all of it."""
+    answers = [
+        client.get(f"{CLIPS}/items/a b.mp4/thumbnail?time_s={time_s}&size=320")
+        for time_s in ("1e300", "4", "77")
+    ]
+    assert [numbers([picture(answer)]) for answer in answers] == [[39], [39], [39]]
+    assert len({answer.headers["etag"] for answer in answers}) == 1
 
 
 def test_pictures_have_no_times(serve):
@@ -177,6 +190,24 @@ def test_the_original_plays_from_the_middle(client, folder):
     assert part.content == (folder / "long ü.mkv").read_bytes()
     assert part.headers["content-type"] in ("video/x-matroska", "video/matroska")
     assert part.headers["content-disposition"].endswith("long%20%C3%BC.mkv")
+
+
+@pytest.mark.slow
+def test_a_browser_may_show_the_original(serve, found):
+    """The page that it makes for a video is within our policy."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    server = serve(found=found)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options += ["--virtual-time-budget=3000", "--dump-dom"]
+    url = f"{server.url}{CLIPS}/items/a%20b.mp4/content"
+    done = subprocess.run(
+        [chromium, *options, url], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "<video" in done.stdout
+    assert "Content Security Policy" not in done.stderr
+    assert "blocked" not in done.stderr
 
 
 def test_large_frames_and_files_that_changed_have_no_thumbnail(
@@ -209,6 +240,65 @@ def test_without_pyav_there_is_no_thumbnail(serve, found, monkeypatch):
     error = error_of(answer, 404)
     assert error["code"] == "thumbnail_not_available"
     assert "this server cannot decode videos" in error["message"]
+
+
+def test_videos_that_take_long_hold_up_nothing_else(serve, found, monkeypatch):
+    """Each of their threads is at work, and items, originals of texts and /readyz answer."""
+    gate = threading.Event()
+
+    def waiting(*args, **options):
+        gate.wait(30)
+        return decode_frame(*args, **options)
+
+    monkeypatch.setattr(items, "decode_frame", waiting)
+    running = serve(found=found, decode_threads=1, deadline_s=2.0)
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{running.url}{CLIPS}/items/a b.mp4/thumbnail"
+        slow = pool.submit(httpx.get, url, timeout=30)
+        wait_until(lambda: running.app.state.service.videos._pool.busy_threads)
+        start_s = time.monotonic()
+        assert running.client.get(f"{CLIPS}/items/a b.mp4").status_code == 200
+        hits_of(running.client, query={"item_id": "a b.mp4"})
+        assert time.monotonic() - start_s < 2
+        assert error_of(slow.result(), 504)["code"] == "deadline_exceeded"
+        gate.set()
+
+
+def test_a_frame_is_looked_for_until_the_deadline_of_its_request(serve, found, monkeypatch):
+    asked = []
+
+    def recording(file, time_s, *, max_pixels, until_s):
+        asked.append(until_s)
+        raise VideoError("timeout", "too long")
+
+    monkeypatch.setattr(items, "decode_frame", recording)
+    client = serve(found=found, deadline_s=5.0).client
+    start_s = time.monotonic()
+    answer = client.get(f"{CLIPS}/items/a b.mp4/thumbnail")
+    assert error_of(answer, 504)["code"] == "deadline_exceeded"
+    assert start_s + 5 <= asked[0] <= time.monotonic() + 5
+
+
+@pytest.mark.parametrize("view", ["thumbnail", "content"])
+@pytest.mark.parametrize(("reason", "status"), [("timeout", 504), ("missing", 404)])
+def test_a_bucket_that_does_not_answer_is_a_504(serve, found, monkeypatch, view, reason, status):
+    """When the original is opened, and when it is read by the decoder."""
+
+    def failing(*_):
+        raise ContentError(reason, "s3://secret/place: no answer within 30 s")
+
+    class Failing(io.BytesIO):
+        read = failing
+
+    client = serve(found=found).client
+    for opening in (failing, lambda *_: Failing()):
+        if view == "content" and opening is not failing:
+            continue  # its status is sent already
+        monkeypatch.setattr(Gallery, "open_content", opening)
+        answer = client.get(f"{CLIPS}/items/a b.mp4/{view}")
+        error = error_of(answer, status)
+        assert error["code"] == f"content_{reason}"
+        assert "secret" not in answer.text
 
 
 def test_a_frame_that_takes_too_long_is_given_up(folder):

@@ -126,7 +126,9 @@ def test_a_graph_that_leads_outside_is_refused(small, tmp_path, spoil, said):
         open_index(tmp_path / "bad.faiss", infos["hnsw"], vectors)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(2000, "lead outside"), (0, "not hold every row")])
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(2000, "lead outside"), (0, "not hold every row once")]
+)
 def test_lists_that_lead_outside_or_miss_a_row_are_refused(small, tmp_path, wrong, said):
     folder, vectors, infos = small
     for kind in ("ivf", "ivfpq"):
@@ -138,6 +140,31 @@ def test_lists_that_lead_outside_or_miss_a_row_are_refused(small, tmp_path, wron
         faiss.write_index(index, str(tmp_path / "bad.faiss"))
         with pytest.raises(GalleryError, match=said):
             open_index(tmp_path / "bad.faiss", infos[kind], vectors)
+
+
+@pytest.mark.parametrize("num_codes", [1, 8])
+def test_codes_of_another_length_are_refused(small, tmp_path, num_codes):
+    """FAISS takes them, and would read behind the end of its lists."""
+    folder, vectors, infos = small
+    index = faiss.read_index(str(folder / "ivfpq.faiss"))
+    assert index.pq.M == 4
+    index.pq.M = num_codes
+    faiss.write_index(index, str(tmp_path / "bad.faiss"))
+    with pytest.raises(GalleryError, match="codes do not fit the vectors"):
+        open_index(tmp_path / "bad.faiss", infos["ivfpq"], vectors)
+
+
+def test_a_row_that_is_listed_twice_is_refused(small, tmp_path):
+    folder, vectors, infos = small
+    index = faiss.read_index(str(folder / "ivf.faiss"))
+    number = int(np.argmax([index.invlists.list_size(n) for n in range(index.nlist)]))
+    ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), 1)
+    codes = faiss.rev_swig_ptr(index.invlists.get_codes(number), index.code_size)
+    again = faiss.swig_ptr(ids.copy()), faiss.swig_ptr(codes.copy())
+    index.invlists.add_entries(number, 1, *again)
+    faiss.write_index(index, str(tmp_path / "bad.faiss"))
+    with pytest.raises(GalleryError, match="not hold every row once"):
+        open_index(tmp_path / "bad.faiss", infos["ivf"], vectors)
 
 
 def test_search_parameters_that_no_build_writes_are_refused(small):

@@ -39,6 +39,8 @@ def test_address_takes_its_forms_and_gives_them_back(url, endpoint, database, co
         "milvus://host/photos?secure=1",
         "milvus://host/photos#x",
         "milvus://host/pho-tos",
+        "milvus://host/photos%0A",
+        "milvus://[::1/photos",
         "milvus://host/1photos",
         "milvus://host/" + "a" * 256,
         'milvus://host/a"b',
@@ -53,8 +55,23 @@ def test_address_refuses_others_saying_what_is_accepted(url):
         parse_address(url)
 
 
-@pytest.mark.parametrize("url", ["milvus://root:hunter2@host/photos", "milvus://hunter2@host/p"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "milvus://root:hunter2@host/photos",
+        "milvus://hunter2@host/p",
+        "milvus:root:hunter2@host/photos",
+        "root:hunter2@host:19530/photos",
+        "milvus://root:hunt/er2@host/photos",
+    ],
+)
 def test_address_refuses_credentials_without_repeating_them(url):
     with pytest.raises(InputError, match="COTS_MILVUS_TOKEN") as caught:
         parse_address(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_address_does_not_repeat_a_query():
+    with pytest.raises(InputError, match=r"'milvus://host/photos' is no Milvus url") as caught:
+        parse_address("milvus://host/photos?token=hunter2")
     assert "hunter2" not in str(caught.value)

@@ -287,3 +287,11 @@ def test_lite_file_in_a_folder_that_is_not_there_is_refused(tmp_path):
     path = os.path.join(tmp_path, "nowhere", "x.db")
     with pytest.raises(MilvusError, match="no folder"):
         connect(parse_address(f"milvus://{path}/photos"))
+
+
+def test_a_shard_is_refused_before_anything_is_written(photos, build, tmp_path):
+    build(photos, tmp_path / "part", shard=(0, 2))
+    with pytest.raises(InputError, match=r"holds shards \[0\] of 2; merge all of them"):
+        export(tmp_path / "part", f"milvus://{tmp_path}/lite.db/photos", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    assert not (tmp_path / "lite.db").exists()

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -112,6 +113,35 @@ def test_server_that_never_answers_is_an_error_in_time(monkeypatch):
         with pytest.raises(MilvusError, match="cannot connect"):
             connect(parse_address(f"milvus://127.0.0.1:{silent.getsockname()[1]}/photos"))
         assert time.monotonic() - start_s < 10
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_holds_one_thread(start_server, tmp_path, monkeypatch):
+    """The others are told at once, and all go on when it does."""
+    server = start_server()
+    gallery = export(tmp_path, server.url, unit_vectors(300))
+    query_1E = unit_vectors(1, seed=8)
+    monkeypatch.setattr(client_module, "READ_TIMEOUT_S", 2.0)
+    server.signal(signal.SIGSTOP)
+    took_s = []
+
+    def ask():
+        start_s = time.monotonic()
+        with pytest.raises(GalleryError, match="Milvus at"):
+            gallery.search(query_1E, 5)
+        took_s.append(time.monotonic() - start_s)
+
+    ask()
+    assert 1.5 < took_s[0] < 6
+    with ThreadPoolExecutor(4) as pool:
+        for asked in [pool.submit(ask) for _ in range(4)]:
+            asked.result()
+    assert sum(took < 0.5 for took in took_s) == 3
+    server.signal(signal.SIGCONT)
+    with ThreadPoolExecutor(4) as pool:
+        gallery.search(query_1E, 5)
+        found = list(pool.map(lambda _: gallery.search(query_1E, 5), range(8)))
+    assert len(found) == 8
 
 
 @pytest.mark.slow
