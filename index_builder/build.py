@@ -25,9 +25,10 @@ from index_builder.join import Piece, part_piece
 from index_builder.listing import Entry, Listing, PartSpec, plain
 from index_builder.manifest import Recipe, ShardInfo
 from index_builder.options import BuildOptions, BuildReport, absolute_sources
-from index_builder.part_builder import PartBuilder, PartSettings, check_roots
+from index_builder.part_builder import PartBuilder, PartSettings
 from index_builder.parts import Part, open_part, remove_others
 from index_builder.pipeline.background import Background
+from index_builder.presence import check_roots, is_back
 from index_builder.progress import Progress, as_progress
 from index_builder.publish import WORK, builder_lock, writing
 from index_builder.report import build_report, nothing_indexed
@@ -44,11 +45,13 @@ class Base:
         folder: of the version.
         sha256: of its manifest.
         excluded: ids that stay out.
+        remove_missing: whether rows go whose original is gone.
     """
 
     folder: Path | None = None
     sha256: str | None = None
     excluded: frozenset[str] = frozenset()
+    remove_missing: bool = False
 
     def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
         """Say of each entry which rows still hold for it."""
@@ -84,6 +87,7 @@ class Run:
     parts: list[Part] = field(default_factory=list)
     num_continued: int = 0
     num_unchanged: int = 0
+    num_missing: int = 0
 
     @property
     def work(self) -> Path:
@@ -181,7 +185,7 @@ def _unfinished(
     for spec in specs:
         names.add(spec.name)
         part = open_part(parts, spec)
-        if part is None:
+        if part is None or is_back(part, spec):
             yield spec
         else:
             run.parts.append(part)
@@ -214,7 +218,7 @@ def _engine(
     finally:
         for stage, seconds in builder.seconds.items():
             run.seconds[stage] += seconds
-        run.num_unchanged = builder.unchanged
+        run.num_unchanged, run.num_missing = builder.unchanged, builder.missing
 
 
 def _ray_engine() -> Any:
@@ -237,6 +241,7 @@ def _settings(run: Run) -> PartSettings:
         jpeg_decoder=options.jpeg_decoder,
         base=run.base.folder,
         base_sha256=run.base.sha256,
+        remove_missing=run.base.remove_missing,
         roots=run.source.roots,
         workers=options.num_workers,
         timeout_s=options.decode_timeout_s,

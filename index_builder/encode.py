@@ -53,6 +53,10 @@ class PartEncoder:
         self._waiting: deque[_Slot] = deque()
         self._units: deque[np.ndarray | str] = deque()
 
+    def holds(self, offset: int) -> bool:
+        """Whether something came of entry `offset`, the last one that anything came of."""
+        return bool(self._slots) and self._slots[-1].offset == offset
+
     def skip(self, offset: int, skip: Skip) -> None:
         """Leave out what came of entry `offset`."""
         self._slots.append(_Slot(offset, skip=skip))

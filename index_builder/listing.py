@@ -28,10 +28,12 @@ class Entry:
     Attributes:
         value: what the source says.
         rows: of an entry that has not changed, its rows in the published version.
+        old_rows: of one that may have changed, its rows there: they stay if it cannot be read.
     """
 
     value: Candidate | Skip
     rows: tuple[int, ...] = ()
+    old_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def _to_line(entry: Entry) -> bytes:
             "location": vars(value.location),
             "stamp": vars(value.stamp) if value.stamp else None,
             "rows": entry.rows,
+            "old_rows": entry.old_rows,
         }
     return json.dumps(fields, sort_keys=True).encode("ascii") + b"\n"
 
@@ -131,8 +134,7 @@ def _to_line(entry: Entry) -> bytes:
 def _of_line(fields: dict[str, Any]) -> Entry:
     if "skip" in fields:
         return Entry(Skip(**fields["skip"]))
-    rows = tuple(fields.pop("rows"))
+    rows, old_rows = tuple(fields.pop("rows")), tuple(fields.pop("old_rows"))
     location, stamp = Location(**fields.pop("location")), fields.pop("stamp")
-    return Entry(
-        Candidate(**fields, location=location, stamp=Stamp(**stamp) if stamp else None), rows
-    )
+    value = Candidate(**fields, location=location, stamp=Stamp(**stamp) if stamp else None)
+    return Entry(value, rows, old_rows)

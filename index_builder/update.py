@@ -35,6 +35,7 @@ class PublishedBase(Base):
     """The published version, compared with what the source lists.
 
     Attributes:
+        remove_missing: whether items go whose original is gone.
         num_missing: items whose original was not listed, once all is.
         num_excluded: entries that stayed out because they were deleted.
     """
@@ -43,7 +44,7 @@ class PublishedBase(Base):
         """Take a version, and what an unchanged entry is."""
         self._rows = rows
         self._compare: Compare = options.compare
-        self._remove_missing = options.remove_missing
+        self.remove_missing = options.remove_missing
         self._listed_N = np.zeros(rows.manifest.count, bool)
         self.folder = rows.folder
         self.sha256 = sha256
@@ -60,11 +61,14 @@ class PublishedBase(Base):
             else:
                 rows = self._rows.items.find_entry(value.id)
                 self._listed_N[rows] = True
-                yield Entry(value, tuple(rows) if self._is_unchanged(value, rows) else ())
+                if self._is_unchanged(value, rows):
+                    yield Entry(value, rows=tuple(rows))
+                else:
+                    yield Entry(value, old_rows=tuple(rows))
 
     def leftover(self) -> list[Piece]:
         """The items whose original was not listed, unless they are to be removed."""
-        if self._remove_missing or self._listed_N.all():
+        if self.remove_missing or self._listed_N.all():
             return []
         piece = self._rows.piece(place=_LAST_PLACE, keep_N=~self._listed_N)
         return [replace(piece, skips=lambda: iter(()))]
@@ -147,7 +151,8 @@ def check_can_update(root: Path, manifest: Manifest, fingerprint: str) -> None:
 
 def _finish(run: Run, base: PublishedBase) -> BuildReport:
     report = finish_run(run)
-    return replace(report, missing=base.num_missing, deleted=base.num_excluded)
+    missing = base.num_missing + run.num_missing
+    return replace(report, missing=missing, deleted=base.num_excluded)
 
 
 def _as_build(options: UpdateOptions, manifest: Manifest) -> BuildOptions:

@@ -108,6 +108,58 @@ def test_update_keeps_what_is_gone_unless_told_otherwise(root, source, encoder, 
     assert embedded == []
 
 
+@pytest.mark.parametrize("remove", [False, True])
+def test_update_keeps_rows_of_a_manifest_whose_originals_are_gone(
+    source, build, encoder, tmp_path, remove
+):
+    manifest, root = tmp_path / "m.csv", tmp_path / "m"
+    manifest.write_text("path\n" + "".join(f"src/{n:02d}.png\n" for n in range(12)))
+    build(manifest, root)
+    before = vectors(root)
+    item = Gallery.open(root).item(3)
+    (source / "03.png").unlink()
+    (source / "07.png").unlink()
+    report = update(root, encoder, remove_missing=remove)
+    assert (report.missing, report.unchanged) == (2, 10)
+    assert report.skipped == {"missing": 2}
+    assert report.count == (10 if remove else 12)
+    if not remove:
+        assert Gallery.open(root).item(3) == item
+        assert all(np.array_equal(before[name], one) for name, one in vectors(root).items())
+    assert not any(verify_gallery(root).values())
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_update_keeps_rows_whose_originals_cannot_be_read_this_time(
+    bucket, build, encoder, tmp_path, monkeypatch, remove
+):
+    import fsspec
+
+    from index_builder.content import ContentError
+    from index_builder.pipeline import fetch
+
+    store = fsspec.filesystem("s3", use_listings_cache=False)
+    for number in range(4):
+        picture = save_picture(tmp_path / f"{number}.png", seed=number)
+        store.put(str(picture), f"{bucket}/{number}.png")
+    root = tmp_path / "g"
+    build(bucket, root)
+    before = vectors(root)
+    store.put(str(save_picture(tmp_path / "new.png", seed=9, side=30)), f"{bucket}/2.png")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ContentError("unreadable", "the store is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "read_location", refuse)
+        patch.setattr(fetch, "_FIRST_PAUSE_S", 0.0)
+        report = update(root, encoder, remove_missing=remove)
+    assert (report.count, report.skipped, report.missing) == (4, {"unreadable": 1}, 0)
+    assert all(np.array_equal(before[name], one) for name, one in vectors(root).items())
+    assert update(root, encoder).skipped == {}
+    assert not np.array_equal(before["2.png"], vectors(root)["2.png"])
+
+
 def test_update_without_a_change_gives_the_same_gallery(root, encoder):
     before = version_content(root)
     update(root, encoder)
