@@ -22,8 +22,8 @@ from cots_model.encoder import Encoder
 from cots_model.errors import InputError
 from index_builder.assemble import Plan, Published, assemble
 from index_builder.join import Piece, part_piece
-from index_builder.listing import Entry, Listing, PartSpec, plain
-from index_builder.manifest import Recipe, ShardInfo
+from index_builder.listing import Entry, Listing, PartSpec, plain, shard_info, share
+from index_builder.manifest import Recipe
 from index_builder.options import BuildOptions, BuildReport, absolute_sources
 from index_builder.part_builder import PartBuilder, PartSettings
 from index_builder.parts import Part, open_part, remove_others
@@ -88,6 +88,7 @@ class Run:
     num_continued: int = 0
     num_unchanged: int = 0
     num_missing: int = 0
+    listing_sha256: str = ""
 
     @property
     def work(self) -> Path:
@@ -166,14 +167,15 @@ def _build_parts(run: Run) -> None:
     listing = Listing(_timed(entries, run), listings, part_items=part_items, key=settings.key)
     names: set[str] = set()
     specs = Background(
-        listing.parts(wanted=_wanted(run.options.shard), finished=run.progress.set_total), size=0
+        listing.parts(wanted=share(run.options.shard), finished=run.progress.set_total), size=0
     )
     try:
         for part in _engine(run, settings, _unfinished(run, iter(specs), parts, names), parts):
             run.parts.append(part)
     finally:
         specs.stop()
-    _check_shard(run.options, listing)
+    listing.check_share(run.options.shard)
+    run.listing_sha256 = listing.sha256
     check_roots(run.source.roots)
     remove_others(parts, names)
 
@@ -248,23 +250,6 @@ def _settings(run: Run) -> PartSettings:
     )
 
 
-def _wanted(shard: tuple[int, int] | None) -> Callable[[int], bool]:
-    if shard is None:
-        return lambda _: True
-    number, of = shard
-    return lambda part: part % of == number
-
-
-def _check_shard(options: BuildOptions, listing: Listing) -> None:
-    if options.shard is None or listing.num_entries or not listing.num_parts:
-        return
-    number, of = options.shard
-    raise InputError(
-        f"shard {number}/{of} has nothing to do: the source has only {listing.num_parts} parts of "
-        f"{options.entries_per_part} entries; use fewer shards, or a smaller --part-items for all"
-    )
-
-
 def _timed(entries: Iterator[Entry], run: Run) -> Iterator[Entry]:
     while True:
         start_s = time.perf_counter()
@@ -277,7 +262,6 @@ def _timed(entries: Iterator[Entry], run: Run) -> Iterator[Entry]:
 
 def _plan(run: Run) -> Plan:
     options = run.options
-    shard = options.shard
     return Plan(
         modality=options.modality,
         dim=run.encoder.dim,
@@ -298,7 +282,7 @@ def _plan(run: Run) -> Plan:
             checkpoint=options.checkpoint,
         ),
         device=options.index.device,
-        shard=None if shard is None else ShardInfo(of=shard[1], numbers=(shard[0],)),
+        shard=shard_info(options.shard, run.listing_sha256),
         excluded=run.base.excluded,
         keep_versions=options.keep_versions,
     )
