@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ ROW_GROUP = 131_072
 """Rows of a parquet row group; fixed, so that equal items give equal bytes however they came."""
 
 METADATA_PREFIX = "metadata."
+_SEGMENT = re.compile(r"[0-9.]+,[0-9.]+")
 JSON_MARK = {b"cots.encoding": b"json"}
 FIXED = pa.schema(
     [
@@ -165,8 +167,9 @@ class ItemTable:
         prefix = segment_prefix(entry_id)
         rows = []
         at = self._first_from(prefix)
-        while at < len(self) and self.id(at).startswith(prefix):
-            if self._table.column("start_s")[at].as_py() is not None:
+        while at < len(self) and (item_id := self.id(at)).startswith(prefix):
+            is_segment = self._table.column("start_s")[at].as_py() is not None
+            if is_segment and _SEGMENT.fullmatch(item_id, len(prefix)):
                 rows.append(at)
             at += 1
         return rows

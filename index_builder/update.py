@@ -21,8 +21,9 @@ from index_builder.content import ContentError, open_location
 from index_builder.indexes.base import IndexRequest
 from index_builder.join import Piece
 from index_builder.listing import Entry
-from index_builder.manifest import Manifest
+from index_builder.manifest import SKIPPED_FILE, Manifest
 from index_builder.options import BuildOptions, BuildReport, Compare, UpdateOptions
+from index_builder.parts import read_skips
 from index_builder.progress import Progress, as_progress
 from index_builder.publish import builder_lock, read_pointer, writing
 from index_builder.sources.entry import Candidate, Skip
@@ -50,6 +51,7 @@ class PublishedBase(Base):
         self.sha256 = sha256
         self.excluded = frozenset() if options.restore_deleted else frozenset(rows.excluded())
         self.num_excluded = 0
+        self._retried = self._to_be_retried()
 
     def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
         """Give unchanged entries their rows, and leave deleted ones out."""
@@ -78,13 +80,23 @@ class PublishedBase(Base):
         """Items whose original was not listed."""
         return int((~self._listed_N).sum())
 
+    def _to_be_retried(self) -> frozenset[str]:
+        """Videos of which a part was skipped, or taken out and is wanted again."""
+        if self._rows.manifest.modality != "video":
+            return frozenset()
+        skips = read_skips(self._rows.folder / SKIPPED_FILE)
+        broken = {skip.id for skip in skips if skip.reason != "duplicate_id"}
+        restored = self._rows.excluded() - self.excluded
+        return frozenset(broken | {item_id.rpartition("#t=")[0] for item_id in restored})
+
     def _is_unchanged(self, candidate: Candidate, rows: list[int]) -> bool:
-        if not rows:
+        if not rows or candidate.id in self._retried:
             return False
         old = self._rows.item(rows[0])
         if candidate.text is not None:
             return candidate.text == old.text
-        stamp = candidate.stamp
+        place = (candidate.uri, candidate.location.offset_bytes)
+        stamp = candidate.stamp if place == (old.uri, old.offset_bytes) else None
         if self._compare == "stamp" and stamp is not None and stamp.mtime_s:
             return (stamp.size_bytes, stamp.mtime_s) == (old.size_bytes, old.mtime_s)
         return _sha256(candidate) == old.sha256
@@ -169,7 +181,7 @@ def _as_build(options: UpdateOptions, manifest: Manifest) -> BuildOptions:
         sources=options.sources or recipe.sources,
         gallery=options.gallery,
         modality=manifest.modality,
-        index=index,
+        index=replace(index, device=options.device),
         batch_size=recipe.batch_size,
         workers=options.workers,
         metadata=options.metadata or metadata,

@@ -39,7 +39,7 @@ def command(
     names = list(ids)
     if ids_file is not None:
         try:
-            lines = ids_file.read_text("utf-8").splitlines()
+            lines = ids_file.read_text("utf-8").split("\n")  # ids may hold other ends of lines
         except (OSError, UnicodeDecodeError) as err:
             raise InputError(f"{ids_file} cannot be read as UTF-8 ({err}); one id a line") from err
         names += [line for line in lines if line]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,14 @@ def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_
     merged = run("merge", root, root, "--gallery", tmp_path / "m")
     assert "skipped: 6 whose id was taken" in merged.stdout
     assert run("verify", tmp_path / "m").exit_code == 0
+
+
+def test_update_remembers_the_checkpoint_it_was_given(photos, tiny_checkpoint, tmp_path):
+    moved = shutil.copytree(tiny_checkpoint, tmp_path / "moved")
+    run("build", photos, "--gallery", tmp_path / "g", "--checkpoint", tiny_checkpoint)
+    assert run("update", tmp_path / "g", "--checkpoint", moved).exit_code == 0
+    [line] = [line for line in run("info", tmp_path / "g").stdout.splitlines() if "recipe" in line]
+    assert str(moved) in line
 
 
 def test_update_and_delete_leave_a_folder_that_is_no_gallery_alone(tmp_path):

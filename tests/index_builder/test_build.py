@@ -2,6 +2,7 @@
 
 import json
 import os
+import math
 import resource
 import shutil
 import subprocess
@@ -220,7 +221,16 @@ def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path,
         build(photos, tmp_path / "thesis.txt")
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"decode_timeout_s": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"workers": -1},
+        {"decode_timeout_s": 0},
+        {"decode_timeout_s": math.nan},
+        *({"modality": "video", "segment_seconds": s} for s in (0, 1e-7, math.inf, math.nan)),
+    ],
+)
 def test_build_options_refuse_numbers_without_meaning(options):
     with pytest.raises(InputError, match="must be"):
         BuildOptions(sources=("x",), gallery=Path("g"), **options)

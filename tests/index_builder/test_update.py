@@ -84,6 +84,21 @@ def test_update_by_hash_sees_a_change_that_size_and_time_do_not_show(root, sourc
     assert update(root, encoder, compare="hash").unchanged == 11
 
 
+def test_update_looks_into_a_file_of_the_same_size_and_time_in_another_place(
+    build, encoder, tmp_path, embedded
+):
+    for name, seed in {"one/a.bmp": 1, "two/a.bmp": 2, "one/b.bmp": 3, "two/b.bmp": 3}.items():
+        os.utime(save_picture(tmp_path / name, seed=seed), (1_000_000_000, 1_000_000_000))
+    root = tmp_path / "g"
+    build(tmp_path / "one", root)
+    embedded.clear()
+    report = update(root, encoder, sources=(str(tmp_path / "two"),))
+    assert (report.unchanged, embedded) == (1, [1])
+    gallery = Gallery.open(root)
+    assert gallery.read_content(gallery.row("a.bmp")) == (tmp_path / "two/a.bmp").read_bytes()
+    assert update(root, encoder).unchanged == 2
+
+
 def test_update_by_hash_takes_over_what_was_only_touched(root, source, encoder, embedded):
     (source / "03.png").touch()
     report = update(root, encoder, compare="hash")
@@ -258,3 +273,20 @@ def test_update_keeps_vectors_of_other_types_as_they_are_stored(
         [before.vector(row) for row in range(12)],
         atol=0 if vectors_type == "float16" else after.manifest.vectors.scale,
     )
+
+
+@pytest.mark.parametrize("wanted", ["float32", "float16"])
+def test_update_from_int8_to_a_finer_type_gives_unit_vectors(
+    source, build, encoder, tmp_path, wanted
+):
+    from index_builder.indexes.base import IndexRequest
+
+    root = tmp_path / "g"
+    build(source, root, index=IndexRequest(vectors="int8"))
+    before = vectors(root)
+    update(root, encoder, index=IndexRequest(vectors=wanted))
+    assert Gallery.open(root).manifest.vectors.type == wanted
+    assert not any(verify_gallery(root).values())
+    for name, vector_E in vectors(root).items():
+        cosine = vector_E @ before[name] / np.linalg.norm(before[name]) / np.linalg.norm(vector_E)
+        assert cosine > 0.99999
