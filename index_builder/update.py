@@ -13,17 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
 from index_builder.build import Base, Run, finish_run, start_run
 from index_builder.content import ContentError, open_location
 from index_builder.indexes.base import IndexRequest
+from index_builder.item_join import read_column
 from index_builder.join import Piece
 from index_builder.listing import Entry
-from index_builder.manifest import SKIPPED_FILE, Manifest
+from index_builder.manifest import ITEMS_FILE, SKIPPED_FILE, Manifest
 from index_builder.options import BuildOptions, BuildReport, Compare, UpdateOptions
 from index_builder.parts import read_skips
+from index_builder.presence import OUT_OF_REACH
 from index_builder.progress import Progress, as_progress
 from index_builder.publish import builder_lock, read_pointer, writing
 from index_builder.sources.entry import Candidate, Skip
@@ -47,6 +50,7 @@ class PublishedBase(Base):
         self._compare: Compare = options.compare
         self.remove_missing = options.remove_missing
         self._listed_N = np.zeros(rows.manifest.count, bool)
+        self._held_N = np.zeros(rows.manifest.count, bool)
         self.folder = rows.folder
         self.sha256 = sha256
         self.excluded = frozenset() if options.restore_deleted else frozenset(rows.excluded())
@@ -57,6 +61,7 @@ class PublishedBase(Base):
         """Give unchanged entries their rows, and leave deleted ones out."""
         for value in entries:
             if isinstance(value, Skip):
+                self._hold(value)
                 yield Entry(value)
             elif value.id in self.excluded:
                 self.num_excluded += 1
@@ -70,15 +75,24 @@ class PublishedBase(Base):
 
     def leftover(self) -> list[Piece]:
         """The items whose original was not listed, unless they are to be removed."""
-        if self.remove_missing or self._listed_N.all():
+        keep_N = ~self._listed_N & (self._held_N | (not self.remove_missing))
+        if not keep_N.any():
             return []
-        piece = self._rows.piece(place=_LAST_PLACE, keep_N=~self._listed_N)
+        piece = self._rows.piece(place=_LAST_PLACE, keep_N=keep_N)
         return [replace(piece, skips=lambda: iter(()))]
 
     @property
     def num_missing(self) -> int:
-        """Items whose original was not listed."""
-        return int((~self._listed_N).sum())
+        """Items whose original was not listed, although the listing looked there."""
+        return int((~self._listed_N & ~self._held_N).sum())
+
+    def _hold(self, skip: Skip) -> None:
+        """Let nothing go that lies in a folder or shard that could not be listed to its end."""
+        if skip.reason in OUT_OF_REACH or skip.reason == "damaged_shard":
+            uris = read_column([self._rows.folder / ITEMS_FILE], "uri")
+            for start in (skip.uri + "/", skip.uri + "#"):
+                self._held_N |= np.asarray(pc.starts_with(uris, start))
+            self._held_N |= np.asarray(pc.equal(uris, skip.uri))
 
     def _to_be_retried(self) -> frozenset[str]:
         """Videos of which a part was skipped, or taken out and is wanted again."""

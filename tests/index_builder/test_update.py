@@ -1,6 +1,7 @@
 """`update`: only what is new or changed is embedded, and the rest stays as it was."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,23 @@ def test_update_keeps_rows_whose_originals_cannot_be_read_this_time(
     assert all(np.array_equal(before[name], one) for name, one in vectors(root).items())
     assert update(root, encoder).skipped == {}
     assert not np.array_equal(before["2.png"], vectors(root)["2.png"])
+
+
+def test_update_removes_nothing_from_a_shard_that_is_damaged(build, encoder, tmp_path):
+    files = [(save_picture(tmp_path / f"{n}.png", seed=n), f"{n}.png") for n in range(8)]
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s{shard}.tar", "w") as archive:
+            for path, name in files[shard * 4 : shard * 4 + 4]:
+                archive.add(path, name)
+    root = tmp_path / "g"
+    build(f"{tmp_path}/s{{0..1}}.tar", root)
+    whole = (tmp_path / "s0.tar").read_bytes()
+    (tmp_path / "s0.tar").write_bytes(whole[: len(whole) // 3])
+    report = update(root, encoder, remove_missing=True)
+    assert (report.count, report.missing) == (8, 0)
+    with tarfile.open(tmp_path / "s0.tar", "w") as archive:
+        archive.add(*files[0])
+    assert update(root, encoder, remove_missing=True).count == 5
 
 
 def test_update_without_a_change_gives_the_same_gallery(root, encoder):
