@@ -82,6 +82,6 @@ def _folder_identity(root: str) -> tuple[int, int] | None:
 
 def _vanished(root: str) -> CotsError:
     return CotsError(
-        f"{root} is no longer there as it was (a disk unmounted?), so the build stopped and nothing "
+        f"{root} is no longer there as it was (unmounted?), so the build stopped and nothing "
         "was published; bring it back and run the same command to go on"
     )

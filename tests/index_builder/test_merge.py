@@ -74,9 +74,7 @@ def test_merge_refuses_shards_of_different_listings(build, tmp_path, changed):
     build(tmp_path / "src", tmp_path / "0", part_items=2, shard=(0, 2))
     if changed == "source":  # all that comes behind falls to other parts
         save_picture(tmp_path / "src/00.png", seed=50)
-    build(
-        tmp_path / "src", tmp_path / "1", part_items=2 + (changed == "part_items"), shard=(1, 2)
-    )
+    build(tmp_path / "src", tmp_path / "1", part_items=2 + (changed == "part_items"), shard=(1, 2))
     with pytest.raises(InputError, match="cut from different listings"):
         merge_galleries([tmp_path / "0", tmp_path / "1"], tmp_path / "g")
 
