@@ -198,12 +198,7 @@ def _unfinished(
 def _engine(
     run: Run, settings: PartSettings, specs: Iterator[PartSpec], parts: Path
 ) -> Iterator[Part]:
-    """Build parts here, or on a cluster.
-
-    `ray_engine.build_parts` lets a `PartBuilder` per worker, with the model of
-    `options.checkpoint`, build the parts into the same folder, and gives each as it is done, in any
-    order; it calls `advance` with the number of entries of each.
-    """
+    """Build parts here, or let the workers of a cluster build them into the same folder."""
     if run.options.engine == "ray":
         yield from _ray_engine().build_parts(
             specs,

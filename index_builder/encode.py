@@ -17,10 +17,11 @@ import torch
 
 from cots_model.encoder import Encoder
 from cots_model.videos import NUM_FRAMES, pool_frames
-from index_builder.items import Item, segment_id
+from index_builder.items import Item
 from index_builder.manifest import Modality
 from index_builder.parts import PartRows
 from index_builder.pipeline.result import Decoded
+from index_builder.segments import segment_id
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.vectors import Vectors
 

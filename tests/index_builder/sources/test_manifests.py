@@ -14,7 +14,7 @@ from index_builder.sources.finders import FolderFinder
 from index_builder.sources.metadata_file import read_metadata_file
 from index_builder.sources.open import open_source
 from index_builder.sources.rows import open_rows
-from index_builder.sources.stages import unique, with_metadata
+from index_builder.sources.stages import with_metadata
 from tests.index_builder.conftest import save_picture
 from tests.index_builder.sources.reading import entries_of, read, write_tar
 
@@ -349,7 +349,7 @@ def test_exercises_and_fashion_take_their_columns_by_metadata(shared_data):
         folder = shared_data / name
         table = read_metadata_file(folder / "items.parquet")
         source = open_source([str(folder / "images.tar")])
-        entries = list(with_metadata(unique(source.read()), table))
+        entries = list(with_metadata(source.read(), table))
         assert len(entries) == table.matched == len(table) == num
         assert all({"caption", "category"} <= set(entry.metadata) for entry in entries)
 
