@@ -105,14 +105,14 @@ def assemble(
         OSError: if it cannot be written.
     """
     progress = progress or Progress()
-    version = new_version_name()
+    version = new_version_name(root)
     start_s = time.perf_counter()
     with partial_version(root, version) as folder:
         progress.enter("join")
         joined = _join(pieces, plan, folder)
         joined_s = time.perf_counter()
-        progress.enter("index")
-        index = _build_index(folder, plan, joined)
+        progress.enter("index", total=joined.count)
+        index = _build_index(folder, plan, joined, progress)
         indexed_s = time.perf_counter()
         progress.enter("publish")
         manifest = _manifest(folder, version, plan, joined, index)
@@ -141,10 +141,10 @@ def _join(pieces: Sequence[Piece], plan: Plan, folder: Path) -> Joined:
     return joined
 
 
-def _build_index(folder: Path, plan: Plan, joined: Joined) -> IndexInfo:
+def _build_index(folder: Path, plan: Plan, joined: Joined, progress: Progress) -> IndexInfo:
     shape = (joined.count, plan.dim)
     vectors = open_vectors(folder / VECTORS_FILE, shape, joined.vectors)
-    return build_index(plan.request, vectors, folder / INDEX_FILE)
+    return build_index(plan.request, vectors, folder / INDEX_FILE, progress=progress.advance)
 
 
 def _manifest(folder: Path, version: str, plan: Plan, joined: Joined, index: IndexInfo) -> Manifest:

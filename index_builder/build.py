@@ -22,12 +22,13 @@ from cots_model.encoder import Encoder
 from cots_model.errors import InputError
 from index_builder.assemble import Plan, Published, assemble
 from index_builder.join import Piece, part_piece
-from index_builder.listing import Entry, Listing, PartSpec, plain
-from index_builder.manifest import Recipe, ShardInfo
+from index_builder.listing import Entry, Listing, PartSpec, plain, shard_info, share
+from index_builder.manifest import Recipe
 from index_builder.options import BuildOptions, BuildReport, absolute_sources
-from index_builder.part_builder import PartBuilder, PartSettings, check_roots
+from index_builder.part_builder import PartBuilder, PartSettings
 from index_builder.parts import Part, open_part, remove_others
 from index_builder.pipeline.background import Background
+from index_builder.presence import check_roots, is_back
 from index_builder.progress import Progress, as_progress
 from index_builder.publish import WORK, builder_lock, writing
 from index_builder.report import build_report, nothing_indexed
@@ -44,11 +45,13 @@ class Base:
         folder: of the version.
         sha256: of its manifest.
         excluded: ids that stay out.
+        remove_missing: whether rows go whose original is gone.
     """
 
     folder: Path | None = None
     sha256: str | None = None
     excluded: frozenset[str] = frozenset()
+    remove_missing: bool = False
 
     def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
         """Say of each entry which rows still hold for it."""
@@ -84,6 +87,8 @@ class Run:
     parts: list[Part] = field(default_factory=list)
     num_continued: int = 0
     num_unchanged: int = 0
+    num_missing: int = 0
+    listing_sha256: str = ""
 
     @property
     def work(self) -> Path:
@@ -162,14 +167,15 @@ def _build_parts(run: Run) -> None:
     listing = Listing(_timed(entries, run), listings, part_items=part_items, key=settings.key)
     names: set[str] = set()
     specs = Background(
-        listing.parts(wanted=_wanted(run.options.shard), finished=run.progress.set_total), size=0
+        listing.parts(wanted=share(run.options.shard), finished=run.progress.set_total), size=0
     )
     try:
         for part in _engine(run, settings, _unfinished(run, iter(specs), parts, names), parts):
             run.parts.append(part)
     finally:
         specs.stop()
-    _check_shard(run.options, listing)
+    listing.check_share(run.options.shard)
+    run.listing_sha256 = listing.sha256
     check_roots(run.source.roots)
     remove_others(parts, names)
 
@@ -181,7 +187,7 @@ def _unfinished(
     for spec in specs:
         names.add(spec.name)
         part = open_part(parts, spec)
-        if part is None:
+        if part is None or is_back(part, spec):
             yield spec
         else:
             run.parts.append(part)
@@ -192,12 +198,7 @@ def _unfinished(
 def _engine(
     run: Run, settings: PartSettings, specs: Iterator[PartSpec], parts: Path
 ) -> Iterator[Part]:
-    """Build parts here, or on a cluster.
-
-    `ray_engine.build_parts` lets a `PartBuilder` per worker, with the model of
-    `options.checkpoint`, build the parts into the same folder, and gives each as it is done, in any
-    order; it calls `advance` with the number of entries of each.
-    """
+    """Build parts here, or let the workers of a cluster build them into the same folder."""
     if run.options.engine == "ray":
         yield from _ray_engine().build_parts(
             specs,
@@ -214,7 +215,7 @@ def _engine(
     finally:
         for stage, seconds in builder.seconds.items():
             run.seconds[stage] += seconds
-        run.num_unchanged = builder.unchanged
+        run.num_unchanged, run.num_missing = builder.unchanged, builder.missing
 
 
 def _ray_engine() -> Any:
@@ -237,26 +238,10 @@ def _settings(run: Run) -> PartSettings:
         jpeg_decoder=options.jpeg_decoder,
         base=run.base.folder,
         base_sha256=run.base.sha256,
+        remove_missing=run.base.remove_missing,
         roots=run.source.roots,
         workers=options.num_workers,
         timeout_s=options.decode_timeout_s,
-    )
-
-
-def _wanted(shard: tuple[int, int] | None) -> Callable[[int], bool]:
-    if shard is None:
-        return lambda _: True
-    number, of = shard
-    return lambda part: part % of == number
-
-
-def _check_shard(options: BuildOptions, listing: Listing) -> None:
-    if options.shard is None or listing.num_entries or not listing.num_parts:
-        return
-    number, of = options.shard
-    raise InputError(
-        f"shard {number}/{of} has nothing to do: the source has only {listing.num_parts} parts of "
-        f"{options.entries_per_part} entries; use fewer shards, or a smaller --part-items for all"
     )
 
 
@@ -272,7 +257,6 @@ def _timed(entries: Iterator[Entry], run: Run) -> Iterator[Entry]:
 
 def _plan(run: Run) -> Plan:
     options = run.options
-    shard = options.shard
     return Plan(
         modality=options.modality,
         dim=run.encoder.dim,
@@ -293,7 +277,7 @@ def _plan(run: Run) -> Plan:
             checkpoint=options.checkpoint,
         ),
         device=options.index.device,
-        shard=None if shard is None else ShardInfo(of=shard[1], numbers=(shard[0],)),
+        shard=shard_info(options.shard, run.listing_sha256),
         excluded=run.base.excluded,
         keep_versions=options.keep_versions,
     )

@@ -17,10 +17,11 @@ import torch
 
 from cots_model.encoder import Encoder
 from cots_model.videos import NUM_FRAMES, pool_frames
-from index_builder.items import Item, segment_id
+from index_builder.items import Item
 from index_builder.manifest import Modality
 from index_builder.parts import PartRows
 from index_builder.pipeline.result import Decoded
+from index_builder.segments import segment_id
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.vectors import Vectors
 
@@ -52,6 +53,10 @@ class PartEncoder:
         self._slots: list[_Slot] = []
         self._waiting: deque[_Slot] = deque()
         self._units: deque[np.ndarray | str] = deque()
+
+    def holds(self, offset: int) -> bool:
+        """Whether something came of entry `offset`, the last one that anything came of."""
+        return bool(self._slots) and self._slots[-1].offset == offset
 
     def skip(self, offset: int, skip: Skip) -> None:
         """Leave out what came of entry `offset`."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cots_model.errors import GalleryError
+from index_builder.segments import is_segment_of, segment_prefix
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -172,8 +173,9 @@ class ItemTable:
         prefix = segment_prefix(entry_id)
         rows = []
         at = self._first_from(prefix)
-        while at < len(self) and self.id(at).startswith(prefix):
-            if self._table.column("start_s")[at].as_py() is not None:
+        while at < len(self) and (item_id := self.id(at)).startswith(prefix):
+            has_start = self._table.column("start_s")[at].as_py() is not None
+            if has_start and is_segment_of(entry_id, item_id):
                 rows.append(at)
             at += 1
         return rows
@@ -233,20 +235,6 @@ def read_items(path: Path) -> ItemTable:
         ):
             raise GalleryError(f"{path} has no column {expected.name!r}; build the gallery again")
     return ItemTable(table)
-
-
-def segment_id(entry_id: str, start_s: float, end_s: float) -> str:
-    """Id of a segment of a video: `clip.mp4#t=30,60`, as media fragments are written."""
-    return f"{segment_prefix(entry_id)}{_seconds(start_s)},{_seconds(end_s)}"
-
-
-def segment_prefix(entry_id: str) -> str:
-    """What the ids of all segments of a video begin with."""
-    return f"{entry_id}#t="
-
-
-def _seconds(value_s: float) -> str:
-    return f"{value_s:.3f}".rstrip("0").rstrip(".")
 
 
 def clean_metadata(values: dict[str, object]) -> dict[str, Json]:

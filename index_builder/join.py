@@ -32,7 +32,7 @@ from index_builder.manifest import (
 )
 from index_builder.parts import Part, write_skips
 from index_builder.sources.entry import Skip
-from index_builder.vectors import Rows, StoredVectors, Vectors, write_vectors
+from index_builder.vectors import NORM_TOLERANCE, Rows, StoredVectors, Vectors, write_vectors
 
 _BLOCK = 16_384
 Skips = Iterator[tuple[int, Skip]]
@@ -137,7 +137,7 @@ def join(
         join_items(paths, chosen.rows_M, folder / ITEMS_FILE)
         info = write_vectors(
             folder / VECTORS_FILE,
-            lambda: _vector_blocks(pieces, chosen.rows_M, dim),
+            lambda: _vector_blocks(pieces, chosen.rows_M, dim, vectors),
             (count, dim),
             vectors,
         )
@@ -199,7 +199,9 @@ def _duplicates(ids: pa.ChunkedArray, paths: Sequence[Path], chosen: _Chosen) ->
             yield place, Skip(name, uri, "duplicate_id", why)
 
 
-def _vector_blocks(pieces: Sequence[Piece], rows_M: Rows, dim: int) -> Iterator[Vectors]:
+def _vector_blocks(
+    pieces: Sequence[Piece], rows_M: Rows, dim: int, wanted: VectorType
+) -> Iterator[Vectors]:
     paths = [piece.folder / VECTORS_FILE for piece in pieces]
     scales = [piece.vectors.scale for piece in pieces]
     for at, groups in _blocks(_sizes(pieces), rows_M):
@@ -207,7 +209,17 @@ def _vector_blocks(pieces: Sequence[Piece], rows_M: Rows, dim: int) -> Iterator[
         for number, here, rows in groups:
             stored = np.load(paths[number], mmap_mode="r", allow_pickle=False)
             out_nE[here] = StoredVectors(stored, scales[number]).rows(rows)
+        if wanted != "int8":
+            _make_unit_again(out_nE)
         yield out_nE
+
+
+def _make_unit_again(vectors_nE: Vectors) -> None:
+    """Rows that were stored as int8, for a finer type; all others stay as they are."""
+    norms_n = np.linalg.norm(vectors_nE, axis=1)
+    off_n = np.abs(norms_n - 1)
+    coarse_n = (off_n > NORM_TOLERANCE["float32"]) & (off_n <= NORM_TOLERANCE["int8"])
+    vectors_nE[coarse_n] /= norms_n[coarse_n, None]
 
 
 def _join_arrays(paths: Sequence[Path], rows_M: Rows, out: Path) -> None:

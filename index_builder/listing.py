@@ -17,7 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cots_model.errors import InputError
 from index_builder.content import Location, Stamp
+from index_builder.manifest import ShardInfo
 from index_builder.sources.entry import Candidate, Skip
 
 
@@ -28,10 +30,12 @@ class Entry:
     Attributes:
         value: what the source says.
         rows: of an entry that has not changed, its rows in the published version.
+        old_rows: of one that may have changed, its rows there: they stay if it cannot be read.
     """
 
     value: Candidate | Skip
     rows: tuple[int, ...] = ()
+    old_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Listing:
         self._folder = folder
         self._part_items = part_items
         self._key = key
+        self._digest = hashlib.sha256(f"{part_items}\n".encode())
         self.num_entries = 0
         self.num_parts = 0
 
@@ -90,10 +95,30 @@ class Listing:
         while entries := list(islice(self._entries, self._part_items)):
             number = self.num_parts
             self.num_parts += 1
+            for entry in entries:
+                self._digest.update(json.dumps(entry.value.id).encode("ascii") + b"\n")
             if wanted(number):
                 self.num_entries += len(entries)
                 yield self._write(number, entries)
         finished(self.num_entries)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of how the source was cut so far, all parts: the ids in order, and the part size."""
+        return self._digest.hexdigest()
+
+    def check_share(self, shard: tuple[int, int] | None) -> None:
+        """Refuse a shard that no part has fallen to; the listing is finished.
+
+        Raises:
+            InputError: saying how many parts there are.
+        """
+        if shard is not None and self.num_parts and not self.num_entries:
+            raise InputError(
+                f"shard {shard[0]}/{shard[1]} has nothing to do: the source has only "
+                f"{self.num_parts} parts of {self._part_items} entries; use fewer shards, or a "
+                "smaller --part-items for all"
+            )
 
     def _write(self, number: int, entries: list[Entry]) -> PartSpec:
         data = b"".join(_to_line(entry) for entry in entries)
@@ -101,6 +126,21 @@ class Listing:
         path.write_bytes(data)
         key = hashlib.sha256(self._key.encode() + b"\n" + data).hexdigest()
         return PartSpec(number, key, path, len(entries))
+
+
+def share(shard: tuple[int, int] | None) -> Callable[[int], bool]:
+    """Whether a part falls to a shard `(i, n)`: every n-th from the i-th on; `None` has all."""
+    if shard is None:
+        return lambda _: True
+    number, of = shard
+    return lambda part: part % of == number
+
+
+def shard_info(shard: tuple[int, int] | None, listing_sha256: str) -> ShardInfo | None:
+    """What the manifest says of a shard."""
+    if shard is None:
+        return None
+    return ShardInfo(of=shard[1], numbers=(shard[0],), listing_sha256=listing_sha256)
 
 
 def read_listing(path: Path) -> Iterator[Entry]:
@@ -124,6 +164,7 @@ def _to_line(entry: Entry) -> bytes:
             "location": vars(value.location),
             "stamp": vars(value.stamp) if value.stamp else None,
             "rows": entry.rows,
+            "old_rows": entry.old_rows,
         }
     return json.dumps(fields, sort_keys=True).encode("ascii") + b"\n"
 
@@ -131,8 +172,7 @@ def _to_line(entry: Entry) -> bytes:
 def _of_line(fields: dict[str, Any]) -> Entry:
     if "skip" in fields:
         return Entry(Skip(**fields["skip"]))
-    rows = tuple(fields.pop("rows"))
+    rows, old_rows = tuple(fields.pop("rows")), tuple(fields.pop("old_rows"))
     location, stamp = Location(**fields.pop("location")), fields.pop("stamp")
-    return Entry(
-        Candidate(**fields, location=location, stamp=Stamp(**stamp) if stamp else None), rows
-    )
+    value = Candidate(**fields, location=location, stamp=Stamp(**stamp) if stamp else None)
+    return Entry(value, rows, old_rows)

@@ -138,10 +138,13 @@ class ShardInfo(_Frozen):
     Attributes:
         of: how many shares there are.
         numbers: those held here.
+        listing_sha256: hash of the ids in the order of the source, and of how they were cut: equal
+            in all shards that fit together.
     """
 
     of: int = Field(gt=0)
     numbers: tuple[int, ...]
+    listing_sha256: str
 
 
 class Manifest(_Frozen):

@@ -55,10 +55,9 @@ def merge_galleries(
     """
     if len(roots) < 2:
         raise InputError(f"{len(roots)} gallery was given; at least two can be merged")
-    inputs = [_Input(root, *read_manifest(root)) for root in roots]
-    _check_alike(inputs)
-    shard = _joined_shard(inputs)
+    _read(roots)  # no lock file in a new folder if these cannot be merged
     with writing(gallery), builder_lock(gallery):
+        inputs, shard = _read(roots)  # `gallery` may be one of them, and have changed
         for one in inputs:
             check_version(one.folder, one.manifest)
         versions = [VersionRows(one.folder, one.manifest) for one in inputs]
@@ -74,6 +73,12 @@ def merge_galleries(
         duplicates=joined.duplicates,
         missing_shards=missing,
     )
+
+
+def _read(roots: Sequence[Path]) -> tuple[list[_Input], ShardInfo | None]:
+    inputs = [_Input(root, *read_manifest(root)) for root in roots]
+    _check_alike(inputs)
+    return inputs, _joined_shard(inputs)
 
 
 def _check_alike(inputs: Sequence[_Input]) -> None:
@@ -102,13 +107,19 @@ def _joined_shard(inputs: Sequence[_Input]) -> ShardInfo | None:
     numbers = sorted(number for shard in held for number in shard.numbers)
     recipes = {one.manifest.recipe for one in inputs}
     fits = len(held) == len(inputs) and len({shard.of for shard in held}) == 1
+    names = ", ".join(str(one.root) for one in inputs)
     if not fits or len(recipes) > 1 or len(set(numbers)) < len(numbers):
-        names = ", ".join(str(one.root) for one in inputs)
         raise InputError(
             f"{names} are not different shards of one build; merge the n shards that the same "
             "command made with --shard 0/n to n-1/n, then other galleries"
         )
-    return ShardInfo(of=held[0].of, numbers=tuple(numbers))
+    listings = {shard.listing_sha256 for shard in held}
+    if len(listings) > 1:
+        raise InputError(
+            f"{names} were cut from different listings: the source changed between their builds, "
+            "or --part-items differs; build these shards again"
+        )
+    return ShardInfo(of=held[0].of, numbers=tuple(numbers), listing_sha256=listings.pop())
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ ENGINES: tuple[Engine, ...] = ("local", "ray")
 Compare = Literal["stamp", "hash"]
 
 _PART_ITEMS: dict[Modality, int] = {"image": 1024, "video": 64, "text": 1024}
+_SHORTEST_SEGMENT_S = 0.001  # ids tell milliseconds
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -66,7 +68,7 @@ class BuildOptions:
             raise InputError("batch_size and keep_versions must be at least 1")
         if self.workers < 0 or self.part_items < 0:
             raise InputError("workers and part_items must be 0 or more")
-        if self.decode_timeout_s <= 0:
+        if not self.decode_timeout_s > 0:
             raise InputError(f"decode_timeout_s is {self.decode_timeout_s:g}; it must be above 0")
         if self.modality not in MODALITIES:
             accepted = ", ".join(MODALITIES)
@@ -88,8 +90,11 @@ class BuildOptions:
                 f"segments are for videos, and this is a gallery of modality {self.modality}; "
                 "leave segment_seconds out"
             )
-        if not seconds > 0:
-            raise InputError(f"segment_seconds is {seconds:g}; it must be above 0")
+        if not _SHORTEST_SEGMENT_S <= seconds < math.inf:
+            raise InputError(
+                f"segment_seconds is {seconds:g}; it must be a number of {_SHORTEST_SEGMENT_S:g} "
+                "or more"
+            )
 
     @property
     def entries_per_part(self) -> int:
@@ -111,7 +116,7 @@ class UpdateOptions:
         sources: where to look instead of where the last build did.
         metadata: another metadata file.
         index: another index, or other vectors.
-        compare: by what an original counts as unchanged: `stamp` (size and time) or `hash`.
+        compare: by what an original counts as unchanged: `stamp` (place, size, time) or `hash`.
         remove_missing: drop items whose original is no longer there.
         restore_deleted: let ids back in that `delete` took out.
         workers: as for a build.
@@ -119,6 +124,7 @@ class UpdateOptions:
         part_items: as for a build.
         keep_versions: as for a build.
         checkpoint: what the encoder was loaded from.
+        device: where the index is built.
     """
 
     gallery: Path
@@ -133,6 +139,7 @@ class UpdateOptions:
     part_items: int = 0
     keep_versions: int = 2
     checkpoint: str | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)

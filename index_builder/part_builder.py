@@ -6,7 +6,6 @@ folder: all it needs are the settings, an encoder and the parts to be built.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +25,9 @@ from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
 from index_builder.pipeline.protocol import NUM_FRAMES
 from index_builder.pipeline.result import Result
+from index_builder.presence import GONE, OUT_OF_REACH, Roots
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.version import VersionRows
-
-_VANISHED = frozenset({"missing", "unreadable", "not_a_file"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,7 @@ class PartSettings:
         jpeg_decoder: where plain JPEGs are decoded.
         base: folder of the published version that unchanged rows are taken from.
         base_sha256: of that version's manifest.
+        remove_missing: whether rows of that version go whose original is gone.
         roots: where the originals lie; if one is gone, the build stops.
         workers: decoding processes.
         timeout_s: longest time to decode one original.
@@ -58,6 +57,7 @@ class PartSettings:
     jpeg_decoder: JpegDecoder = "cpu"
     base: Path | None = None
     base_sha256: str | None = None
+    remove_missing: bool = False
     roots: tuple[str, ...] = ()
     workers: int = 1
     timeout_s: float = 60.0
@@ -81,6 +81,7 @@ class PartBuilder:
         advance: called for every entry dealt with.
         seconds: time by stage, so far.
         unchanged: entries taken over from the published version, so far.
+        missing: rows of that version whose original is listed but gone, so far.
     """
 
     settings: PartSettings
@@ -89,7 +90,12 @@ class PartBuilder:
     advance: Callable[[int], object] = lambda _: None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     unchanged: int = 0
+    missing: int = 0
     _base: VersionRows | None = None
+
+    def __post_init__(self) -> None:
+        """Remember the roots as they are now."""
+        self._roots = Roots(self.settings.roots)
 
     def build(self, specs: Iterable[PartSpec]) -> Iterator[Part]:
         """Build each part and give it once it is on disk.
@@ -132,28 +138,45 @@ class PartBuilder:
                 yield spec, rows
 
     def _take(self, encoder: PartEncoder, offset: int, entry: Entry, result: Result) -> None:
+        if isinstance(entry.value, Candidate):
+            self._roots.see(entry.value.location.root)
         if entry.rows:
             self._reuse(encoder, offset, entry)
         elif isinstance(entry.value, Candidate) and entry.value.text is not None:
             with self._timed("encode"):
                 encoder.add_text(offset, entry.value)
         elif isinstance(result.value, Skip):
-            if result.value.reason in _VANISHED:
-                check_roots(self.settings.roots)
-            encoder.skip(offset, result.value)
+            self._skip(encoder, offset, entry, result.value)
         else:
             with self._timed("encode"):
                 encoder.add(offset, result.value)
 
+    def _skip(self, encoder: PartEncoder, offset: int, entry: Entry, skip: Skip) -> None:
+        """Leave it out; of what could not be read at all the old rows stay."""
+        if skip.reason in GONE | OUT_OF_REACH:
+            self._roots.check()
+        is_gone = skip.reason in GONE
+        keeps = skip.reason in OUT_OF_REACH or (is_gone and not self.settings.remove_missing)
+        if keeps and not encoder.holds(offset):
+            for row in entry.old_rows:
+                encoder.reuse(offset, self._old.item(row), *self._old.vectors_of(row))
+        self.missing += len(entry.old_rows) * is_gone
+        encoder.skip(offset, skip)
+
     def _reuse(self, encoder: PartEncoder, offset: int, entry: Entry) -> None:
         """Old vectors, with metadata, place and time as they are now."""
         assert isinstance(entry.value, Candidate)
-        assert self.settings.base is not None
-        self._base = self._base or VersionRows.open(self.settings.base)
         self.unchanged += 1
         for row in entry.rows:
-            old = self._base.item(row)
-            encoder.reuse(offset, _fresh(old, entry.value), *self._base.vectors_of(row))
+            item = _fresh(self._old.item(row), entry.value)
+            encoder.reuse(offset, item, *self._old.vectors_of(row))
+
+    @property
+    def _old(self) -> VersionRows:
+        """The published version, opened when it is first needed."""
+        assert self.settings.base is not None
+        self._base = self._base or VersionRows.open(self.settings.base)
+        return self._base
 
     @contextmanager
     def _results(self, entries: Iterator[Candidate | Skip]) -> Iterator[Iterator[Result]]:
@@ -216,20 +239,6 @@ def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:
             f"the decoding processes could not be started ({err}); check the limits on memory and "
             "processes, or take fewer (--workers)"
         ) from err
-
-
-def check_roots(roots: Iterable[str]) -> None:
-    """Tell a file that is gone from a source that is.
-
-    Raises:
-        CotsError: if a local root is no longer there.
-    """
-    for root in roots:
-        if "://" not in root and not os.path.exists(root):
-            raise CotsError(
-                f"{root} is no longer there, so the build stopped and nothing was published; "
-                "bring it back and run the same command to go on"
-            )
 
 
 def _entries(specs: Iterable[PartSpec], opened: deque[PartSpec]) -> Iterator[Candidate | Skip]:

@@ -23,8 +23,8 @@ class Progress:
     """Counts entries; says nothing. The others override `show`.
 
     Attributes:
-        stage: what is being done: `embed`, `join`, `index` or `publish`.
-        done: entries dealt with.
+        stage: what is being done: `embed`, `join`, `index`, `publish` or `done`.
+        done: entries dealt with; of `index` vectors added.
         total: of how many; `None` while the source is still being listed.
     """
 
@@ -55,9 +55,13 @@ class Progress:
         """The source is listed to its end."""
         self.total = entries
 
-    def enter(self, stage: str) -> None:
-        """The next stage begins."""
+    def enter(self, stage: str, *, total: int | None = None) -> None:
+        """The next stage begins; with a total, its own entries are counted from 0."""
         self.stage = stage
+        if total is not None:
+            with self._lock:
+                self.done, self.total, self._continued = 0, total, 0
+                self._start_s = time.monotonic()
         self.show()
 
     def show(self) -> None:
@@ -89,9 +93,10 @@ class CallProgress(Progress):
         self._function = function
 
     def advance(self, entries: int = 1, *, continued: bool = False) -> None:
-        """Tell every step."""
+        """Tell every step of the embedding."""
         super().advance(entries, continued=continued)
-        self._function(entries)
+        if self.stage == "embed":
+            self._function(entries)
 
 
 class BarProgress(Progress):
@@ -117,9 +122,12 @@ class BarProgress(Progress):
         self._bar.total = entries
         self._bar.refresh()
 
-    def enter(self, stage: str) -> None:
+    def enter(self, stage: str, *, total: int | None = None) -> None:
         """Name the stage beside the bar."""
-        super().enter(stage)
+        super().enter(stage, total=total)
+        if total is not None:
+            self._bar.initial = 0
+            self._bar.reset(total)
         self._bar.set_description(stage)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cots_model.errors import CotsError, GalleryError, InputError
@@ -30,6 +30,7 @@ VERSIONS = "versions"
 LOCK = ".lock"
 WORK = ".build"
 _PARTIAL = ".partial-"
+_FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _VERSION = re.compile(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}Z$")
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
@@ -51,9 +52,13 @@ def version_folder(root: Path, version: str) -> Path:
     return root / VERSIONS / version
 
 
-def new_version_name(now: datetime | None = None) -> str:
-    """A version name that sorts by time."""
-    return (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%S.%fZ")
+def new_version_name(root: Path | None = None) -> str:
+    """A version name that sorts by time: behind the current one of `root` in any case."""
+    name = datetime.now(UTC).strftime(_FORMAT)
+    current = _current_or_none(root) if root else None
+    if not current or name > current:
+        return name
+    return (datetime.strptime(current, _FORMAT) + timedelta(microseconds=1)).strftime(_FORMAT)
 
 
 def read_pointer(root: Path) -> Pointer:

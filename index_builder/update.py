@@ -13,16 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 
 from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
 from index_builder.build import Base, Run, finish_run, start_run
 from index_builder.content import ContentError, open_location
 from index_builder.indexes.base import IndexRequest
+from index_builder.item_join import read_column
 from index_builder.join import Piece
 from index_builder.listing import Entry
-from index_builder.manifest import Manifest
+from index_builder.manifest import ITEMS_FILE, SKIPPED_FILE, Manifest
 from index_builder.options import BuildOptions, BuildReport, Compare, UpdateOptions
+from index_builder.parts import read_skips
+from index_builder.presence import OUT_OF_REACH
 from index_builder.progress import Progress, as_progress
 from index_builder.publish import builder_lock, read_pointer, writing
 from index_builder.sources.entry import Candidate, Skip
@@ -35,6 +39,7 @@ class PublishedBase(Base):
     """The published version, compared with what the source lists.
 
     Attributes:
+        remove_missing: whether items go whose original is gone.
         num_missing: items whose original was not listed, once all is.
         num_excluded: entries that stayed out because they were deleted.
     """
@@ -43,44 +48,69 @@ class PublishedBase(Base):
         """Take a version, and what an unchanged entry is."""
         self._rows = rows
         self._compare: Compare = options.compare
-        self._remove_missing = options.remove_missing
+        self.remove_missing = options.remove_missing
         self._listed_N = np.zeros(rows.manifest.count, bool)
+        self._held_N = np.zeros(rows.manifest.count, bool)
         self.folder = rows.folder
         self.sha256 = sha256
         self.excluded = frozenset() if options.restore_deleted else frozenset(rows.excluded())
         self.num_excluded = 0
+        self._retried = self._to_be_retried()
 
     def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
         """Give unchanged entries their rows, and leave deleted ones out."""
         for value in entries:
             if isinstance(value, Skip):
+                self._hold(value)
                 yield Entry(value)
             elif value.id in self.excluded:
                 self.num_excluded += 1
             else:
                 rows = self._rows.items.find_entry(value.id)
                 self._listed_N[rows] = True
-                yield Entry(value, tuple(rows) if self._is_unchanged(value, rows) else ())
+                if self._is_unchanged(value, rows):
+                    yield Entry(value, rows=tuple(rows))
+                else:
+                    yield Entry(value, old_rows=tuple(rows))
 
     def leftover(self) -> list[Piece]:
         """The items whose original was not listed, unless they are to be removed."""
-        if self._remove_missing or self._listed_N.all():
+        keep_N = ~self._listed_N & (self._held_N | (not self.remove_missing))
+        if not keep_N.any():
             return []
-        piece = self._rows.piece(place=_LAST_PLACE, keep_N=~self._listed_N)
+        piece = self._rows.piece(place=_LAST_PLACE, keep_N=keep_N)
         return [replace(piece, skips=lambda: iter(()))]
 
     @property
     def num_missing(self) -> int:
-        """Items whose original was not listed."""
-        return int((~self._listed_N).sum())
+        """Items whose original was not listed, although the listing looked there."""
+        return int((~self._listed_N & ~self._held_N).sum())
+
+    def _hold(self, skip: Skip) -> None:
+        """Let nothing go that lies in a folder or shard that could not be listed to its end."""
+        if skip.reason in OUT_OF_REACH or skip.reason == "damaged_shard":
+            uris = read_column([self._rows.folder / ITEMS_FILE], "uri")
+            for start in (skip.uri + "/", skip.uri + "#"):
+                self._held_N |= np.asarray(pc.starts_with(uris, start))
+            self._held_N |= np.asarray(pc.equal(uris, skip.uri))
+
+    def _to_be_retried(self) -> frozenset[str]:
+        """Videos of which a part was skipped, or taken out and is wanted again."""
+        if self._rows.manifest.modality != "video":
+            return frozenset()
+        skips = read_skips(self._rows.folder / SKIPPED_FILE)
+        broken = {skip.id for skip in skips if skip.reason != "duplicate_id"}
+        restored = self._rows.excluded() - self.excluded
+        return frozenset(broken | {item_id.rpartition("#t=")[0] for item_id in restored})
 
     def _is_unchanged(self, candidate: Candidate, rows: list[int]) -> bool:
-        if not rows:
+        if not rows or candidate.id in self._retried:
             return False
         old = self._rows.item(rows[0])
         if candidate.text is not None:
             return candidate.text == old.text
-        stamp = candidate.stamp
+        place = (candidate.uri, candidate.location.offset_bytes)
+        stamp = candidate.stamp if place == (old.uri, old.offset_bytes) else None
         if self._compare == "stamp" and stamp is not None and stamp.mtime_s:
             return (stamp.size_bytes, stamp.mtime_s) == (old.size_bytes, old.mtime_s)
         return _sha256(candidate) == old.sha256
@@ -147,7 +177,8 @@ def check_can_update(root: Path, manifest: Manifest, fingerprint: str) -> None:
 
 def _finish(run: Run, base: PublishedBase) -> BuildReport:
     report = finish_run(run)
-    return replace(report, missing=base.num_missing, deleted=base.num_excluded)
+    missing = base.num_missing + run.num_missing
+    return replace(report, missing=missing, deleted=base.num_excluded)
 
 
 def _as_build(options: UpdateOptions, manifest: Manifest) -> BuildOptions:
@@ -164,7 +195,7 @@ def _as_build(options: UpdateOptions, manifest: Manifest) -> BuildOptions:
         sources=options.sources or recipe.sources,
         gallery=options.gallery,
         modality=manifest.modality,
-        index=index,
+        index=replace(index, device=options.device),
         batch_size=recipe.batch_size,
         workers=options.workers,
         metadata=options.metadata or metadata,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from index_builder.manifest import (
     VectorsInfo,
     check_file,
 )
-from index_builder.publish import POINTER, read_pointer
+from index_builder.publish import POINTER, Pointer, read_pointer
 from index_builder.vectors import NORM_TOLERANCE, VectorRows, Vectors, open_vectors
 from index_builder.version import read_excluded, read_manifest
 
@@ -31,8 +32,16 @@ _VIDEO_BLOCK = 1024
 _FRAME_TOLERANCE = 2e-3  # of a component: frames are float16
 
 
-def verify_gallery(root: Path) -> dict[str, str | None]:
+def verify_gallery(
+    root: Path, *, progress: Callable[[int], object] = lambda _: None
+) -> dict[str, str | None]:
     """Check every file of the published version, and that they agree with each other.
+
+    A version that is replaced meanwhile may be gone half way: then the new one is checked.
+
+    Args:
+        root: the gallery.
+        progress: called with the size of each file that was hashed.
 
     Returns:
         for each file what is wrong with it, or `None`.
@@ -40,19 +49,29 @@ def verify_gallery(root: Path) -> dict[str, str | None]:
     Raises:
         GalleryError: if `root` is no gallery, or no build of it was ever finished.
     """
-    try:
-        pointer = read_pointer(root)
-    except GalleryError as err:
-        if not (root / POINTER).is_file():
-            raise
-        return {POINTER: str(err)}
+    while True:
+        try:
+            pointer = read_pointer(root)
+        except GalleryError as err:
+            if not (root / POINTER).is_file():
+                raise
+            return {POINTER: str(err)}
+        problems = _problems(root, pointer, progress)
+        if not any(problems.values()) or read_pointer(root) == pointer:
+            return problems
+
+
+def _problems(
+    root: Path, pointer: Pointer, progress: Callable[[int], object]
+) -> dict[str, str | None]:
     try:
         folder, manifest = read_manifest(root)
     except GalleryError as err:
         return {f"versions/{pointer.version}/{MANIFEST_FILE}": str(err)}
-    problems: dict[str, str | None] = {
-        name: check_file(folder / name, expected) for name, expected in manifest.files.items()
-    }
+    problems: dict[str, str | None] = {}
+    for name, expected in manifest.files.items():
+        problems[name] = check_file(folder / name, expected)
+        progress(expected.size_bytes)
     if not any(problems.values()):
         if manifest.index.kind == "milvus":
             problems.update(_collection(manifest))
@@ -65,11 +84,11 @@ def _disagreements(root: Path, folder: Path) -> dict[str, str | None]:
     """Faults that checksums cannot show: a builder that wrote the wrong thing."""
     try:
         gallery = Gallery.open(root, verify_checksums=False, device="cpu")
+        manifest = gallery.manifest
+        shape = (manifest.count, manifest.dim)
+        vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
     except GalleryError as err:
         return {"contents": str(err)}
-    manifest = gallery.manifest
-    shape = (manifest.count, manifest.dim)
-    vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
     ids = gallery.ids()
     found: dict[str, str | None] = {}
     if any(first >= second for first, second in pairwise(ids)):

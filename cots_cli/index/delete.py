@@ -25,7 +25,7 @@ Examples:
     help="One id a line.",
 )
 @common.keep_versions
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress and report as JSON.")
 def command(
     gallery: Path, ids: tuple[str, ...], ids_file: Path | None, keep_versions: int, as_json: bool
 ) -> None:
@@ -35,15 +35,18 @@ def command(
     """
     from cots_model.errors import InputError
     from index_builder.delete import delete_items
+    from index_builder.gallery import read_manifest
 
     names = list(ids)
     if ids_file is not None:
         try:
-            lines = ids_file.read_text("utf-8").splitlines()
+            lines = ids_file.read_text("utf-8").split("\n")  # ids may hold other ends of lines
         except (OSError, UnicodeDecodeError) as err:
             raise InputError(f"{ids_file} cannot be read as UTF-8 ({err}); one id a line") from err
         names += [line for line in lines if line]
     if not names:
         raise click.UsageError("say what to delete: ids, or --ids-file FILE with one id a line")
-    report = delete_items(gallery, names, keep_versions=keep_versions)
+    _, manifest = read_manifest(gallery)
+    with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
+        report = delete_items(gallery, names, keep_versions=keep_versions, progress=progress)
     common.print_change(report, as_json=as_json)

@@ -23,7 +23,7 @@ Examples:
 )
 @common.index_options(defaults=False)
 @common.keep_versions
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress and report as JSON.")
 def command(
     galleries: tuple[Path, ...],
     gallery: Path,
@@ -37,8 +37,13 @@ def command(
 
     Of an id that comes twice, the first of the galleries keeps it.
     """
+    from index_builder.gallery import read_manifest
     from index_builder.merge import merge_galleries
 
+    _, manifest = read_manifest(galleries[0])
     request = common.changed_index(galleries[0], index, target_recall, vectors)
-    report = merge_galleries(galleries, gallery, index=request, keep_versions=keep_versions)
+    with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
+        report = merge_galleries(
+            galleries, gallery, index=request, keep_versions=keep_versions, progress=progress
+        )
     common.print_change(report, as_json=as_json)

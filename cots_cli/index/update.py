@@ -65,7 +65,7 @@ def command(
     """Embed what is new or has changed in the source of GALLERY, or in SRC from now on."""
     from cots_model.encoder import Encoder
     from index_builder.gallery import read_manifest
-    from index_builder.options import UpdateOptions
+    from index_builder.options import UpdateOptions, absolute_sources
     from index_builder.update import update_gallery
 
     _, manifest = read_manifest(gallery)  # a wrong folder should not wait for the model
@@ -83,6 +83,8 @@ def command(
         decode_timeout_s=decode_timeout,
         part_items=part_items,
         keep_versions=keep_versions,
+        checkpoint=absolute_sources((checkpoint,))[0] if Path(checkpoint).is_dir() else checkpoint,
+        device=device,
     )
     precision = manifest.recipe.precision
     encoder = Encoder.load(checkpoint, device=device, precision=precision)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -13,10 +14,14 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(gallery: Path, as_json: bool) -> None:
     """Check every file of GALLERY's current version; exit 1 if one is damaged."""
+    from tqdm import tqdm
+
     from cots_model.errors import CotsError
     from index_builder.verify import verify_gallery
 
-    problems = verify_gallery(gallery)
+    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    with tqdm(unit="B", unit_scale=True, disable=quiet, file=sys.stderr, desc="hashed") as bar:
+        problems = verify_gallery(gallery, progress=bar.update)
     damaged = {name: problem for name, problem in problems.items() if problem}
     if as_json:
         files = [{"file": name, "problem": problem} for name, problem in problems.items()]

@@ -7,8 +7,6 @@ a bounded number is ahead of it: the rest waits in the source, the fetching thre
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -232,7 +230,7 @@ class DecodePool:
         try:
             answer, payload = worker.receive()
         except (EOFError, OSError):
-            why = f"the decoder crashed on it ({_ending(worker.exit_code)}); save it again"
+            why = f"the decoder crashed on it ({worker.ending}); save it again"
             self._replace(worker, "decoder_crashed", why)
             return
         if answer is not None and not isinstance(answer, Progress):
@@ -290,14 +288,6 @@ class DecodePool:
 def _check(modality: str, jpeg_decoder: str) -> None:
     if modality == "video" and jpeg_decoder == "gpu":
         raise InputError("jpeg_decoder gpu is for pictures; take jpeg_decoder cpu for videos")
-
-
-def _ending(exit_code: int | None) -> str:
-    """How a process ended, for people."""
-    if exit_code is not None and exit_code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-exit_code).name
-    return f"exit code {exit_code}"
 
 
 def _skip(candidate: Candidate, reason: str, message: str) -> Skip:

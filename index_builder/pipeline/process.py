@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -78,6 +79,15 @@ class Process:
         """How it ended, if it does so presently; the negative number of a signal."""
         self._process.join(0.25)
         return self._process.exitcode
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for people."""
+        code = self.exit_code
+        if code is not None and code < 0:
+            with contextlib.suppress(ValueError):
+                return signal.Signals(-code).name
+        return f"exit code {code}"
 
     def takes(self, task: Task) -> bool:
         """Whether it can be given this task now.

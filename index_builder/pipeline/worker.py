@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -46,6 +49,7 @@ _OUT_OF_MEMORY = "decoding it takes more memory than a decoder may have; make it
 def worker_main(connection: Connection, settings: Settings) -> None:
     """Answer each `Order` until told to end (`None`), or until the builder is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the builder ends its workers
+    threading.Thread(target=_end_with_builder, daemon=True).start()
     _import_decoder(settings)
     restrict_process(settings.memory_bytes)
     worker = _Worker(connection, settings)
@@ -55,6 +59,14 @@ def worker_main(connection: Connection, settings: Settings) -> None:
             worker.carry_out(order)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the builder is gone
+
+
+def _end_with_builder() -> None:
+    """End this process when the builder was killed, even in the midst of a decoder that hangs."""
+    builder = multiprocessing.parent_process()
+    assert builder is not None
+    builder.join()
+    os._exit(1)
 
 
 def _import_decoder(settings: Settings) -> None:

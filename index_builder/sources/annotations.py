@@ -84,6 +84,9 @@ class AnnotationSource:
             found = self._finder.find(*annotation.names)
         except ContentError as err:
             return Skip(annotation.id, uri_of(self._place), err.reason, str(err))
+        except ValueError as err:  # a name that no file can have
+            why = f"{annotation.names[0]!a:.60} is no path or url ({err}); mend the annotation file"
+            return Skip(annotation.id, uri_of(self._place), "bad_row", why)
         captions: dict[str, Json] = {"captions": list(annotation.captions)}
         metadata = {**annotation.metadata, **(captions if annotation.captions else {})}
         name = annotation.id

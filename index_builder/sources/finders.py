@@ -123,7 +123,10 @@ class FolderFinder:
             raise ContentError("secret_in_url", f"{redact(name)} {problem}")
         from index_builder.remote import canonical
 
-        url = canonical(name)
+        try:
+            url = canonical(name)
+        except InputError as err:  # of this row, not of the whole manifest
+            raise ContentError("unreadable", str(err)) from err
         if self._closed and not lies_in(url, self._folder):
             raise _outside(name, self._folder)
         root = self._folder if lies_in(url, self._folder) else folder_of(url)

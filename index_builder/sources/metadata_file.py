@@ -96,7 +96,7 @@ def _read_json(path: Path) -> list[dict[str, object]]:
 
 
 def _read_jsonl(path: Path) -> list[dict[str, object]]:
-    lines = path.read_text("utf-8-sig").splitlines()
+    lines = path.read_text("utf-8-sig").split("\n")  # texts may hold other ends of lines
     return [json.loads(line) for line in lines if line.strip()]
 
 

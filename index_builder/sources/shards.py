@@ -30,6 +30,15 @@ from index_builder.sources.texts import caption_entries, without_text
 HEADER_BLOCK_BYTES = 64 * 1024
 """How much of a shard at a url is asked for at once: a header, and the small members after it."""
 
+_MAX_HEADER_BYTES = 1024 * 1024
+_DESCRIBING = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
 # Sizes and numbers of a hostile header overflow (ValueError, OverflowError) or nest without end.
 DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError)
 
@@ -100,7 +109,7 @@ class ShardSource:
             metadata.update(self._sidecar(archive, member))
         for member in members:
             name = utf8(member.name)
-            if member in items:
+            if has_suffix(member.name, self._kind.suffixes):
                 entry = _entry(shard, stamp, member)
                 item_id = entry.id if len(items) == 1 else name
                 yield replace(entry, id=item_id, metadata=metadata)
@@ -108,7 +117,7 @@ class ShardSource:
                 noun, save_as = self._kind.noun, self._kind.save_as
                 why = f"{noun}s of this kind are not read; save it as {save_as}"
                 yield Skip(name, uri_of(shard, member.name), "unsupported_format", why)
-            elif member not in sidecars:
+            elif not (items and has_suffix(member.name, self._kind.sidecars)):
                 self.counts.ignored += 1
 
     def _captions(
@@ -146,8 +155,17 @@ def open_shard(shard: str) -> Iterator[tuple[tarfile.TarFile, Stamp]]:
         TarError: if it is no tar file.
     """
     handle, stamp = open_place(shard, block_bytes=HEADER_BLOCK_BYTES)
-    with handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+    with handle, tarfile.open(fileobj=handle, mode="r:", tarinfo=_BoundedInfo) as archive:
         yield archive, stamp
+
+
+class _BoundedInfo(tarfile.TarInfo):
+    """A header of which tarfile reads no more than this at once, whatever size it claims."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _DESCRIBING and self.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
 
 def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

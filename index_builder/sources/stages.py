@@ -9,19 +9,6 @@ from index_builder.sources.entry import Candidate, Skip
 from index_builder.sources.metadata_file import MetadataFile
 
 
-def unique(entries: Iterator[Candidate | Skip]) -> Iterator[Candidate | Skip]:
-    """Skip every candidate whose id came before: the first one keeps it."""
-    seen: set[str] = set()
-    for entry in entries:
-        if isinstance(entry, Candidate) and entry.id in seen:
-            why = f"another picture came first with the id {entry.id!r}; rename one of them"
-            yield Skip(entry.id, entry.uri, "duplicate_id", why)
-        else:
-            if isinstance(entry, Candidate):
-                seen.add(entry.id)
-            yield entry
-
-
 def with_metadata(
     entries: Iterator[Candidate | Skip], metadata: MetadataFile | None
 ) -> Iterator[Candidate | Skip]:

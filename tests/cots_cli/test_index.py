@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_build_prints_its_report_as_json(photos, tiny_checkpoint, tmp_path):
     events = [json.loads(line) for line in result.stderr.splitlines()]
     assert {event["event"] for event in events} == {"progress"}
     assert [event["stage"] for event in events][-4:] == ["join", "index", "publish", "done"]
-    assert {"done": 7, "total": 7, "eta_s": 0.0}.items() <= events[-1].items()
+    assert {"done": 7, "total": 7, "eta_s": 0.0}.items() <= events[-4].items()
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,11 @@ def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_
     assert "4 items" in deleted.stdout
     assert "deleted: 2" in deleted.stdout
     (tmp_path / "ids.txt").write_text("2.png\n\n")
-    report = json.loads(run("delete", root, "--ids-file", tmp_path / "ids.txt", "--json").stdout)
+    result = run("delete", root, "--ids-file", tmp_path / "ids.txt", "--json")
+    report = json.loads(result.stdout)
     assert (report["count"], report["deleted"]) == (3, 1)
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert {event["stage"] for event in events} == {"join", "index", "publish"}
     assert "no item '0.png'" in str(refusal(run("delete", root, "0.png")))
     assert "say what to delete" in run("delete", root).stderr
 
@@ -198,6 +202,14 @@ def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_
     merged = run("merge", root, root, "--gallery", tmp_path / "m")
     assert "skipped: 6 whose id was taken" in merged.stdout
     assert run("verify", tmp_path / "m").exit_code == 0
+
+
+def test_update_remembers_the_checkpoint_it_was_given(photos, tiny_checkpoint, tmp_path):
+    moved = shutil.copytree(tiny_checkpoint, tmp_path / "moved")
+    run("build", photos, "--gallery", tmp_path / "g", "--checkpoint", tiny_checkpoint)
+    assert run("update", tmp_path / "g", "--checkpoint", moved).exit_code == 0
+    [line] = [line for line in run("info", tmp_path / "g").stdout.splitlines() if "recipe" in line]
+    assert str(moved) in line
 
 
 def test_update_and_delete_leave_a_folder_that_is_no_gallery_alone(tmp_path):

@@ -1,6 +1,7 @@
 """Whole builds: good and bad input, and builds killed with SIGKILL."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -220,7 +221,16 @@ def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path,
         build(photos, tmp_path / "thesis.txt")
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"decode_timeout_s": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"workers": -1},
+        {"decode_timeout_s": 0},
+        {"decode_timeout_s": math.nan},
+        *({"modality": "video", "segment_seconds": s} for s in (0, 1e-7, math.inf, math.nan)),
+    ],
+)
 def test_build_options_refuse_numbers_without_meaning(options):
     with pytest.raises(InputError, match="must be"):
         BuildOptions(sources=("x",), gallery=Path("g"), **options)
@@ -258,6 +268,16 @@ def test_build_removes_a_version_that_was_never_pointed_at(build, tmp_path, phot
     third = build(photos, tmp_path / "g")
     kept = sorted(path.name for path in (tmp_path / "g/versions").iterdir())
     assert kept == [reports[1].version, third.version]
+
+
+def test_build_keeps_the_version_before_although_the_clock_went_back(build, tmp_path, photos):
+    root, later = tmp_path / "g", "20990101T000000.000000Z"
+    version = build(photos, root).version
+    (root / "versions" / version).rename(root / "versions" / later)
+    (root / "current").write_text((root / "current").read_text().replace(version, later))
+    second, third = build(photos, root).version, build(photos, root).version
+    assert later < second < third
+    assert {path.name for path in (root / "versions").iterdir()} == {second, third}
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -339,3 +359,18 @@ def test_build_needs_hardly_more_memory_for_four_times_the_items(tmp_path, tiny_
         peaks_mib.append(peak_mib)
     # 30,000 items more: as Python objects alone they would take over 60 MiB
     assert peaks_mib[1] - peaks_mib[0] < 45, peaks_mib
+
+
+def test_verify_of_a_version_that_is_replaced_meanwhile_checks_the_new_one(build, tmp_path, photos):
+    root = tmp_path / "g"
+    build(photos, root)
+    hashed = []
+
+    def replace_it(size_bytes: int) -> None:
+        if not hashed:
+            build(photos, root, keep_versions=1)
+        hashed.append(size_bytes)
+
+    problems = verify_gallery(root, progress=replace_it)
+    assert not any(problems.values())
+    assert len(hashed) > len(problems) - 1  # the files of both

@@ -1,13 +1,19 @@
 """Video and text galleries built from real files: equal to reading each by itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cots_model.encoder import Encoder
+from index_builder import update
+from index_builder.delete import delete_items
 from index_builder.gallery import Gallery
 from index_builder.merge import merge_galleries
+from index_builder.options import UpdateOptions
+from index_builder.sources.entry import Skip
+from index_builder.update import update_gallery
 from index_builder.verify import verify_gallery
 from tests.galleries import publish_videos
 from tests.index_builder.conftest import version_content
@@ -87,6 +93,28 @@ def test_build_of_videos_goes_on_and_is_split_with_the_same_bytes(
         build(clips, tmp_path / f"s{number}", shard=(number, 2), **options)
     merge_galleries([tmp_path / "s0", tmp_path / "s1"], tmp_path / "merged")
     assert version_content(tmp_path / "merged") == expected
+
+
+def test_update_of_videos_brings_back_segments_and_tries_again_what_was_skipped(
+    build, clips, encoder, tmp_path, monkeypatch
+):
+    root = tmp_path / "g"
+    build(clips, root, segment_seconds=2.0, **OPTIONS)
+    expected = Gallery.open(root).ids()
+    [first, *_] = [item_id for item_id in expected if item_id.startswith("b.mp4#t=")]
+    delete_items(root, [first])
+    options = UpdateOptions(gallery=root, workers=1)
+    assert update_gallery(options, encoder).unchanged == len(LENGTHS)
+    assert first not in Gallery.open(root).ids()
+    restored = update_gallery(replace(options, restore_deleted=True), encoder)
+    assert restored.unchanged == len(LENGTHS) - 1
+    assert Gallery.open(root).ids() == expected
+
+    broken = Skip("b.mp4", "file:///b.mp4", "decoder_timeout", "the rest of it")
+    with monkeypatch.context() as patch:
+        patch.setattr(update, "read_skips", lambda _: iter([broken]))
+        assert update_gallery(options, encoder).unchanged == len(LENGTHS) - 1
+    assert update_gallery(options, encoder).unchanged == len(LENGTHS)
 
 
 def test_build_of_texts_from_a_file_of_lines(build, encoder, tmp_path):

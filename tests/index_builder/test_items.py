@@ -73,3 +73,12 @@ def test_read_items_refuses_other_files(tmp_path):
     (tmp_path / "items.parquet").write_bytes(b"PAR1 this is no parquet")
     with pytest.raises(GalleryError, match=r"items\.parquet is damaged"):
         read_items(tmp_path / "items.parquet")
+
+
+def test_items_find_the_segments_of_a_video_and_not_of_one_with_a_longer_name(tmp_path):
+    ids = ["a.mp4#t=0,2", "a.mp4#t=2,3.5", "a.mp4#t=1.mp4#t=0,2"]
+    items = [Item(one, "file:///x", 1, 0.0, "", start_s=0.0, end_s=2.0) for one in sorted(ids)]
+    write_items(items, tmp_path / "items.parquet")
+    table = read_items(tmp_path / "items.parquet")
+    assert [table.id(row) for row in table.find_entry("a.mp4")] == ids[:2]
+    assert [table.id(row) for row in table.find_entry("a.mp4#t=1.mp4")] == ids[2:]

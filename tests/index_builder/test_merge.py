@@ -67,6 +67,38 @@ def test_merge_of_some_shards_can_be_merged_on(build, shards, tmp_path):
     assert version_content(tmp_path / "g") == version_content(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("changed", ["source", "part_items"])
+def test_merge_refuses_shards_of_different_listings(build, tmp_path, changed):
+    for number in range(8):
+        save_picture(tmp_path / "src" / f"{number}.png", seed=number)
+    build(tmp_path / "src", tmp_path / "0", part_items=2, shard=(0, 2))
+    if changed == "source":  # all that comes behind falls to other parts
+        save_picture(tmp_path / "src/00.png", seed=50)
+    build(tmp_path / "src", tmp_path / "1", part_items=2 + (changed == "part_items"), shard=(1, 2))
+    with pytest.raises(InputError, match="cut from different listings"):
+        merge_galleries([tmp_path / "0", tmp_path / "1"], tmp_path / "g")
+
+
+def test_merge_into_one_of_them_takes_what_was_published_last(pair, tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from index_builder import merge
+
+    lock = merge.builder_lock
+
+    @contextmanager
+    def lock_late(root: Path):
+        """Another builder was faster, and is through when the lock is to be had."""
+        delete_items(root, ["5.png"])
+        with lock(root):
+            yield
+
+    monkeypatch.setattr(merge, "builder_lock", lock_late)
+    merge_galleries([pair[0], pair[1]], pair[0])
+    gallery = Gallery.open(pair[0])
+    assert gallery.item(gallery.row("5.png")).uri.endswith("/two/5.png")
+
+
 @pytest.fixture
 def pair(build, tmp_path) -> list[Path]:
     for number in range(6):

@@ -72,9 +72,26 @@ def test_bar_progress_counts_and_ends():
     assert "join" in stream.getvalue()
 
 
-def test_a_function_is_a_progress():
+def test_a_stage_with_a_total_counts_its_own_entries():
+    events, drawn = io.StringIO(), io.StringIO()
+    bar, progress = BarProgress(drawn, "pictures"), JsonProgress(events, interval_s=0)
+    for one in (bar, progress):
+        one.set_total(10)
+        one.advance(4, continued=True)
+        one.advance(6)
+        one.enter("index", total=9)
+        one.advance(5)
+    bar.close()
+    event = json.loads(events.getvalue().splitlines()[-1])
+    assert (event["stage"], event["done"], event["total"]) == ("index", 5, 9)
+    assert "5/9" in drawn.getvalue()
+
+
+def test_a_function_is_a_progress_of_the_entries():
     calls = []
     progress = as_progress(calls.append)
     progress.advance(3)
     progress.advance(2, continued=True)
+    progress.enter("index", total=5)
+    progress.advance(5)
     assert calls == [3, 2]

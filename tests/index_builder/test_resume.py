@@ -148,8 +148,9 @@ def test_build_counts_what_it_met_although_parts_were_continued(interrupt, build
     assert report.count == 19
 
 
+@pytest.mark.parametrize("mount_point_stays", [False, True])
 def test_build_stops_when_the_source_vanishes_and_goes_on_when_it_is_back(
-    build, photos, gallery_root, tmp_path, monkeypatch
+    build, photos, tmp_path, monkeypatch, mount_point_stays
 ):
     source, root, away = tmp_path / "photos", tmp_path / "g", tmp_path / "away"
     for number in range(24):
@@ -159,8 +160,10 @@ def test_build_stops_when_the_source_vanishes_and_goes_on_when_it_is_back(
     encode = Encoder.encode_pixels
 
     def unmount(self: Encoder, img_BCHW: object) -> object:
-        if source.exists():
+        if not away.exists():
             source.rename(away)
+            if mount_point_stays:
+                source.mkdir()
         return encode(self, img_BCHW)
 
     with monkeypatch.context() as patch:
@@ -168,10 +171,39 @@ def test_build_stops_when_the_source_vanishes_and_goes_on_when_it_is_back(
         with pytest.raises(CotsError, match="no longer there"):
             build(source, root, batch_size=1, part_items=2)
     assert Gallery.open(root).version == version
+    if mount_point_stays:
+        source.rmdir()
     away.rename(source)
     report = build(source, root, batch_size=1, part_items=2)
     assert report.skipped == {}
     assert report.count == 24
+
+
+def test_build_tries_originals_again_that_were_gone_when_it_stopped(build, tmp_path, monkeypatch):
+    source, root, away = tmp_path / "src", tmp_path / "g", tmp_path / "away.png"
+    for number in range(40):
+        save_picture(source / f"{number:02d}.png", seed=number)
+    encode = Encoder.encode_pixels
+    calls = []
+
+    def lose_one_and_stop(self: Encoder, img_BCHW: object) -> object:
+        calls.append(None)
+        if len(calls) == 1:
+            (source / "20.png").rename(away)  # listed, and far from being decoded
+        if len(calls) == 8:
+            raise InterruptedBuildError
+        return encode(self, img_BCHW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_pixels", lose_one_and_stop)
+        with pytest.raises(InterruptedBuildError):
+            build(source, root, part_items=4)
+    num_finished = len(parts_of(root))
+    assert num_finished >= 6
+    away.rename(source / "20.png")
+    report = build(source, root, part_items=4)
+    assert (report.count, report.skipped) == (40, {})
+    assert report.parts_continued == num_finished - 1
 
 
 def test_build_of_a_shard_without_a_part_says_so(build, photos, tmp_path):

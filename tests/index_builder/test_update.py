@@ -1,6 +1,7 @@
 """`update`: only what is new or changed is embedded, and the rest stays as it was."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,21 @@ def test_update_by_hash_sees_a_change_that_size_and_time_do_not_show(root, sourc
     assert update(root, encoder, compare="hash").unchanged == 11
 
 
+def test_update_looks_into_a_file_of_the_same_size_and_time_in_another_place(
+    build, encoder, tmp_path, embedded
+):
+    for name, seed in {"one/a.bmp": 1, "two/a.bmp": 2, "one/b.bmp": 3, "two/b.bmp": 3}.items():
+        os.utime(save_picture(tmp_path / name, seed=seed), (1_000_000_000, 1_000_000_000))
+    root = tmp_path / "g"
+    build(tmp_path / "one", root)
+    embedded.clear()
+    report = update(root, encoder, sources=(str(tmp_path / "two"),))
+    assert (report.unchanged, embedded) == (1, [1])
+    gallery = Gallery.open(root)
+    assert gallery.read_content(gallery.row("a.bmp")) == (tmp_path / "two/a.bmp").read_bytes()
+    assert update(root, encoder).unchanged == 2
+
+
 def test_update_by_hash_takes_over_what_was_only_touched(root, source, encoder, embedded):
     (source / "03.png").touch()
     report = update(root, encoder, compare="hash")
@@ -106,6 +122,75 @@ def test_update_keeps_what_is_gone_unless_told_otherwise(root, source, encoder, 
     assert (report.count, report.missing) == (10, 2)
     assert "00.png" not in Gallery.open(root).ids()
     assert embedded == []
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_update_keeps_rows_of_a_manifest_whose_originals_are_gone(
+    source, build, encoder, tmp_path, remove
+):
+    manifest, root = tmp_path / "m.csv", tmp_path / "m"
+    manifest.write_text("path\n" + "".join(f"src/{n:02d}.png\n" for n in range(12)))
+    build(manifest, root)
+    before = vectors(root)
+    item = Gallery.open(root).item(3)
+    (source / "03.png").unlink()
+    (source / "07.png").unlink()
+    report = update(root, encoder, remove_missing=remove)
+    assert (report.missing, report.unchanged) == (2, 10)
+    assert report.skipped == {"missing": 2}
+    assert report.count == (10 if remove else 12)
+    if not remove:
+        assert Gallery.open(root).item(3) == item
+        assert all(np.array_equal(before[name], one) for name, one in vectors(root).items())
+    assert not any(verify_gallery(root).values())
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_update_keeps_rows_whose_originals_cannot_be_read_this_time(
+    bucket, build, encoder, tmp_path, monkeypatch, remove
+):
+    import fsspec
+
+    from index_builder.content import ContentError
+    from index_builder.pipeline import fetch
+
+    store = fsspec.filesystem("s3", use_listings_cache=False)
+    for number in range(4):
+        picture = save_picture(tmp_path / f"{number}.png", seed=number)
+        store.put(str(picture), f"{bucket}/{number}.png")
+    root = tmp_path / "g"
+    build(bucket, root)
+    before = vectors(root)
+    store.put(str(save_picture(tmp_path / "new.png", seed=9, side=30)), f"{bucket}/2.png")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ContentError("unreadable", "the store is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "read_location", refuse)
+        patch.setattr(fetch, "_FIRST_PAUSE_S", 0.0)
+        report = update(root, encoder, remove_missing=remove)
+    assert (report.count, report.skipped, report.missing) == (4, {"unreadable": 1}, 0)
+    assert all(np.array_equal(before[name], one) for name, one in vectors(root).items())
+    assert update(root, encoder).skipped == {}
+    assert not np.array_equal(before["2.png"], vectors(root)["2.png"])
+
+
+def test_update_removes_nothing_from_a_shard_that_is_damaged(build, encoder, tmp_path):
+    files = [(save_picture(tmp_path / f"{n}.png", seed=n), f"{n}.png") for n in range(8)]
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s{shard}.tar", "w") as archive:
+            for path, name in files[shard * 4 : shard * 4 + 4]:
+                archive.add(path, name)
+    root = tmp_path / "g"
+    build(f"{tmp_path}/s{{0..1}}.tar", root)
+    whole = (tmp_path / "s0.tar").read_bytes()
+    (tmp_path / "s0.tar").write_bytes(whole[: len(whole) // 3])
+    report = update(root, encoder, remove_missing=True)
+    assert (report.count, report.missing) == (8, 0)
+    with tarfile.open(tmp_path / "s0.tar", "w") as archive:
+        archive.add(*files[0])
+    assert update(root, encoder, remove_missing=True).count == 5
 
 
 def test_update_without_a_change_gives_the_same_gallery(root, encoder):
@@ -206,3 +291,20 @@ def test_update_keeps_vectors_of_other_types_as_they_are_stored(
         [before.vector(row) for row in range(12)],
         atol=0 if vectors_type == "float16" else after.manifest.vectors.scale,
     )
+
+
+@pytest.mark.parametrize("wanted", ["float32", "float16"])
+def test_update_from_int8_to_a_finer_type_gives_unit_vectors(
+    source, build, encoder, tmp_path, wanted
+):
+    from index_builder.indexes.base import IndexRequest
+
+    root = tmp_path / "g"
+    build(source, root, index=IndexRequest(vectors="int8"))
+    before = vectors(root)
+    update(root, encoder, index=IndexRequest(vectors=wanted))
+    assert Gallery.open(root).manifest.vectors.type == wanted
+    assert not any(verify_gallery(root).values())
+    for name, vector_E in vectors(root).items():
+        cosine = vector_E @ before[name] / np.linalg.norm(before[name]) / np.linalg.norm(vector_E)
+        assert cosine > 0.99999

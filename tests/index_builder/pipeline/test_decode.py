@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -136,6 +138,41 @@ def test_decode_pool_leaves_no_process_behind(entries):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_decoder_that_hangs_ends_when_the_builder_is_killed(entries):
+    [entry] = entries([17])
+    script = (
+        "import sys\n"
+        "from tests.index_builder.pipeline import test_decode as t\n"
+        "if __name__ == '__main__':\n"
+        "    with t.pool(t.HostilePreprocess(), workers=1) as pool:\n"
+        "        print(*pool.pids, flush=True)\n"
+        "        entry = t.Candidate('a', 'file:///a', t.Location(sys.argv[1]), 'a')\n"
+        "        list(pool.decode(iter([entry])))\n"
+    )
+    path = os.path.join(os.path.dirname(entry.location.path), "hang.py")
+    with open(path, "w") as file:
+        file.write(script)
+    command = [sys.executable, path, entry.location.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as builder:
+        pid = int(builder.stdout.readline())
+        time.sleep(3.0)  # until it hangs
+        builder.kill()
+    for _ in range(100):
+        if not _is_running(pid):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the decoder went on")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_background_passes_on_errors_and_stops_early():

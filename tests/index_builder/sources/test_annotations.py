@@ -56,6 +56,17 @@ def test_pictures_of_a_karpathy_file_have_captions_and_split(tmp_path):
     assert [entry.stamp for entry in entries_of(beside)] == [entry.stamp for entry in entries]
 
 
+@pytest.mark.parametrize("name", ["http://[x/a.jpg", "/a\0b.jpg", "foo://x/a.jpg"])
+def test_a_picture_whose_name_leads_nowhere_is_skipped(tmp_path, name):
+    save_picture(tmp_path / "a.jpg")
+    images = [{"filename": one, "sentences": []} for one in ("a.jpg", name)]
+    images.append({"filename": "b.jpg", "filepath": "\ud800", "sentences": []})
+    (tmp_path / "d.json").write_text(json.dumps({"images": images}))
+    candidates, skips, _ = read(tmp_path / "d.json")
+    assert list(candidates) == ["a.jpg"]
+    assert set(skips) == {name, "b.jpg"}
+
+
 def test_splits_are_chosen_behind_the_name(tmp_path):
     file = write(tmp_path, KARPATHY)
     assert [entry.id for entry in entries_of(f"{file}#val")] == ["b.png"]

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from cots_model.errors import InputError
-from index_builder.content import ContentError, location_of, read_location
+from index_builder.content import ContentError, Location, location_of, read_location
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.sources.finders import FolderFinder
 from index_builder.sources.metadata_file import read_metadata_file
 from index_builder.sources.open import open_source
 from index_builder.sources.rows import open_rows
-from index_builder.sources.stages import unique, with_metadata
+from index_builder.sources.stages import with_metadata
 from tests.index_builder.conftest import save_picture
 from tests.index_builder.sources.reading import entries_of, read, write_tar
 
@@ -227,6 +227,14 @@ def test_urls_in_rows_are_taken_without_secrets(pictures, bucket):
         entries_of(file)
 
 
+@pytest.mark.parametrize("url", ["foo://x/a.jpg", "http://[x/a.jpg", "github://a/b", "git://x"])
+def test_a_url_that_cannot_be_opened_ends_its_row_and_not_the_build(pictures, url):
+    (pictures / "m.jsonl").write_text(f'{{"path": "a.png"}}\n{{"path": "{url}"}}\n')
+    candidates, skips, _ = read(pictures / "m.jsonl")
+    assert list(candidates) == ["a.png"]
+    assert set(skips) == {"m.jsonl#00000002"}
+
+
 def test_a_manifest_at_a_url_names_no_local_file(pictures, bucket):
     import fsspec
 
@@ -341,7 +349,7 @@ def test_exercises_and_fashion_take_their_columns_by_metadata(shared_data):
         folder = shared_data / name
         table = read_metadata_file(folder / "items.parquet")
         source = open_source([str(folder / "images.tar")])
-        entries = list(with_metadata(unique(source.read()), table))
+        entries = list(with_metadata(source.read(), table))
         assert len(entries) == table.matched == len(table) == num
         assert all({"caption", "category"} <= set(entry.metadata) for entry in entries)
 
@@ -354,3 +362,12 @@ def test_exercises_and_fashion_as_manifests_beside_their_shards(shared_data):
         one = next(iter(candidates.values()))
         assert any(key in column for column in one.metadata)
         assert read_location(one.location)[0][:2] == b"\xff\xd8"
+
+
+def test_metadata_lines_may_hold_other_ends_of_lines(tmp_path):
+    said = "one\u2028two\x85three"
+    row = json.dumps({"id": "a.png", "said": said}, ensure_ascii=False)
+    (tmp_path / "m.jsonl").write_text(row + "\n\n", "utf-8")
+    entry = Candidate("a.png", "file:///a.png", Location("/a.png"), "a.png")
+    [found] = with_metadata(iter([entry]), read_metadata_file(tmp_path / "m.jsonl"))
+    assert found.metadata == {"said": said}

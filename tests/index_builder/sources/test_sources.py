@@ -1,6 +1,8 @@
 """Folders and shards: which pictures they yield, under which ids, and what they leave out."""
 
 import os
+import tarfile
+import tracemalloc
 
 import pytest
 
@@ -167,6 +169,22 @@ def test_shard_source_says_that_a_header_is_damaged(tmp_path, damage):
     candidates, skips, _ = read(shard)
     assert skips == {"s.tar": "damaged_shard"}
     assert {"0"} <= set(candidates) <= {"0", "1", "2"}
+
+
+def test_shard_source_reads_no_header_of_a_gigabyte(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", b"x" * 600) for n in range(2)])
+    good = shard.read_bytes()[: 2 * MEMBER_BYTES]
+    header = tarfile.TarInfo("long")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2**32
+    with shard.open("wb") as file:
+        file.write(good + header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(2**32 + 2**20)  # a hole: no space is taken
+    tracemalloc.start()
+    candidates, skips, _ = read(shard)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (list(candidates), skips) == (["0"], {"s.tar": "damaged_shard"})
+    assert peak_bytes < 2**24
 
 
 def test_shard_source_may_end_without_the_closing_zeros(tmp_path):
