@@ -32,6 +32,7 @@ import torch
 from picture_folder import make_folder
 from PIL import Image
 
+from cots_model.config import Precision
 from cots_model.encoder import Encoder
 from cots_model.hardware import describe_hardware
 from cots_model.images import decode_image
@@ -141,6 +142,7 @@ def preload(encoder: Encoder, folder: Path, batch_size: int) -> torch.Tensor:
 @click.command()
 @click.option("--pictures", type=click.IntRange(1), default=20_000, show_default=True)
 @click.option("--checkpoint", default="cots-mini", show_default=True)
+@click.option("--precision", type=click.Choice(("float32", "bfloat16", "int8")), default="float32")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--runs", default=20, show_default=True, help="Batches timed before, and after.")
 @click.option("--videos/--no-videos", default=True, show_default=True, help="Build those as well.")
@@ -151,21 +153,22 @@ def preload(encoder: Encoder, folder: Path, batch_size: int) -> torch.Tensor:
     envvar="COTS_SHARED_DATA", help="The development data.",
 )  # fmt: skip
 def main(
-    pictures: int, checkpoint: str, batch_size: int, runs: int, videos: bool, work: Path, out: Path,
+    pictures: int, checkpoint: str, precision: Precision, batch_size: int, runs: int, videos: bool, work: Path, out: Path,
     data: Path,
 ) -> None:  # fmt: skip
     """Measure, and write the figures to OUT."""
     folder = work / f"pictures-{pictures}"
     make_folder(data, folder, pictures)
     load_before = os.getloadavg()
-    encoder = Encoder.load(checkpoint, device="cpu")
+    encoder = Encoder.load(checkpoint, device="cpu", precision=precision)
     img_BCHW = preload(encoder, folder, min(batch_size, pictures))
     threads = torch.get_num_threads()
     shutil.rmtree(work / "gallery", ignore_errors=True)
     before, cpu_before = time_batches(encoder, img_BCHW, runs)
     build = run_child(
         "index", "build", str(folder), "--gallery", str(work / "gallery"), "--checkpoint",
-        checkpoint, "--device", "cpu", "--batch-size", str(batch_size), "--json", threads=threads,
+        checkpoint, "--device", "cpu", "--batch-size", str(batch_size), "--precision", precision,
+        "--json", threads=threads,
     )  # fmt: skip
     after, cpu_after = time_batches(encoder, img_BCHW, runs)
     verify = run_child("index", "verify", str(work / "gallery"), threads=threads)
@@ -198,7 +201,12 @@ def main(
         "versions": {name: version(name) for name in ("torch", "pillow", "numpy", "faiss-cpu")},
         "python": platform.python_version(),
         "load_average": {"before": load_before, "after": os.getloadavg()},
-        "parameters": {"pictures": pictures, "checkpoint": checkpoint, "batch_size": batch_size},
+        "parameters": {
+            "pictures": pictures,
+            "checkpoint": checkpoint,
+            "precision": precision,
+            "batch_size": batch_size,
+        },  # fmt: skip
         "figures": figures,
         "encoder_batch_s": {"before": before, "after": after},
         "build": asdict(build),
