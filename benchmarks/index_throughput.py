@@ -153,8 +153,8 @@ def preload(encoder: Encoder, folder: Path, batch_size: int) -> torch.Tensor:
     envvar="COTS_SHARED_DATA", help="The development data.",
 )  # fmt: skip
 def main(
-    pictures: int, checkpoint: str, precision: Precision, batch_size: int, runs: int, videos: bool, work: Path, out: Path,
-    data: Path,
+    pictures: int, checkpoint: str, precision: Precision, batch_size: int, runs: int, videos: bool,
+    work: Path, out: Path, data: Path,
 ) -> None:  # fmt: skip
     """Measure, and write the figures to OUT."""
     folder = work / f"pictures-{pictures}"
@@ -206,7 +206,7 @@ def main(
             "checkpoint": checkpoint,
             "precision": precision,
             "batch_size": batch_size,
-        },  # fmt: skip
+        },
         "figures": figures,
         "encoder_batch_s": {"before": before, "after": after},
         "build": asdict(build),
