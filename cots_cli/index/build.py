@@ -37,6 +37,9 @@ Examples:
   cots index build 'shards/{00000..00009}.tar' --gallery galleries/web --index auto
   cots index build clips --gallery galleries/clips --modality video --segment-seconds 30
   cots index build images.tar --gallery galleries/shop --metadata items.parquet --json
+  cots index build s3://bucket/photos --gallery galleries/bucket
+  cots index build dataset.json#val images.tar --gallery galleries/val
+  cots index build captions.txt --gallery galleries/words --modality text
 Run the same command again after an interruption: finished parts are kept.
 """,
 )
