@@ -233,6 +233,7 @@ def _settings(run: Run) -> PartSettings:
         modality=options.modality,
         batch_size=options.batch_size,
         precision=run.encoder.precision,
+        device=run.encoder.device.type,
         model_fingerprint=run.encoder.fingerprint,
         segment_seconds=options.segment_seconds,
         jpeg_decoder=options.jpeg_decoder,

@@ -38,6 +38,7 @@ class PartSettings:
         modality: what the items are.
         batch_size: units embedded at once.
         precision: of the computation.
+        device: kind of device that computes: the last bits differ.
         model_fingerprint: of the model and its preprocessing.
         segment_seconds: length of the segments that videos are cut into.
         jpeg_decoder: where plain JPEGs are decoded.
@@ -52,6 +53,7 @@ class PartSettings:
     modality: Modality
     batch_size: int
     precision: str
+    device: str
     model_fingerprint: str
     segment_seconds: float | None = None
     jpeg_decoder: JpegDecoder = "cpu"

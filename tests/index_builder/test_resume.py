@@ -1,6 +1,7 @@
 """Builds that stopped half way and are run again: what is kept, what is not, and equal bytes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
 from index_builder.gallery import Gallery
+from index_builder.part_builder import PartSettings
 from tests.index_builder.conftest import save_picture, version_content
 
 
@@ -90,6 +92,14 @@ def test_build_keeps_only_parts_whose_bytes_would_be_the_same(
     assert build(photos, root, **options).parts_continued == kept
     build(photos, tmp_path / "whole", **options)
     assert version_content(root) == version_content(tmp_path / "whole")
+
+
+def test_parts_of_a_gpu_are_not_continued_on_a_cpu():
+    settings = PartSettings(
+        modality="image", batch_size=4, precision="float32", device="cuda", model_fingerprint="f"
+    )
+    assert replace(settings, device="cpu").key != settings.key
+    assert replace(settings, workers=3, timeout_s=1.0, roots=("/a",)).key == settings.key
 
 
 def test_build_of_another_model_keeps_nothing(interrupt, photos, tmp_path):
