@@ -25,7 +25,7 @@ from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
 from index_builder.pipeline.protocol import NUM_FRAMES
 from index_builder.pipeline.result import Result
-from index_builder.presence import GONE, OUT_OF_REACH, Roots
+from index_builder.presence import GONE, OUT_OF_REACH, Roots, is_out_of_reach
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.version import VersionRows
 
@@ -158,7 +158,7 @@ class PartBuilder:
         if skip.reason in GONE | OUT_OF_REACH:
             self._roots.check()
         is_gone = skip.reason in GONE
-        keeps = skip.reason in OUT_OF_REACH or (is_gone and not self.settings.remove_missing)
+        keeps = is_out_of_reach(entry.value, skip) or (is_gone and not self.settings.remove_missing)
         if keeps and not encoder.holds(offset):
             for row in entry.old_rows:
                 encoder.reuse(offset, self._old.item(row), *self._old.vectors_of(row))
