@@ -230,6 +230,7 @@ def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path,
         {"workers": -1},
         {"decode_timeout_s": 0},
         {"decode_timeout_s": math.nan},
+        {"engine": "ray"},
         *({"modality": "video", "segment_seconds": s} for s in (0, 1e-7, math.inf, math.nan)),
     ],
 )
