@@ -195,6 +195,7 @@ class PartBuilder:
             try:
                 yield iter(results)
             finally:
+                pool.interrupted = True
                 results.stop()
                 self.seconds["read"] += pool.read_s
                 self.seconds["decode"] += pool.decode_s
