@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError
 from index_builder.encode import PartEncoder, text_item
@@ -38,7 +40,7 @@ class PartSettings:
         modality: what the items are.
         batch_size: units embedded at once.
         precision: of the computation.
-        device: kind of device that computes: the last bits differ.
+        device: what computes (`device_of`): the last bits differ.
         model_fingerprint: of the model and its preprocessing.
         segment_seconds: length of the segments that videos are cut into.
         jpeg_decoder: where plain JPEGs are decoded.
@@ -222,6 +224,13 @@ class PartBuilder:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+
+def device_of(encoder: Encoder) -> str:
+    """What computes; sums over other numbers of threads, or on another GPU, differ a little."""
+    if encoder.device.type == "cuda":
+        return torch.cuda.get_device_name(encoder.device)
+    return f"{encoder.device.type}, {torch.get_num_threads()} threads"
 
 
 def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:

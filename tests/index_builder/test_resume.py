@@ -1,15 +1,14 @@
 """Builds that stopped half way and are run again: what is kept, what is not, and equal bytes."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
 from index_builder.gallery import Gallery
-from index_builder.part_builder import PartSettings
 from tests.index_builder.conftest import save_picture, version_content
 
 
@@ -94,12 +93,14 @@ def test_build_keeps_only_parts_whose_bytes_would_be_the_same(
     assert version_content(root) == version_content(tmp_path / "whole")
 
 
-def test_parts_of_a_gpu_are_not_continued_on_a_cpu():
-    settings = PartSettings(
-        modality="image", batch_size=4, precision="float32", device="cuda", model_fingerprint="f"
-    )
-    assert replace(settings, device="cpu").key != settings.key
-    assert replace(settings, workers=3, timeout_s=1.0, roots=("/a",)).key == settings.key
+def test_build_keeps_no_part_that_other_threads_computed(interrupt, build, photos, tmp_path):
+    num_threads = torch.get_num_threads()
+    interrupt(photos, tmp_path / "g", batch=5)
+    try:
+        torch.set_num_threads(num_threads + 1)
+        assert build(photos, tmp_path / "g").parts_continued == 0
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_build_of_another_model_keeps_nothing(interrupt, photos, tmp_path):
