@@ -120,6 +120,7 @@ def test_decode_pool_does_not_blame_a_picture_for_a_slow_consumer(entries):
         for result in workers.decode(entries([8] * 6)):
             results.append(result)
             time.sleep(1.2 if len(results) < 3 else 0)
+    assert len(results) == 6
     assert all(isinstance(result.value, Decoded) for result in results)
 
 
