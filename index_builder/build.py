@@ -25,7 +25,7 @@ from index_builder.join import Piece, part_piece
 from index_builder.listing import Entry, Listing, PartSpec, plain, shard_info, share
 from index_builder.manifest import Recipe
 from index_builder.options import BuildOptions, BuildReport, absolute_sources
-from index_builder.part_builder import PartBuilder, PartSettings
+from index_builder.part_builder import PartBuilder, PartSettings, device_of
 from index_builder.parts import Part, open_part, remove_others
 from index_builder.pipeline.background import Background
 from index_builder.presence import check_roots, is_back
@@ -233,6 +233,7 @@ def _settings(run: Run) -> PartSettings:
         modality=options.modality,
         batch_size=options.batch_size,
         precision=run.encoder.precision,
+        device=device_of(run.encoder),
         model_fingerprint=run.encoder.fingerprint,
         segment_seconds=options.segment_seconds,
         jpeg_decoder=options.jpeg_decoder,

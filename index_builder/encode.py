@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cots_model.encoder import Encoder
+from cots_model.errors import CotsError
 from cots_model.videos import NUM_FRAMES, pool_frames
 from index_builder.items import Item
 from index_builder.manifest import Modality
@@ -121,16 +122,23 @@ class PartEncoder:
 
     def _encode(self, num_units: int) -> None:
         batch = [self._units.popleft() for _ in range(num_units)]
-        if self._modality == "text":
-            texts = [str(text) for text in batch]
-            z_BE = self._encoder.encode_texts(texts, batch_size=num_units)
-        else:
-            z_BE = self._encoder.encode_pixels(torch.from_numpy(np.stack(batch)))
+        try:
+            z_BE = self._embed(batch)
+        except torch.cuda.OutOfMemoryError as err:
+            raise CotsError(
+                f"the GPU has no memory for a batch of {num_units} ({str(err).split('. ')[0]}); "
+                "take a smaller --batch-size, or another --device"
+            ) from err
         for z_E in z_BE:
             slot = self._waiting[0]
             slot.units.append(z_E)
             if len(slot.units) == slot.num_units:
                 self._settle(self._waiting.popleft())
+
+    def _embed(self, batch: list[np.ndarray | str]) -> Vectors:
+        if self._modality == "text":
+            return self._encoder.encode_texts([str(text) for text in batch], batch_size=len(batch))
+        return self._encoder.encode_pixels(torch.from_numpy(np.stack(batch)))  # type: ignore[arg-type]
 
     def _settle(self, slot: _Slot) -> None:
         """All units of an item are embedded: check them, and make its vector."""

@@ -25,6 +25,7 @@ from index_builder.vectors import Rows
 _KIND_OF = {kind: next(iter(kinds)) for kinds, kind in SIMPLE.items()}
 _LARGE = {pa.string(): pa.large_string()}
 _BLOCK = 65_536
+_MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,25 @@ def join_items(paths: Sequence[Path], rows_M: Rows, out: Path) -> None:
 
 
 def take(column: pa.ChunkedArray, rows_M: Rows, kind: pa.DataType) -> pa.ChunkedArray:
-    """The chosen values of a column, in chunks of one row group each."""
+    """The chosen values of a column, in chunks of a row group or less."""
     whole = column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         whole = whole.chunk(0) if whole.num_chunks else pa.array([], type=column.type)
     size = items.ROW_GROUP
     chunks = [
-        whole.take(pa.array(rows_M[start : start + size])).cast(kind)
+        chunk
         for start in range(0, len(rows_M), size)
+        for chunk in _cast(whole.take(pa.array(rows_M[start : start + size])), kind)
     ]
     return pa.chunked_array(chunks, type=kind)
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> list[pa.Array]:
+    """The values as another type, in pieces that it can hold: a `string` array ends at 2 GiB."""
+    if values.nbytes <= _MOST_BYTES or len(values) < 2:
+        return [values.cast(kind)]
+    middle = len(values) // 2
+    return _cast(values.slice(0, middle), kind) + _cast(values.slice(middle), kind)
 
 
 def _columns(

@@ -1,6 +1,6 @@
 """The listing of a source: every entry on disk, cut into parts whose keys say what they hold.
 
-    GALLERY/.build/listing/NNNNNN.jsonl      one entry a line
+    GALLERY/.build/listing/NNNNNN-<key>.jsonl    one entry a line
 
 A source is listed anew by every run, in a thread that runs ahead of the decoding. The key of a part
 is a hash over its lines and over everything else that its bytes depend on, so a part that an
@@ -122,9 +122,9 @@ class Listing:
 
     def _write(self, number: int, entries: list[Entry]) -> PartSpec:
         data = b"".join(_to_line(entry) for entry in entries)
-        path = self._folder / f"{number:06d}.jsonl"
-        path.write_bytes(data)
         key = hashlib.sha256(self._key.encode() + b"\n" + data).hexdigest()
+        path = self._folder / f"{number:06d}-{key[:16]}.jsonl"  # no other run writes to this one
+        path.write_bytes(data)
         return PartSpec(number, key, path, len(entries))
 
 

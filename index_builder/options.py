@@ -75,6 +75,8 @@ class BuildOptions:
             raise InputError(f"unknown modality {self.modality!r}; accepted: {accepted}")
         if self.engine not in ENGINES:
             raise InputError(f"unknown engine {self.engine!r}; accepted: {', '.join(ENGINES)}")
+        if self.engine == "ray" and self.checkpoint is None:
+            raise InputError("checkpoint must be given with engine ray: other machines load it")
         if self.jpeg_decoder == "gpu" and self.modality != "image":
             raise InputError("jpeg_decoder gpu is for pictures; leave it out for other galleries")
         if self.segment_seconds is not None:

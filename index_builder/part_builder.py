@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError
 from index_builder.encode import PartEncoder, text_item
@@ -25,7 +27,7 @@ from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
 from index_builder.pipeline.protocol import NUM_FRAMES
 from index_builder.pipeline.result import Result
-from index_builder.presence import GONE, OUT_OF_REACH, Roots
+from index_builder.presence import GONE, OUT_OF_REACH, Roots, is_out_of_reach
 from index_builder.sources.entry import Candidate, Skip
 from index_builder.version import VersionRows
 
@@ -38,6 +40,7 @@ class PartSettings:
         modality: what the items are.
         batch_size: units embedded at once.
         precision: of the computation.
+        device: what computes (`device_of`): the last bits differ.
         model_fingerprint: of the model and its preprocessing.
         segment_seconds: length of the segments that videos are cut into.
         jpeg_decoder: where plain JPEGs are decoded.
@@ -52,6 +55,7 @@ class PartSettings:
     modality: Modality
     batch_size: int
     precision: str
+    device: str
     model_fingerprint: str
     segment_seconds: float | None = None
     jpeg_decoder: JpegDecoder = "cpu"
@@ -156,7 +160,7 @@ class PartBuilder:
         if skip.reason in GONE | OUT_OF_REACH:
             self._roots.check()
         is_gone = skip.reason in GONE
-        keeps = skip.reason in OUT_OF_REACH or (is_gone and not self.settings.remove_missing)
+        keeps = is_out_of_reach(entry.value, skip) or (is_gone and not self.settings.remove_missing)
         if keeps and not encoder.holds(offset):
             for row in entry.old_rows:
                 encoder.reuse(offset, self._old.item(row), *self._old.vectors_of(row))
@@ -193,6 +197,7 @@ class PartBuilder:
             try:
                 yield iter(results)
             finally:
+                pool.interrupted = True
                 results.stop()
                 self.seconds["read"] += pool.read_s
                 self.seconds["decode"] += pool.decode_s
@@ -219,6 +224,13 @@ class PartBuilder:
         start = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - start
+
+
+def device_of(encoder: Encoder) -> str:
+    """What computes; sums over other numbers of threads, or on another GPU, differ a little."""
+    if encoder.device.type == "cuda":
+        return torch.cuda.get_device_name(encoder.device)
+    return f"{encoder.device.type}, {torch.get_num_threads()} threads"
 
 
 def _start_pool(encoder: Encoder, settings: PartSettings) -> DecodePool:

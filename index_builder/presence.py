@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from cots_model.errors import CotsError
 from index_builder.listing import PartSpec, read_listing
 from index_builder.parts import Part
-from index_builder.sources.entry import Candidate
+from index_builder.sources.entry import Candidate, Skip
 
 GONE = frozenset({"missing", "broken_symlink", "not_a_file"})
 """Reasons to skip what is no longer there."""
@@ -53,6 +53,12 @@ def check_roots(roots: Iterable[str]) -> None:
     for root in roots:
         if "://" not in root and not os.path.exists(root):
             raise _vanished(root)
+
+
+def is_out_of_reach(value: Candidate | Skip, skip: Skip) -> bool:
+    """Whether an original may be there although it was skipped; also if its shard lost its end."""
+    in_shard = isinstance(value, Candidate) and value.location.offset_bytes is not None
+    return skip.reason in OUT_OF_REACH or (skip.reason == "truncated" and in_shard)
 
 
 def is_back(part: Part, spec: PartSpec) -> bool:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 
 from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
@@ -51,6 +50,7 @@ class PublishedBase(Base):
         self.remove_missing = options.remove_missing
         self._listed_N = np.zeros(rows.manifest.count, bool)
         self._held_N = np.zeros(rows.manifest.count, bool)
+        self._out_of_reach: set[str] = set()
         self.folder = rows.folder
         self.sha256 = sha256
         self.excluded = frozenset() if options.restore_deleted else frozenset(rows.excluded())
@@ -61,7 +61,8 @@ class PublishedBase(Base):
         """Give unchanged entries their rows, and leave deleted ones out."""
         for value in entries:
             if isinstance(value, Skip):
-                self._hold(value)
+                if value.reason in OUT_OF_REACH or value.reason == "damaged_shard":
+                    self._out_of_reach.add(value.uri)
                 yield Entry(value)
             elif value.id in self.excluded:
                 self.num_excluded += 1
@@ -75,6 +76,7 @@ class PublishedBase(Base):
 
     def leftover(self) -> list[Piece]:
         """The items whose original was not listed, unless they are to be removed."""
+        self._hold()
         keep_N = ~self._listed_N & (self._held_N | (not self.remove_missing))
         if not keep_N.any():
             return []
@@ -86,13 +88,17 @@ class PublishedBase(Base):
         """Items whose original was not listed, although the listing looked there."""
         return int((~self._listed_N & ~self._held_N).sum())
 
-    def _hold(self, skip: Skip) -> None:
+    def _hold(self) -> None:
         """Let nothing go that lies in a folder or shard that could not be listed to its end."""
-        if skip.reason in OUT_OF_REACH or skip.reason == "damaged_shard":
-            uris = read_column([self._rows.folder / ITEMS_FILE], "uri")
-            for start in (skip.uri + "/", skip.uri + "#"):
-                self._held_N |= np.asarray(pc.starts_with(uris, start))
-            self._held_N |= np.asarray(pc.equal(uris, skip.uri))
+        if self._out_of_reach:
+            rows = np.flatnonzero(~self._listed_N)
+            uris = read_column([self._rows.folder / ITEMS_FILE], "uri").take(rows).to_pylist()
+            self._held_N[rows] = [self._lies_out_of_reach(uri) for uri in uris]
+
+    def _lies_out_of_reach(self, uri: str) -> bool:
+        while uri and uri not in self._out_of_reach:
+            uri = uri[: max(uri.rfind("/"), uri.rfind("#"), 0)]
+        return bool(uri)
 
     def _to_be_retried(self) -> frozenset[str]:
         """Videos of which a part was skipped, or taken out and is wanted again."""

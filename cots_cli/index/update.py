@@ -31,7 +31,7 @@ Examples:
     type=click.Choice(("stamp", "hash")),
     default="stamp",
     show_default=True,
-    help="Unchanged is: same size and time, or same content.",
+    help="Unchanged is: same place, size and time, or same content.",
 )
 @click.option("--remove-missing", is_flag=True, help="Drop items whose original is gone.")
 @click.option("--restore-deleted", is_flag=True, help="Let ids back in that were deleted.")

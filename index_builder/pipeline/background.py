@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _PUT_S = 0.1
+_STOP_S = 10.0
 
 
 class Background(Generic[T]):
@@ -33,9 +34,9 @@ class Background(Generic[T]):
             yield value  # type: ignore[misc]
 
     def stop(self) -> None:
-        """Take no more items, and wait until the thread has ended."""
+        """Take no more items, and wait until the thread has ended, unless `items` hangs."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(_STOP_S)
 
     def _run(self, items: Iterator[T]) -> None:
         try:

@@ -43,6 +43,7 @@ class DecodePool:
     Attributes:
         decode_s: time the processes spent on originals, all of them together.
         read_s: time spent waiting for the source.
+        interrupted: set it, and `decode` ends soon, whatever is under way.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class DecodePool:
         self._order = InOrder(preprocess)
         self.decode_s = 0.0
         self.read_s = 0.0
+        self.interrupted = False
         self._fetcher = Fetcher(threads=fetch_threads, timeout_s=fetch_timeout_s)
         self._workers = [Process(self._settings) for _ in range(workers)]
 
@@ -133,7 +135,7 @@ class DecodePool:
             CotsError: if processes cannot be started.
         """
         num_in, exhausted = 0, False
-        while True:
+        while not self.interrupted:
             while not exhausted and num_in - self._order.head < self._window and self._has_room():
                 entry = self._next(entries)
                 exhausted = entry is None

@@ -22,6 +22,7 @@ from index_builder.pipeline.worker import worker_main
 from index_builder.sources.entry import Candidate
 
 STARTUP_LIMIT_S = 180.0
+_END_LIMIT_S = 10.0
 
 _ORDERS_AHEAD = 2
 _PRELOAD = ["cots_model.images", "cots_model.preprocess", "index_builder.pipeline.worker"]
@@ -126,11 +127,12 @@ class Process:
         return answer, payload
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill it, and wait until it is gone, unless it hangs in the system (a dead disk)."""
         self.connection.close()
         self._process.kill()
-        self._process.join()
-        self._process.close()
+        self._process.join(_END_LIMIT_S)
+        if self._process.exitcode is not None:
+            self._process.close()
 
 
 def cannot_start(why: str) -> CotsError:

@@ -26,6 +26,7 @@ ROW_SUFFIXES = frozenset([".csv", ".tsv", ".jsonl", ".parquet"])
 
 _BATCH_ROWS = 1024
 _BLOCK_BYTES = 4 * 1024 * 1024
+_MAX_LINE = 16 * 1024 * 1024
 _WORD_COLUMNS = frozenset({"id", *TEXT_KEYS})
 _INT = re.compile(r"^[+-]?(?:0|[1-9][0-9]{0,17})$")
 _DIGITS = re.compile(r"^[+-]?[0-9]+$")  # if it is no _INT, it is a name: 007
@@ -155,8 +156,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _jsonl(place: str) -> tuple[tuple[str, ...], Callable[[], Iterator[Row]]]:
     def read() -> Iterator[Row]:
         number = 0
-        with _open_text(place) as lines:
-            for line in lines:
+        with _open_text(place) as text:
+            for line in _lines(text):
                 if line.strip():
                     number += 1
                     yield _row(number, json.loads(line))
@@ -170,7 +171,9 @@ def _csv(
 ) -> tuple[tuple[str, ...], Callable[[], Iterator[Row]]]:
     def lines() -> Iterator[Row]:
         with _open_text(place) as text:
-            for number, cells in enumerate(csv.reader(text, delimiter=delimiter, strict=True)):
+            csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE))  # 128 KiB by default
+            reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+            for number, cells in enumerate(reader):
                 if number and len(cells) not in (0, len(heading)):
                     why = f"has {len(cells)} cells, but the heading {len(heading)}"
                     yield Row(number, problem=f"{why}; as many are accepted")
@@ -230,6 +233,14 @@ def _typed(value: str, kind: type | None) -> object:
     if kind is bool:
         return _BOOLS[value.lower()]
     return value if kind in (None, str) else kind(value)
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines, of which none is read without end."""
+    while line := text.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:
+            raise ValueError(f"a line of over {_MAX_LINE:,} characters")
+        yield line
 
 
 def _open_text(place: str) -> io.TextIOWrapper:

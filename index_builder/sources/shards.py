@@ -80,8 +80,12 @@ class ShardSource:
         for shard in self._shards:
             try:
                 with open_shard(shard) as (archive, stamp):
-                    for _, sample in groupby(self._members(archive), key=_key):
+                    damage: list[Exception] = []
+                    members = _until_damage(self._members(archive), damage)
+                    for _, sample in groupby(members, key=_key):
                         yield from self._sample(shard, stamp, archive, list(sample))
+                    for err in damage:
+                        raise err
                     check_end(archive)
             except ContentError as err:
                 raise not_listed(err) from err
@@ -180,6 +184,16 @@ def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(f"a member claims {member.size} bytes")
         if not member.isdir():
             yield member
+
+
+def _until_damage(
+    members: Iterator[tarfile.TarInfo], damage: list[Exception]
+) -> Iterator[tarfile.TarInfo]:
+    """The members before the damage, which is put into the list: the last sample is kept."""
+    try:
+        yield from members
+    except DAMAGE as err:
+        damage.append(err)
 
 
 def check_end(archive: tarfile.TarFile) -> None:

@@ -48,23 +48,29 @@ class UrlFolderSource:
         Raises:
             CotsError: if a folder cannot be listed: half a bucket is never published.
         """
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="cots-list") as pool:
-            pending = [self._root]
-            listings: dict[str, Future[list[Listed]]] = {}
-            while pending:
-                for folder in pending[-_THREADS:]:
-                    if folder not in listings:
-                        listings[folder] = pool.submit(list_folder, folder)
-                folder = pending.pop()
-                try:
-                    entries = listings.pop(folder).result()
-                except ContentError as err:
-                    message = f"{err}; the listing is not whole, so nothing was changed"
-                    raise CotsError(message) from err
-                files, folders, skips = self._split(folder, entries)
-                yield from skips
-                yield from self._files(pool, folder, files)
-                pending += reversed(folders)
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cots-list")
+        try:
+            yield from self._walk(pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a server may not answer for minutes
+
+    def _walk(self, pool: ThreadPoolExecutor) -> Iterator[Candidate | Skip]:
+        pending = [self._root]
+        listings: dict[str, Future[list[Listed]]] = {}
+        while pending:
+            for folder in pending[-_THREADS:]:
+                if folder not in listings:
+                    listings[folder] = pool.submit(list_folder, folder)
+            folder = pending.pop()
+            try:
+                entries = listings.pop(folder).result()
+            except ContentError as err:
+                message = f"{err}; the listing is not whole, so nothing was changed"
+                raise CotsError(message) from err
+            files, folders, skips = self._split(folder, entries)
+            yield from skips
+            yield from self._files(pool, folder, files)
+            pending += reversed(folders)
 
     def _split(
         self, folder: str, entries: list[Listed]

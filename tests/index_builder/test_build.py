@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from index_builder.gallery import Gallery
@@ -228,6 +230,7 @@ def test_build_refuses_to_publish_into_a_folder_of_other_things(build, tmp_path,
         {"workers": -1},
         {"decode_timeout_s": 0},
         {"decode_timeout_s": math.nan},
+        {"engine": "ray"},
         *({"modality": "video", "segment_seconds": s} for s in (0, 1e-7, math.inf, math.nan)),
     ],
 )
@@ -374,3 +377,12 @@ def test_verify_of_a_version_that_is_replaced_meanwhile_checks_the_new_one(build
     problems = verify_gallery(root, progress=replace_it)
     assert not any(problems.values())
     assert len(hashed) > len(problems) - 1  # the files of both
+
+
+def test_build_says_what_to_do_when_the_gpu_is_full(build, tmp_path, photos, monkeypatch):
+    def full(self: Encoder, img_BCHW: object) -> object:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. And more.")
+
+    monkeypatch.setattr(Encoder, "encode_pixels", full)
+    with pytest.raises(CotsError, match=r"a batch of 4 \(CUDA out of memory\); take a smaller"):
+        build(photos, tmp_path / "g")

@@ -247,6 +247,7 @@ def test_part_builder_can_be_used_in_another_process(encoder, tmp_path):
         modality="text",
         batch_size=2,
         precision="float32",
+        device="cpu",
         model_fingerprint=encoder.fingerprint,
     )
     for name in ("listing", "parts"):

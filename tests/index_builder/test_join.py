@@ -134,3 +134,11 @@ def test_join_is_the_same_however_it_is_cut_into_blocks(tmp_path, monkeypatch):
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert json.loads((first / "skipped.jsonl").read_text() or "null") is None
+
+
+def test_join_items_of_more_text_than_one_array_holds(tmp_path, monkeypatch):
+    items = [Item(f"{n:02d}", f"file:///{n}", n, 0.0, "", text="x" * n * 50) for n in range(40)]
+    write_items(items, tmp_path / "one.parquet")
+    monkeypatch.setattr("index_builder.item_join._MOST_BYTES", 1000)
+    join_items([tmp_path / "one.parquet"], np.arange(40)[::-1], tmp_path / "out.parquet")
+    assert read_items(tmp_path / "out.parquet").all() == items[::-1]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError, InputError
@@ -90,6 +91,16 @@ def test_build_keeps_only_parts_whose_bytes_would_be_the_same(
     assert build(photos, root, **options).parts_continued == kept
     build(photos, tmp_path / "whole", **options)
     assert version_content(root) == version_content(tmp_path / "whole")
+
+
+def test_build_keeps_no_part_that_other_threads_computed(interrupt, build, photos, tmp_path):
+    num_threads = torch.get_num_threads()
+    interrupt(photos, tmp_path / "g", batch=5)
+    try:
+        torch.set_num_threads(num_threads + 1)
+        assert build(photos, tmp_path / "g").parts_continued == 0
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_build_of_another_model_keeps_nothing(interrupt, photos, tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -119,6 +120,7 @@ def test_decode_pool_does_not_blame_a_picture_for_a_slow_consumer(entries):
         for result in workers.decode(entries([8] * 6)):
             results.append(result)
             time.sleep(1.2 if len(results) < 3 else 0)
+    assert len(results) == 6
     assert all(isinstance(result.value, Decoded) for result in results)
 
 
@@ -173,6 +175,25 @@ def _is_running(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_decode_pool_can_be_interrupted_while_a_decoder_hangs(entries):
+    with pool(HostilePreprocess(), workers=1) as workers:
+        results = Background(workers.decode(entries([8, 17])), size=4)
+        assert isinstance(next(iter(results)).value, Decoded)
+        start = time.monotonic()
+        workers.interrupted = True
+        results.stop()
+        assert time.monotonic() - start < 5.0
+
+
+def test_background_leaves_a_source_behind_that_hangs(monkeypatch):
+    monkeypatch.setattr("index_builder.pipeline.background._STOP_S", 0.2)
+    released = threading.Event()
+    started = time.monotonic()
+    Background((released.wait(60) for _ in range(1)), size=1).stop()
+    assert time.monotonic() - started < 5.0
+    released.set()
 
 
 def test_background_passes_on_errors_and_stops_early():

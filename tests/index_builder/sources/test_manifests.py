@@ -372,3 +372,21 @@ def test_metadata_lines_may_hold_other_ends_of_lines(tmp_path):
     entry = Candidate("a.png", "file:///a.png", Location("/a.png"), "a.png")
     [found] = with_metadata(iter([entry]), read_metadata_file(tmp_path / "m.jsonl"))
     assert found.metadata == {"said": said}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_row_may_hold_a_long_text_but_no_line_is_read_without_end(tmp_path, suffix):
+    long = "x" * 400_000
+    text = json.dumps({"text": long}) if suffix == "jsonl" else f'text\n"{long}"'
+    (tmp_path / f"m.{suffix}").write_text(text + "\n")
+    [found] = entries_of(tmp_path / f"m.{suffix}", modality="text")
+    assert found.text == long
+    with (tmp_path / f"endless.{suffix}").open("w") as file:
+        file.write(text)
+        file.truncate(2**34)  # a hole: no space is taken
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"cannot be read beyond row 0 .a line of over"):
+        entries_of(tmp_path / f"endless.{suffix}", modality="text")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 2**28

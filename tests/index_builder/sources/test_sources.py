@@ -136,7 +136,7 @@ def test_shard_source_ends_a_damaged_shard_and_goes_on_with_the_next(tmp_path):
     (tmp_path / "1.tar").write_bytes(b"this is no tar")
     write_tar(tmp_path / "2.tar", [("z.jpg", b"x")])
     candidates, skips, _ = read(tmp_path / "*.tar")
-    assert list(candidates) == ["0", "1", "z"]
+    assert list(candidates) == ["0", "1", "2", "z"]  # decoding will say that 2 is cut off
     assert skips == {"0.tar": "damaged_shard", "1.tar": "damaged_shard"}
 
 
@@ -168,7 +168,7 @@ def test_shard_source_says_that_a_header_is_damaged(tmp_path, damage):
     shard.write_bytes(damage(shard))
     candidates, skips, _ = read(shard)
     assert skips == {"s.tar": "damaged_shard"}
-    assert {"0"} <= set(candidates) <= {"0", "1", "2"}
+    assert {"0", "1"} <= set(candidates) <= {"0", "1", "2"}
 
 
 def test_shard_source_reads_no_header_of_a_gigabyte(tmp_path):
@@ -183,7 +183,7 @@ def test_shard_source_reads_no_header_of_a_gigabyte(tmp_path):
     candidates, skips, _ = read(shard)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (list(candidates), skips) == (["0"], {"s.tar": "damaged_shard"})
+    assert (list(candidates), skips) == (["0", "1"], {"s.tar": "damaged_shard"})
     assert peak_bytes < 2**24
 
 

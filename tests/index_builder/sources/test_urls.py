@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+import threading
+import time
 
 import fsspec
 import pytest
@@ -9,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from cots_model.errors import CotsError, InputError
 from index_builder.content import ContentError, location_of, open_location, read_location
+from index_builder.remote import Listed
 from index_builder.sources.entry import Candidate
 from index_builder.sources.open import open_source
 from index_builder.sources.shards import HEADER_BLOCK_BYTES
@@ -182,6 +185,26 @@ def test_a_listing_that_fails_ends_the_build(bucket, monkeypatch):
         list(source.read())
     with pytest.raises(ContentError, match="is not there"):
         open_source([f"{bucket}/shard.tar"])
+
+
+def test_a_listing_that_fails_does_not_wait_for_one_that_hangs(bucket, monkeypatch):
+    released = threading.Event()
+
+    def list_folder(url: str) -> list[Listed]:
+        if url == bucket:
+            return [Listed(f"{bucket}/{name}", True, None) for name in "ab"]
+        if url.endswith("/a"):
+            raise ContentError("timeout", "no answer")
+        released.wait(60)
+        return []
+
+    monkeypatch.setattr("index_builder.sources.url_folder.list_folder", list_folder)
+    started = time.monotonic()
+    with pytest.raises(CotsError, match="the listing is not whole"):
+        entries_of(bucket)
+    took_s = time.monotonic() - started
+    released.set()
+    assert took_s < 30.0
 
 
 def test_a_damaged_shard_at_a_url_ends_where_the_damage_is(bucket, tmp_path):
