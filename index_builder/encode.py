@@ -138,7 +138,7 @@ class PartEncoder:
     def _embed(self, batch: list[np.ndarray | str]) -> Vectors:
         if self._modality == "text":
             return self._encoder.encode_texts([str(text) for text in batch], batch_size=len(batch))
-        return self._encoder.encode_pixels(torch.from_numpy(np.stack(batch)))  # type: ignore[arg-type]
+        return self._encoder.encode_pixels(torch.from_numpy(np.stack(batch)))
 
     def _settle(self, slot: _Slot) -> None:
         """All units of an item are embedded: check them, and make its vector."""
