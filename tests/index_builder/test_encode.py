@@ -115,7 +115,7 @@ CHANGED = Stamp(10, 2.5)
 
 
 class FakePool:
-    """Gives what decoding would: for `longN` three segments and a skip, for `bad` a skip."""
+    """Gives what decoding would: for `longN` three segments, and for `long2` and `bad` a skip."""
 
     decode_s = read_s = 0.0
     decoded: list[str] = []
@@ -139,8 +139,9 @@ class FakePool:
             if entry.id.startswith("long"):
                 for segment in range(3):
                     value = decoded(entry, seed + segment, start_s=segment * 16.0)
-                    yield Result(number, value, last=False)
-                yield Result(number, Skip(entry.id, entry.uri, "truncated", "x"))
+                    yield Result(number, value, last=segment == 2 and entry.id == "long1")
+                if entry.id == "long2":
+                    yield Result(number, Skip(entry.id, entry.uri, "truncated", "x"))
             elif entry.id == "bad":
                 yield Result(number, Skip(entry.id, entry.uri, "no_video", "x"))
             else:
@@ -174,7 +175,7 @@ def test_gallery_of_videos_has_segments_and_their_frames(videos, encoder, tmp_pa
     assert times_NF[row][0] == 16.5
     lines = (folder / "skipped.jsonl").read_text().splitlines()
     ids = [json.loads(line)["id"] for line in lines]
-    assert ids == ["long1", "x.heic", "bad", "long2"]
+    assert ids == ["x.heic", "bad", "long2"]
     assert not any(verify_gallery(tmp_path / "g").values())
 
 
@@ -215,6 +216,7 @@ def test_update_takes_over_all_segments_of_an_unchanged_video(
     assert delete_items(root, ["long1", "long2#t=0,16"]).deleted == 4
     report = update_gallery(UpdateOptions(gallery=root, workers=1), encoder)
     assert Gallery.open(root).ids() == ["long2#t=16,32", "long2#t=32,48", "short", "z"]
+    assert report.skipped == {"no_video": 1, "truncated": 1, "unsupported_format": 1}
 
 
 def test_gallery_of_texts_searches_and_serves_them(encoder, tmp_path):

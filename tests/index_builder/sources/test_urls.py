@@ -212,7 +212,7 @@ def test_a_damaged_shard_at_a_url_ends_where_the_damage_is(bucket, tmp_path):
     with fsspec.open(f"{bucket}/s.tar", "wb") as file:
         file.write(shard.read_bytes()[:6000])
     candidates, skips, _ = read(f"{bucket}/s.tar")
-    assert (list(candidates), skips) == (["0", "1"], {"s.tar": "damaged_shard"})
+    assert (list(candidates), skips) == (["0", "1", "2"], {"s.tar": "damaged_shard"})
 
 
 def test_what_is_not_at_a_url_is_said_in_one_line(bucket):
