@@ -52,11 +52,6 @@ class Embedder:
         """Jobs in the queue."""
         return len(self._pool)
 
-    @property
-    def busy(self) -> bool:
-        """Whether the model is running."""
-        return self._pool.busy_threads > 0
-
     async def embed(self, job: Texts | Pixels, *, deadline_s: float) -> Done[Vectors]:
         """Embed: `[B,E]` float32 unit vectors, in order. Raises what `WorkerPool.run` raises."""
         return await self._pool.run(job, deadline_s=deadline_s)

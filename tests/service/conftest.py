@@ -47,9 +47,11 @@ class GatedEncoder(Encoder):
         super().__init__(encoder.model, encoder.preprocess, encoder.fingerprint)
         self.gate = threading.Event()
         self.gate.set()
+        self.begun: list[list[str]] = []
         self.batches: list[list[str]] = []
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
+        self.begun.append(list(texts))
         self.gate.wait(30)
         self.batches.append(list(texts))
         return super().encode_texts(texts, batch_size=batch_size)

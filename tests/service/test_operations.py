@@ -38,7 +38,7 @@ def test_full_queue_is_429_with_retry_after_and_waiting_texts_share_a_batch(serv
     gated.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(ask, server, "first")
-        wait_until(lambda: server.app.state.service.embedder.busy)
+        wait_until(lambda: ["first"] in gated.begun)
         waiting = [pool.submit(ask, server, f"text {n}") for n in range(3)]
         wait_until(lambda: embedder.waiting == 3)
         begun_s = time.monotonic()
@@ -58,7 +58,7 @@ def test_deadline_is_504_and_the_work_is_dropped(serve, gated) -> None:
     gated.gate.clear()
     with ThreadPoolExecutor(2) as pool:
         stuck = pool.submit(ask, server, "stuck")
-        wait_until(lambda: server.app.state.service.embedder.busy)
+        wait_until(lambda: ["stuck"] in gated.begun)
         begun_s = time.monotonic()
         late = pool.submit(ask, server, "late")
         assert error_of(late.result(), 504)["code"] == "deadline_exceeded"

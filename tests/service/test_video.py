@@ -23,7 +23,7 @@ from index_builder.search import search_gallery
 from service.galleries import Registry
 from service.routes import items
 from tests.galleries import publish_videos
-from tests.service.conftest import error_of, wait_until
+from tests.service.conftest import error_of
 from tests.videos import numbers, write_clip
 
 CLIPS = "/v1/galleries/clips"
@@ -244,9 +244,10 @@ def test_without_pyav_there_is_no_thumbnail(serve, found, monkeypatch):
 
 def test_videos_that_take_long_hold_up_nothing_else(serve, found, monkeypatch):
     """Each of their threads is at work, and items, originals of texts and /readyz answer."""
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
 
     def waiting(*args, **options):
+        begun.set()
         gate.wait(30)
         return decode_frame(*args, **options)
 
@@ -255,7 +256,7 @@ def test_videos_that_take_long_hold_up_nothing_else(serve, found, monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         url = f"{running.url}{CLIPS}/items/a b.mp4/thumbnail"
         slow = pool.submit(httpx.get, url, timeout=30)
-        wait_until(lambda: running.app.state.service.videos._pool.busy_threads)
+        assert begun.wait(15)
         start_s = time.monotonic()
         assert running.client.get(f"{CLIPS}/items/a b.mp4").status_code == 200
         hits_of(running.client, query={"item_id": "a b.mp4"})
