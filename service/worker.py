@@ -101,7 +101,6 @@ class WorkerPool(Generic[P, R]):
         self._jobs: deque[_Job[P, R]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._busy_threads = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
             for n in range(threads)
@@ -155,11 +154,6 @@ class WorkerPool(Generic[P, R]):
         """Jobs waiting."""
         return len(self._jobs)
 
-    @property
-    def busy_threads(self) -> int:
-        """Threads at work."""
-        return self._busy_threads
-
     def _put(self, job: _Job[P, R], urgent: bool) -> None:
         with self._changed:
             if self._closed:
@@ -180,8 +174,6 @@ class WorkerPool(Generic[P, R]):
     def _work(self) -> None:
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
-            with self._changed:
-                self._busy_threads -= 1
 
     def _take(self) -> list[_Job[P, R]]:
         """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""
@@ -193,7 +185,6 @@ class WorkerPool(Generic[P, R]):
             batch = [j for j in self._jobs if self._kind(j.payload) == kind][: self._max_batch]
             for job in batch:
                 self._jobs.remove(job)
-            self._busy_threads += 1
             return batch
 
     def _serve(self, jobs: list[_Job[P, R]]) -> None:
