@@ -51,10 +51,22 @@ def plain_items(ids: Sequence[str], **values: object) -> list[Item]:
 
 
 def publish_gallery(
-    root: Path, vectors_NE: np.ndarray, items: Sequence[Item], *, modality: Modality = "image"
+    root: Path,
+    vectors_NE: np.ndarray,
+    items: Sequence[Item],
+    *,
+    modality: Modality = "image",
+    fingerprint: str = "f" * 64,
+    source: str = "/nowhere",
+    frames_NFE: np.ndarray | None = None,
+    times_NF: np.ndarray | None = None,
 ) -> Path:
-    """Publish a flat gallery; items come sorted by id. Other files than these are empty."""
+    """Publish a flat gallery; items come sorted by id. Files that nothing is given for are empty.
+
+    Of a video gallery without frames, each is 16 times the vector itself.
+    """
     assert [item.id for item in items] == sorted({item.id for item in items})
+    vectors_NE = vectors_NE.astype(np.float32)
     version = new_version_name()
     with builder_lock(root):
         folder = start_partial(root, version)
@@ -64,10 +76,11 @@ def publish_gallery(
         faiss.write_index(index, str(folder / INDEX_FILE))
         write_items(items, folder / ITEMS_FILE)
         if modality == "video":
-            frames_NFE = np.repeat(vectors_NE[:, None], NUM_FRAMES, axis=1)
-            times_NF = np.tile(np.arange(NUM_FRAMES, dtype=np.float64), (len(items), 1))
+            if frames_NFE is None or times_NF is None:
+                frames_NFE = np.repeat(vectors_NE[:, None], NUM_FRAMES, axis=1)
+                times_NF = np.tile(np.arange(NUM_FRAMES), (len(items), 1))
             np.save(folder / FRAMES_FILE, frames_NFE.astype(np.float16))
-            np.save(folder / FRAME_TIMES_FILE, times_NF)
+            np.save(folder / FRAME_TIMES_FILE, times_NF.astype(np.float64))
         names = version_files(modality, "flat")
         for name in names:
             (folder / name).touch()
@@ -78,14 +91,14 @@ def publish_gallery(
             dim=vectors_NE.shape[1],
             count=len(items),
             index=IndexInfo(kind="flat"),
-            model_fingerprint="f" * 64,
-            model_name="none",
+            model_fingerprint=fingerprint,
+            model_name="tiny",
             created="2026-01-01T00:00:00+00:00",
             files={name: sha256_of(folder / name) for name in names},
             skipped={},
-            source="nowhere",
-            roots=("/nowhere",),
-            recipe=Recipe(sources=("nowhere",)),
+            source=source,
+            roots=(source,),
+            recipe=Recipe(sources=(source,)),
         )
         data = manifest.to_bytes()
         (folder / MANIFEST_FILE).write_bytes(data)
