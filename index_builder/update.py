@@ -152,13 +152,8 @@ def update_gallery(
         base = PublishedBase(VersionRows(folder, manifest), sha256, options)
         build = _as_build(options, manifest)
         run = start_run(build, encoder, as_progress(progress), base)
-        run.roots = manifest.roots if base_may_keep(options) else ()
+        run.roots = () if options.remove_missing else manifest.roots
         return _finish(run, base)
-
-
-def base_may_keep(options: UpdateOptions) -> bool:
-    """Whether items of other roots than the source's may stay."""
-    return not options.remove_missing
 
 
 def check_can_update(root: Path, manifest: Manifest, fingerprint: str) -> None:

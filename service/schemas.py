@@ -179,6 +179,7 @@ class ItemBody(BaseModel):
     """One item of a gallery.
 
     Attributes:
+        modified: left out where the original's place tells no time, as some web servers do.
         thumbnail: texts have none.
         text: of a text gallery alone.
         start_s: of the segment of a video, like `end_s`.
@@ -189,7 +190,7 @@ class ItemBody(BaseModel):
     gallery: str
     uri: str
     size_bytes: int
-    modified: str
+    modified: str | None = None
     sha256: str
     thumbnail: str | None = None
     content: str

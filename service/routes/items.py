@@ -150,7 +150,7 @@ def _describe(gallery: Gallery, item: Item) -> ItemBody:
         gallery=gallery.name,
         uri=item.uri,
         size_bytes=item.size_bytes,
-        modified=datetime.fromtimestamp(item.mtime_s, UTC).isoformat(timespec="seconds"),
+        modified=_iso_time(item.mtime_s) if item.mtime_s else None,
         sha256=item.sha256,
         thumbnail=None if item.text is not None else f"{path}/thumbnail",
         content=f"{path}/content",
@@ -160,6 +160,10 @@ def _describe(gallery: Gallery, item: Item) -> ItemBody:
         duration_s=item.duration_s,
         metadata=item.metadata,
     )
+
+
+def _iso_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 async def _thumbnail(asked: ItemRequest, row: int, item: Item, params: ItemParams) -> Response:

@@ -83,3 +83,9 @@ def test_the_command_line_finds_texts_for_a_picture(galleries, checkpoint, tmp_p
     assert [set(hit) for hit in hits] == [{"id", "score", "uri", "text", "metadata"}] * len(TEXTS)
     refused = CliRunner().invoke(command, [*options, "--rank-by", "frame"])
     assert "holds text items, which have no frames" in str(refused.exception)
+
+
+def test_a_time_that_nobody_knows_is_not_told(client):
+    body = client.get("/v1/galleries/captions/items/000").json()
+    assert body["text"] == TEXTS[0]
+    assert "modified" not in body
