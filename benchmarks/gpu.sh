@@ -5,10 +5,10 @@
 #   OUT=results bash benchmarks/gpu.sh bench table3   # these stages alone, in this order
 #   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh     # the same steps, tiny, on the CPU
 #
-# Stages: starts (closed-form projections for both models), tokenizers, bench (alone on the card, or
+# Stages: starts (what cots-mini and the rows of Table 3 start from), tokenizers, bench (alone on the card, or
 # its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, decoding, tests.
-# What a stage left in RUNS is not made again, so a machine that is there for minutes can be given the
-# starts and tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
+# What a stage left in RUNS is not made again, so a machine that is there for minutes can be given
+# RUNS/cots-mini, RUNS/ablation-mini and the tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
 # configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
 # to $OUT; a step that fails is reported at the end and does not stop the others.
 set -uo pipefail
@@ -19,13 +19,12 @@ DATA=${DATA:-${COTS_SHARED_DATA:-../shared/data}}
 DRY_RUN=${DRY_RUN:-0}
 RUNS=${RUNS:-runs}
 SEEDS=${SEEDS:-"0 1 2"}
-MINI_EPOCHS=${MINI_EPOCHS:-15}
 LIMIT_S=${LIMIT_S:-3600} # of one step
-TABLE3_EPOCHS=${TABLE3_EPOCHS:-8}
+TABLE3_PASSES=${TABLE3_PASSES:-6}
 WORKERS=${WORKERS:-$(($(nproc) / 2))}
 JOBS=${JOBS:-3}
 DEVICE=cuda
-[[ $DRY_RUN == 1 ]] && DEVICE=cpu RUNS=$OUT/runs SEEDS=0 MINI_EPOCHS=1 TABLE3_EPOCHS=1 WORKERS=0 JOBS=1
+[[ $DRY_RUN == 1 ]] && DEVICE=cpu RUNS=$OUT/runs SEEDS=0 WORKERS=0 JOBS=1
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT" "$RUNS"
 OUT=$(cd "$OUT" && pwd)
@@ -79,12 +78,16 @@ fi
 
 # Where cots-mini and the rows of Table 3 start.
 starts() {
-  local both=("device=$DEVICE" "data.cache_dir=$RUNS/cache" "data.evaluate=[]")
-  [[ -e $RUNS/cots-mini-gpu/start/config.json ]] || step start_mini "${cots[@]}" train pretrain \
-    --config training/configs/cots_mini_gpu/start.yaml "output=$RUNS/cots-mini-gpu/start" \
-    "${both[@]}" "${tiny[@]}"
-  [[ -e $RUNS/ablation-mini/start/config.json ]] || step start_table3 "${cots[@]}" train pretrain \
-    --config training/configs/ablation_mini/start.yaml "output=$RUNS/ablation-mini/start" \
+  local both=("device=$DEVICE" "data.cache_dir=$RUNS/cache" "data.evaluate=[]") short=()
+  [[ $DRY_RUN == 1 ]] && short=(epochs=1 evaluate_every=1 batch_size=$batch)
+  [[ -e $RUNS/cots-mini-contrast/config.json || -e $RUNS/cots-mini/config.json ]] ||
+    step start_contrast "${cots[@]}" train pretrain --config training/configs/cots-mini-contrast.yaml \
+      "output=$RUNS/cots-mini-contrast" "${both[@]}" "${short[@]}" "${tiny[@]}"
+  [[ -e $RUNS/cots-mini/config.json ]] || step start_mini "${cots[@]}" train pretrain \
+    --config training/configs/cots-mini.yaml "init.text=checkpoint:$RUNS/cots-mini-contrast" \
+    "output=$RUNS/cots-mini" "${both[@]}" "${short[@]}" "${tiny[@]}"
+  [[ -e $RUNS/ablation-mini/config.json ]] || step start_table3 "${cots[@]}" train pretrain \
+    --config training/configs/ablation_mini/start.yaml "output=$RUNS/ablation-mini" \
     "data.train=$pairs" "${both[@]}"
 }
 
@@ -105,7 +108,7 @@ bench() {
   local paper=(--config training/configs/pretrain_cc4m.yaml "init.image=checkpoint:$RUNS/base"
     "init.text=checkpoint:$RUNS/base" data.stream=false "data.evaluate=[]"
     "objective.vision.tokenizer=$RUNS/dalle.pt")
-  local small=("init.image=checkpoint:$RUNS/cots-mini-gpu/start" "init.text=checkpoint:$RUNS/cots-mini-gpu/start"
+  local small=("init.image=checkpoint:$RUNS/cots-mini" "init.text=checkpoint:$RUNS/cots-mini"
     "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots_mini_gpu/pretrain.yaml)
   local all=("data.train=$pairs" "device=$DEVICE" data.num_workers="$WORKERS" --runs "$steps" --out "$OUT")
   local base_batch=128
@@ -118,19 +121,21 @@ bench() {
   step bench_mini "${cots[@]}" bench train "${small[@]}" batch_size=$batch "${all[@]}"
   step bench_mini_channels_first "${cots[@]}" bench train "${small[@]}" batch_size=$batch \
     engine.channels_last=false "${all[@]}"
-  local row=("init.image=checkpoint:$RUNS/ablation-mini/start" "init.text=checkpoint:$RUNS/ablation-mini/start"
+  local row=("init.image=checkpoint:$RUNS/ablation-mini" "init.text=checkpoint:$RUNS/ablation-mini"
     "objective.vision.tokenizer=$RUNS/tokenizer-mini-112" data.resident_side=224 batch_size=$batch)
   for name in instance full; do
     step "bench_$name" "${cots[@]}" bench train --config "training/configs/ablation_mini/$name.yaml" "${row[@]}" "${all[@]}"
   done
 }
 
-# cots-mini with nothing frozen: all levels, then the fine-tuning.
+# cots-mini with its vision transformer trained: all levels, then the fine-tuning.
 mini() {
-  local both=("device=$DEVICE" data.num_workers="$WORKERS" batch_size=$batch "${tiny[@]}")
-  local start=$RUNS/cots-mini-gpu/start
+  local both=("device=$DEVICE" data.num_workers="$WORKERS" "data.cache_dir=$RUNS/cache"
+    batch_size=$batch "${tiny[@]}")
+  [[ $DRY_RUN == 1 ]] && both+=(epochs=1 evaluate_every=1)
+  local start=$RUNS/cots-mini
   step mini_pretrain "${cots[@]}" train pretrain --config training/configs/cots_mini_gpu/pretrain.yaml \
-    "init.image=checkpoint:$start" "init.text=checkpoint:$start" "epochs=$MINI_EPOCHS" \
+    "init.image=checkpoint:$start" "init.text=checkpoint:$start" \
     "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-gpu/pretrain" "${both[@]}" &&
     step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini_gpu/finetune.yaml \
     "init.image=checkpoint:$RUNS/cots-mini-gpu/pretrain" "init.text=checkpoint:$RUNS/cots-mini-gpu/pretrain" \
@@ -139,15 +144,19 @@ mini() {
     --device "$DEVICE" --json
 }
 
-# The six rows of the paper's Table 3, in small, and the pairs that the filter drops.
+# The six rows of the paper's Table 3 and one more, in small, and the pairs that the filter drops.
+# An epoch passes over the pictures several times: nothing is saved between.
 table3() {
   local seeds=() seed
   for seed in $SEEDS; do seeds+=(--seed "$seed"); done
-  local rows=("device=$DEVICE" "data.train=$pairs" "data.evaluate=[$evaluate]"
+  local passes="repeat: $TABLE3_PASSES"
+  local train="[{path: '$DATA/flickr8k/train-{00000..00002}.tar', $passes}, {path: '$DATA/web_pairs/*.tar', $passes}]"
+  [[ $DRY_RUN == 1 ]] && train=$pairs
+  local rows=("device=$DEVICE" "data.train=$train" "data.evaluate=[$evaluate]" "data.cache_dir=$RUNS/cache"
     data.resident_side=224 objective.vision.mask=random "objective.vision.tokenizer=$RUNS/tokenizer-mini-112"
-    "epochs=$TABLE3_EPOCHS" evaluate_every=100 engine.save_every=1000000 engine.keep_states=1
-    batch_size=$batch data.num_workers=$((WORKERS / 2)))
-  local start=$RUNS/ablation-mini/start
+    engine.save_every=1000000 engine.keep_states=1 batch_size=$batch
+    data.num_workers=$((DRY_RUN == 1 ? 0 : 1)))
+  local start=$RUNS/ablation-mini
   step table3 "$PYTHON" benchmarks/table3.py --output "$RUNS/table3" --start "$start" --jobs "$JOBS" \
     "${seeds[@]}" "${rows[@]}"
   step table3_copied cp "$RUNS/table3/table3.md" "$OUT/"

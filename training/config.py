@@ -41,7 +41,8 @@ class DataConfig(Frozen):
     Attributes:
         train: sources, each a path or a mapping; see `training.formats.source.SourceConfig`.
         evaluate: sources scored while training; none for no scoring.
-        cache_dir: where features of a frozen image tower are kept between runs.
+        cache_dir: where features of a frozen image tower, or decoded pictures, are kept between
+            runs.
         stream: read tar shards anew every epoch instead of listing all their pictures first (for
             millions of pairs); the order is then shuffled by shards and blocks.
         block_size: of a stream, pictures that are held in memory and shuffled at a time.
@@ -265,7 +266,8 @@ class OptimiserConfig(Frozen):
     Attributes:
         lr: base rate (paper: 5e-5).
         lr_scale: factor by parameter name prefix; the longest matching prefix counts (chosen: parts
-            that start from random weights need more).
+            that start from random weights need more). What has 0 stays as it is, and costs no
+            backward pass.
         betas: decay rates of AdamW's averages of the gradient and of its square (open in the
             paper; chosen: Adam's usual ones).
         eps: what AdamW adds to the denominator (open in the paper; chosen: Adam's usual one).

@@ -5,14 +5,12 @@ Shape letters: M pictures, V views, D width.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from cots_model.image_tower import ImageTower
 from cots_model.preprocess import Preprocess
 from index_builder.content import Location
 from training.broken import BrokenCount
+from training.cache_files import alone, cache_key
 from training.config import AugmentConfig
 from training.engine.progress import StepsShown
 from training.example import BrokenExampleError, Example
@@ -147,7 +146,7 @@ def cached_features(
     for rows in together.values():
         chosen = [examples[row] for row in rows]
         recipe = _Recipe(chosen, tower, preprocess, augment, seed, bf16)
-        path = folder / f"features-{_key(decided, chosen)}.npy"
+        path = folder / f"features-{cache_key(decided, chosen)}.npy"
         if path.exists() or not _computed(path, recipe, broken):
             _try_again(path, recipe, broken)
         parts.append((path, rows))
@@ -157,7 +156,7 @@ def cached_features(
 
 def _computed(path: Path, recipe: _Recipe, broken: BrokenCount) -> bool:
     """Compute a file, unless another process has meanwhile; whether it was this one."""
-    with _alone(path.with_suffix(".lock")):
+    with alone(path):
         if path.exists():
             return False
         _compute(path, recipe, broken)
@@ -170,7 +169,7 @@ def _try_again(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
     if not np.isnan(feature_MVD[:, 0, 0]).any():
         broken.add(len(feature_MVD), [])
         return
-    with _alone(path.with_suffix(".lock")):
+    with alone(path):
         feature_MVD = np.lib.format.open_memmap(path, "r+")
         filling = _Filling(feature_MVD, recipe, _ready(recipe.tower), broken, gone=set())
         filling.try_again(len(feature_MVD))
@@ -185,19 +184,6 @@ def _ready(tower: ImageTower) -> ImageTower:
 def _container(location: Location) -> str:
     """The archive, or the folder, of a picture."""
     return location.path if location.offset_bytes is not None else os.path.dirname(location.path)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Other processes that want the same cache wait here, and find it finished."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("waiting for another process that makes %s", lock.with_suffix(".npy"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)  # whoever comes later finds the cache
 
 
 def _compute(path: Path, recipe: _Recipe, broken: BrokenCount) -> None:
@@ -368,22 +354,3 @@ def _of_all(
     ]
     digest.update(json.dumps([_VERSION, settings]).encode())
     return digest.digest()
-
-
-def _key(decided: bytes, examples: Sequence[Example]) -> str:
-    """The name of the file of some pictures, by their contents in their order."""
-    digest = hashlib.sha256(decided)
-    known: dict[str, str] = {}
-    for location in (example.location for example in examples):
-        if location.path not in known:
-            known[location.path] = _content(location.path)
-        digest.update(json.dumps([known[location.path], location.offset_bytes]).encode())
-    return digest.hexdigest()[:16]
-
-
-def _content(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # reported when it is decoded
-        return path

@@ -12,6 +12,13 @@ _MAY_BE_OFF = {"vision_head", "language_head"}  # with their losses
 _NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "position_embeddings")
 
 
+def freeze_unmoved(model: nn.Module, config: OptimiserConfig) -> None:
+    """Spare the gradients of what `lr_scale` gives the rate 0; before the model is wrapped."""
+    for full_name, parameter in model.named_parameters():
+        if _rate(full_name, config)[1] == 0:
+            parameter.requires_grad_(False)
+
+
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
     """AdamW over the trainable parameters, one group per (decay, rate).
 
@@ -19,20 +26,19 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
     such as register tokens and tables of relative positions. Each group carries its `peak_lr`.
 
     Raises:
-        ConfigError: if a prefix of `lr_scale` matches no trainable parameter.
+        ConfigError: if a prefix of `lr_scale` matches no trainable parameter, or all are frozen.
     """
     undecayed = _undecayed(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     used, trained = set(), list[str]()
     for full_name, parameter in model.named_parameters():
+        prefix, rate = _rate(full_name, config)
+        if parameter.requires_grad or rate == 0:
+            used.add(prefix)
         if not parameter.requires_grad:
             continue
-        name = full_name.removeprefix("model.")  # of the encoders inside an `Objective`
-        prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
-        used.add(prefix)
-        trained.append(name)
+        trained.append(_name(full_name))
         decays = full_name not in undecayed
-        rate = config.lr * config.lr_scale.get(prefix, 1.0)
         groups.setdefault((config.weight_decay if decays else 0.0, rate), []).append(parameter)
     unused = sorted(set(config.lr_scale) - used - _MAY_BE_OFF)
     if unused:
@@ -40,6 +46,8 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         raise ConfigError(
             f"optimiser.lr_scale: no trainable parameter starts with {unused}; there are {parts}"
         )
+    if not groups:
+        raise ConfigError("optimiser.lr_scale leaves nothing to train; take out a 0")
     return AdamW(
         [
             {"params": params, "weight_decay": decay, "lr": rate, "peak_lr": rate}
@@ -48,6 +56,18 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> AdamW:
         betas=config.betas,
         eps=config.eps,
     )
+
+
+def _name(full_name: str) -> str:
+    """Of a parameter, where it is one of the encoders inside an `Objective` too."""
+    return full_name.removeprefix("model.")
+
+
+def _rate(full_name: str, config: OptimiserConfig) -> tuple[str, float]:
+    """The prefix that counts, and the base rate it comes to."""
+    name = _name(full_name)
+    prefix = max((p for p in config.lr_scale if name.startswith(p)), key=len, default="")
+    return prefix, config.lr * config.lr_scale.get(prefix, 1.0)
 
 
 def _undecayed(model: nn.Module) -> set[str]:

@@ -1,11 +1,14 @@
 """Pictures that stay in the device's memory: decoded once, cropped there at every visit.
 
-    pictures = ResidentPictures.load(examples, preprocess, side=384, device=device, num_workers=8)
+    pictures = ResidentPictures.load(
+        examples, preprocess, side=384, device=device, folder=Path("cache"), num_workers=8
+    )
     img_BCHW = pictures.views(view_B6)    # normalised, ready for the image tower
 
 For sets that fit (442 kB a picture at 384 pixels): what trains a small model on a large GPU would
 otherwise wait for decoding. Crops are interpolated from the kept picture, not from the file's own
-pixels: what the kept side lost stays lost. Every process keeps all pictures.
+pixels: what the kept side lost stays lost. Every process keeps all pictures; decoded ones lie on
+disk for the next run too.
 
 Shape letters: M pictures, S side that is kept, B batch, C channels, H and W pixels.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +27,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cots_model.errors import ConfigError, InputError
-from cots_model.preprocess import Normalise, Preprocess, resize
-from training.broken import BrokenCount
+from cots_model.preprocess import Normalise, Preprocess
 from training.config import AugmentConfig
+from training.decoded_pictures import decoded_pictures
 from training.example import BrokenExampleError, Example
 from training.feature_cache import random_box
-from training.loader import batched, prepare_all
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64  # pictures that a loading process hands over
+_AT_ONCE = 256  # pictures that are copied together
 
 
 class View(NamedTuple):
@@ -109,22 +112,25 @@ class ResidentPictures:
         *,
         side: int,
         device: torch.device,
+        folder: Path,
         num_workers: int = 0,
         max_broken_share: float = 0.05,
     ) -> ResidentPictures:
-        """Decode all pictures.
+        """Take all pictures, decoded by an earlier run or by this one.
 
         Args:
             examples: the M pictures.
             preprocess: of the model.
             side: S; below the model's side / sqrt(augment.min_area), small crops are blurred.
             device: that keeps them.
+            folder: of decoded pictures, a file for each list of them and side.
             num_workers: processes that decode.
             max_broken_share: of pictures that may be broken.
 
         Raises:
             ConfigError: if the model cuts a square out of pictures; what is kept is stretched.
-            InputError: if more than that are broken, one is a video, or the device is too small.
+            InputError: if more than that are broken, one is a video, or the device or the disk is
+                too small.
         """
         if preprocess.config.resize != "squash":
             raise ConfigError(
@@ -134,18 +140,18 @@ class ResidentPictures:
         if any(example.kind == "video" for example in examples):
             raise InputError("data.resident_side keeps pictures only; leave it out for videos")
         pixels_MCSS = _empty(len(examples), side, device)
-        broken, count = (
-            set[int](),
-            BrokenCount(max_share=max_broken_share, num_expected=len(examples)),
+        decoded = decoded_pictures(
+            examples,
+            side=side,
+            folder=folder,
+            num_workers=num_workers,
+            max_broken_share=max_broken_share,
         )
         log.info("keeping %d pictures of %d pixels on %s", len(examples), side, device)
-        steps = batched(list(enumerate(examples)), _AT_ONCE)
-        for rows, pixels_KCSS, errors in prepare_all(_Load(side), steps, num_workers=num_workers):
-            count.add(len(rows), [error for _, error in errors])
-            broken |= {row for row, _ in errors}
-            pixels_MCSS[rows[0] : rows[-1] + 1] = pixels_KCSS.to(device)
-        count.finish("pictures on the device")
-        return cls(pixels_MCSS, KeptPictures(frozenset(broken)), preprocess)
+        for first in range(0, len(examples), _AT_ONCE):
+            part_KCSS = np.array(decoded.pixels_MCSS[first : first + _AT_ONCE])
+            pixels_MCSS[first : first + _AT_ONCE] = torch.from_numpy(part_KCSS).to(device)
+        return cls(pixels_MCSS, KeptPictures(decoded.broken), preprocess)
 
     def views(self, view_B6: Tensor) -> Tensor:
         """Normalised pixels `[B,3,H,W]` of `View` rows; bicubic, smaller pictures by area."""
@@ -178,24 +184,3 @@ def _empty(num_pictures: int, side: int, device: torch.device) -> Tensor:
             "no room for them; lower data.resident_side or leave it out"
         ) from err
 
-
-class _Load:
-    """Decodes some pictures; can be pickled."""
-
-    def __init__(self, side: int) -> None:
-        self._side = side
-
-    def __call__(
-        self, numbered: Sequence[tuple[int, Example]]
-    ) -> tuple[list[int], Tensor, list[tuple[int, BrokenExampleError]]]:
-        """Rows, pixels `[K,3,S,S]` uint8, and errors by row."""
-        pixels_KCSS = torch.zeros(len(numbered), 3, self._side, self._side, dtype=torch.uint8)
-        errors = []
-        for place, (row, example) in enumerate(numbered):
-            try:
-                img = resize(example.picture(), self._side, "squash")
-            except BrokenExampleError as err:
-                errors.append((row, err))
-                continue
-            pixels_KCSS[place] = torch.from_numpy(np.array(img)).permute(2, 0, 1)
-        return [row for row, _ in numbered], pixels_KCSS, errors

@@ -193,6 +193,7 @@ def make_batches(
                 preprocess,
                 side=data.resident_side,
                 device=world.device,
+                folder=data.cache_dir,
                 num_workers=data.num_workers,
                 max_broken_share=data.max_broken_share,
             )

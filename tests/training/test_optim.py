@@ -10,7 +10,7 @@ from cots_model.config import ImageTowerConfig
 from cots_model.errors import ConfigError
 from cots_model.image_tower import ImageTower
 from training.config import OptimiserConfig
-from training.optim import lr_factor, make_optimiser, set_lr
+from training.optim import freeze_unmoved, lr_factor, make_optimiser, set_lr
 
 
 def settings_of(model, config):
@@ -72,6 +72,21 @@ def test_the_longest_prefix_sets_the_rate(model):
     assert rates["image_projection.weight"] == pytest.approx(2e-3)
     assert rates["text_projection.weight"] == 0
     assert rates["text.trunk.embeddings.word_embeddings.weight"] == pytest.approx(1e-3)
+
+
+def test_what_has_the_rate_0_gets_no_gradient(model):
+    config = OptimiserConfig(lr_scale={"image.trunk.blocks.0.": 0, "image.trunk.patch_embed": 0})
+    freeze_unmoved(model, config)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("image.trunk.blocks.0.", "image.trunk.patch_embed"))
+    }
+    assert settings_of(model, config).keys() == dict(model.named_parameters()).keys() - frozen
+    freeze_unmoved(model, everything := OptimiserConfig(lr_scale={"": 0}))
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        make_optimiser(model, everything)
 
 
 def test_unused_prefixes_are_refused(model):

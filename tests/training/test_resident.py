@@ -38,8 +38,14 @@ def smooth(tmp_path):
     return imgs, read_examples([str(tmp_path)])
 
 
-def load(examples, preprocess, side, **options) -> ResidentPictures:
-    return ResidentPictures.load(examples, preprocess, side=side, device=CPU, **options)
+@pytest.fixture
+def load(tmp_path):
+    def load(examples, preprocess, side, **options) -> ResidentPictures:
+        return ResidentPictures.load(
+            examples, preprocess, side=side, device=CPU, folder=tmp_path / "cache", **options
+        )
+
+    return load
 
 
 def view(*views: View) -> torch.Tensor:
@@ -47,7 +53,7 @@ def view(*views: View) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_whole_pictures_of_the_kept_side_are_what_the_model_sees(smooth, num_workers):
+def test_whole_pictures_of_the_kept_side_are_what_the_model_sees(load, smooth, num_workers):
     imgs, examples = smooth
     preprocess = plain(32)
     kept = load(examples, preprocess, 32, num_workers=num_workers)
@@ -55,13 +61,13 @@ def test_whole_pictures_of_the_kept_side_are_what_the_model_sees(smooth, num_wor
     torch.testing.assert_close(img_BCHW, preprocess.images(imgs), atol=1e-5, rtol=0)
 
 
-def test_a_mirrored_view_is_mirrored(smooth):
+def test_a_mirrored_view_is_mirrored(load, smooth):
     kept = load(smooth[1], plain(32), 32)
     straight, mirrored = kept.views(view(View(1, *WHOLE, 0), View(1, *WHOLE, 1)))
     torch.testing.assert_close(mirrored, straight.flip(-1), atol=1e-5, rtol=0)
 
 
-def test_a_box_is_that_part_of_the_picture(smooth):
+def test_a_box_is_that_part_of_the_picture(load, smooth):
     """Close to Pillow's crop and bicubic resize, whose kernel is a little softer."""
     imgs, examples = smooth
     kept = load(examples, plain(32), 64)
@@ -93,7 +99,9 @@ def test_draws_keep_to_the_picture_and_to_the_share_of_its_area():
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_are_the_same_pairs_and_a_broken_picture_is_replaced(smooth, tmp_path, num_workers):
+def test_batches_are_the_same_pairs_and_a_broken_picture_is_replaced(
+    load, smooth, tmp_path, num_workers
+):
     (tmp_path / "2.png").write_bytes(b"no picture")
     _, examples = smooth
     kept = load(examples, plain(32), 32, max_broken_share=0.5)
@@ -110,7 +118,7 @@ def test_batches_are_the_same_pairs_and_a_broken_picture_is_replaced(smooth, tmp
     torch.testing.assert_close(ours.to(CPU).image, theirs.to(CPU).image, atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_kept_is_refused(smooth, tmp_path):
+def test_what_cannot_be_kept_is_refused(load, smooth, tmp_path):
     with pytest.raises(ConfigError, match=r"resized by 'crop'; leave data\.resident_side out"):
         load(smooth[1], plain(32, "crop"), 32)
     (tmp_path / "1.png").write_bytes(b"no picture")

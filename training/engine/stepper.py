@@ -30,7 +30,7 @@ from training.filter import AdaptiveMomentumFilter
 from training.masking import NOT_A_TARGET
 from training.momentum import MomentumCopy
 from training.objective import Keys, Objective, Shares, Terms, per_frame
-from training.optim import lr_factor, make_optimiser, set_lr
+from training.optim import freeze_unmoved, lr_factor, make_optimiser, set_lr
 from training.queues import PairQueues
 from training.seeds import mix_seeds
 
@@ -74,6 +74,7 @@ class Stepper:
         dim = objective.model.config.embed_dim
         self.queues = PairQueues(instance.queue_length, dim).to(world.device)
         self.filter = AdaptiveMomentumFilter(num_sigmas=config.objective.filter.num_sigmas)
+        freeze_unmoved(objective, config.optimiser)
         self.wrapped = wrap(objective, self.momentum.module, config.engine, world)
         self.optimiser = make_optimiser(objective, config.optimiser)
         self.steps_per_epoch = steps_per_epoch
