@@ -1,4 +1,4 @@
-"""Files of `data.cache_dir`: named by what decides their contents, made by one process at a time."""
+"""Files of `data.cache_dir`: named by what decides them, made by one process at a time."""
 
 from __future__ import annotations
 

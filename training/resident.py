@@ -183,4 +183,3 @@ def _empty(num_pictures: int, side: int, device: torch.device) -> Tensor:
             f"{num_pictures:,} pictures of {side} pixels take {needed:.1f} GiB, and {device} has "
             "no room for them; lower data.resident_side or leave it out"
         ) from err
-
