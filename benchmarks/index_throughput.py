@@ -38,7 +38,7 @@ from cots_model.hardware import describe_hardware
 from cots_model.images import decode_image
 
 COTS = (sys.executable, "-m", "cots_cli.main")
-_SAMPLE_S = 0.2
+_SAMPLE_S = 1.0  # looking at all processes costs some milliseconds
 
 
 @dataclass

@@ -192,7 +192,7 @@ class DecodePool:
                 self._receive(worker)
             elif not worker.ready and now - worker.since_s > STARTUP_LIMIT_S:
                 raise cannot_start(f"no answer after {STARTUP_LIMIT_S:.0f} s")
-            elif worker.tasks and now - worker.since_s > self._timeout_s:
+            elif worker.tasks and worker.is_overdue(self._timeout_s):
                 why = f"decoding took over {self._timeout_s:g} s; save it again"
                 self._replace(worker, "decoder_timeout", why)
 

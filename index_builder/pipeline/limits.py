@@ -1,13 +1,16 @@
-"""What a decoding process may take: one thread, little priority, and a bound on its memory."""
+"""What a decoding process may take: one thread, idle time of a core, and a bound on its memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
 NICE = 10
-"""Below the encoder's threads, which would wait for each other while one of them is held up."""
+"""Below the encoder's threads, where no process can be asked to run in idle time alone."""
 
 IMAGE_MEMORY_BYTES = 1024 * 1024 * 1024
 """For any picture of `cots_model.images.MAX_PIXELS`: WebP takes most, about 760 MB."""
@@ -27,11 +30,55 @@ def restrict_process(memory_bytes: int) -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(NICE)
+    _stand_back()
     _silence()
     if sys.platform == "linux":
         _limit_memory(memory_bytes)
+
+
+def _stand_back() -> None:
+    """Take only what the encoder leaves: its threads wait for each other while one is held up.
+
+    Where it leaves nothing it soon has nothing to encode, and waits.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # forbidden in some containers
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            return
+    if hasattr(os, "nice"):
+        os.nice(NICE)
+
+
+def step_forward(pid: int) -> None:
+    """Have a decoding process compete for a core, on a machine that other work keeps busy."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError):  # it may have ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process has had.
+
+    Attributes:
+        cpu_s: time on a core, of all its threads.
+        runs: whether it runs, or would if it were given a core.
+    """
+
+    cpu_s: float
+    runs: bool
+
+
+def usage_of(pid: int) -> Usage | None:
+    """What a process has had; `None` where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+        return Usage(ticks / os.sysconf("SC_CLK_TCK"), fields[0] == "R")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _silence() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from cots_model.errors import CotsError
 from index_builder.pipeline.fetch import Fetched
+from index_builder.pipeline.limits import step_forward, usage_of
 from index_builder.pipeline.protocol import READY, Answer, Jpeg, Order, Pixels, Settings
 from index_builder.pipeline.worker import worker_main
 from index_builder.sources.entry import Candidate
@@ -66,6 +67,7 @@ class Process:
         self.tasks: deque[Task] = deque()
         self.ready = False
         self.since_s = time.monotonic()
+        self._looked_at: tuple[float, float] | None = None  # beginning of a step, CPU time then
         # A video's clips are held back while others are waited for: nothing may wait behind it.
         self._orders_ahead = _ORDERS_AHEAD if settings.modality == "image" else 1
 
@@ -125,6 +127,25 @@ class Process:
             self.ready = True
             return None, b""
         return answer, payload
+
+    def is_overdue(self, limit_s: float) -> bool:
+        """Whether the current step takes too long.
+
+        A process that is ready to run and is not given a core is not: what keeps the machine busy
+        is none of its doing. Time on a core counts, from half of the limit on, when it is given
+        ordinary priority too.
+        """
+        elapsed_s = time.monotonic() - self.since_s
+        if elapsed_s <= limit_s / 2:
+            return False
+        usage = usage_of(self.pid)
+        if usage is None:
+            return elapsed_s > limit_s
+        if self._looked_at is None or self._looked_at[0] != self.since_s:
+            step_forward(self.pid)
+            self._looked_at = (self.since_s, usage.cpu_s)
+        had_s = usage.cpu_s - self._looked_at[1]
+        return elapsed_s > limit_s and not (usage.runs and had_s < 0.8 * limit_s / 2)
 
     def end(self) -> None:
         """Kill it, and wait until it is gone, unless it hangs in the system (a dead disk)."""

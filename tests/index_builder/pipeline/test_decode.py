@@ -16,8 +16,10 @@ from cots_model.errors import CotsError
 from cots_model.images import decode_image
 from cots_model.preprocess import PackedPreprocess
 from index_builder.content import Location
+from index_builder.pipeline import process
 from index_builder.pipeline.background import Background
 from index_builder.pipeline.decode import DecodePool
+from index_builder.pipeline.limits import Usage
 from index_builder.pipeline.result import Decoded
 from index_builder.sources.entry import Candidate, Skip
 
@@ -35,7 +37,13 @@ class HostilePreprocess:
         if img.size == (23, 23):
             np.ones(400 * 2**20, np.uint8)
         if img.size == (29, 29):
-            return torch.tensor([os.nice(0), torch.get_num_threads()]).float()
+            stands_back = os.sched_getscheduler(0) == os.SCHED_IDLE or os.nice(0) >= 10
+            return torch.tensor([stands_back, torch.get_num_threads()]).float()
+        if img.size == (31, 31):
+            time.sleep(2.5)
+        if img.size == (37, 37):
+            while True:
+                pass
         return torch.from_numpy(np.asarray(img, dtype=np.float32).transpose(2, 0, 1).copy())
 
 
@@ -111,7 +119,33 @@ def test_decode_pool_skips_pictures_that_kill_hang_or_starve_a_worker(entries):
 def test_decode_pool_works_beside_the_encoder_not_against_it(entries):
     with pool(HostilePreprocess(), workers=1) as workers:
         [result] = workers.decode(entries([29]))
-    assert result.value.pixels_U.tolist() == [[min(os.nice(0) + 10, 19), 1]]
+    assert result.value.pixels_U.tolist() == [[1, 1]]
+
+
+def test_decode_pool_ends_a_picture_that_computes_for_ever(entries):
+    with pool(HostilePreprocess(), timeout_s=1.0, workers=1) as workers:
+        hung, good = workers.decode(entries([37, 8]))
+    assert hung.value.reason == "decoder_timeout"
+    assert isinstance(good.value, Decoded)
+
+
+@pytest.mark.parametrize(("usage", "is_decoded"), [((0.0, True), True), ((0.0, False), False)])
+def test_decode_pool_does_not_blame_a_picture_for_a_busy_machine(
+    entries, monkeypatch, usage, is_decoded
+):
+    """A process that would run, had it a core, is waited for; one that sleeps is not."""
+    monkeypatch.setattr(process, "usage_of", lambda _: Usage(*usage))
+    with pool(HostilePreprocess(), timeout_s=1.0, workers=1) as workers:
+        [result] = workers.decode(entries([31]))
+    assert isinstance(result.value, Decoded) == is_decoded
+
+
+def test_a_process_that_is_held_up_steps_forward(entries, monkeypatch):
+    asked = []
+    monkeypatch.setattr(process, "step_forward", asked.append)
+    with pool(HostilePreprocess(), timeout_s=4.0, workers=1) as workers:
+        list(workers.decode(entries([8, 31])))
+        assert set(asked) == set(workers.pids)
 
 
 def test_decode_pool_does_not_blame_a_picture_for_a_slow_consumer(entries):
