@@ -8,7 +8,7 @@
 # Stages: starts (what cots-mini and the rows of Table 3 start from), tokenizers, bench (alone on the card, or
 # its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, decoding, tests.
 # What a stage left in RUNS is not made again, so a machine that is there for minutes can be given
-# RUNS/cots-mini, RUNS/ablation-mini and the tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
+# RUNS/cots-mini-projections, RUNS/ablation-mini and the tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
 # configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
 # to $OUT; a step that fails is reported at the end and does not stop the others.
 set -uo pipefail
@@ -80,12 +80,12 @@ fi
 starts() {
   local both=("device=$DEVICE" "data.cache_dir=$RUNS/cache" "data.evaluate=[]") short=()
   [[ $DRY_RUN == 1 ]] && short=(epochs=1 evaluate_every=1 batch_size=$batch)
-  [[ -e $RUNS/cots-mini-contrast/config.json || -e $RUNS/cots-mini/config.json ]] ||
-    step start_contrast "${cots[@]}" train pretrain --config training/configs/cots-mini-contrast.yaml \
+  [[ -e $RUNS/cots-mini-contrast/config.json || -e $RUNS/cots-mini-projections/config.json ]] ||
+    step start_contrast "${cots[@]}" train pretrain --config training/configs/cots_mini/contrast.yaml \
       "output=$RUNS/cots-mini-contrast" "${both[@]}" "${short[@]}" "${tiny[@]}"
-  [[ -e $RUNS/cots-mini/config.json ]] || step start_mini "${cots[@]}" train pretrain \
-    --config training/configs/cots-mini.yaml "init.text=checkpoint:$RUNS/cots-mini-contrast" \
-    "output=$RUNS/cots-mini" "${both[@]}" "${short[@]}" "${tiny[@]}"
+  [[ -e $RUNS/cots-mini-projections/config.json ]] || step start_mini "${cots[@]}" train pretrain \
+    --config training/configs/cots_mini/projections.yaml "init.text=checkpoint:$RUNS/cots-mini-contrast" \
+    "output=$RUNS/cots-mini-projections" "${both[@]}" "${short[@]}" "${tiny[@]}"
   [[ -e $RUNS/ablation-mini/config.json ]] || step start_table3 "${cots[@]}" train pretrain \
     --config training/configs/ablation_mini/start.yaml "output=$RUNS/ablation-mini" \
     "data.train=$pairs" "${both[@]}"
@@ -108,8 +108,8 @@ bench() {
   local paper=(--config training/configs/pretrain_cc4m.yaml "init.image=checkpoint:$RUNS/base"
     "init.text=checkpoint:$RUNS/base" data.stream=false "data.evaluate=[]"
     "objective.vision.tokenizer=$RUNS/dalle.pt")
-  local small=("init.image=checkpoint:$RUNS/cots-mini" "init.text=checkpoint:$RUNS/cots-mini"
-    "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots_mini_gpu/pretrain.yaml)
+  local small=("init.image=checkpoint:$RUNS/cots-mini-projections"
+    "init.text=checkpoint:$RUNS/cots-mini-projections" "objective.vision.tokenizer=$RUNS/tokenizer-mini" --config training/configs/cots_mini/pretrain.yaml)
   local all=("data.train=$pairs" "device=$DEVICE" data.num_workers="$WORKERS" --runs "$steps" --out "$OUT")
   local base_batch=128
   [[ $DRY_RUN == 1 ]] && base_batch=2
@@ -133,14 +133,14 @@ mini() {
   local both=("device=$DEVICE" data.num_workers="$WORKERS" "data.cache_dir=$RUNS/cache"
     batch_size=$batch "${tiny[@]}")
   [[ $DRY_RUN == 1 ]] && both+=(epochs=1 evaluate_every=1)
-  local start=$RUNS/cots-mini
-  step mini_pretrain "${cots[@]}" train pretrain --config training/configs/cots_mini_gpu/pretrain.yaml \
+  local start=$RUNS/cots-mini-projections
+  step mini_pretrain "${cots[@]}" train pretrain --config training/configs/cots_mini/pretrain.yaml \
     "init.image=checkpoint:$start" "init.text=checkpoint:$start" \
-    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini-gpu/pretrain" "${both[@]}" &&
-    step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini_gpu/finetune.yaml \
-    "init.image=checkpoint:$RUNS/cots-mini-gpu/pretrain" "init.text=checkpoint:$RUNS/cots-mini-gpu/pretrain" \
-    "output=$RUNS/cots-mini-gpu/finetune" "${both[@]}" &&
-    step mini_evaluate "${cots[@]}" evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini-gpu/finetune" \
+    "objective.vision.tokenizer=$RUNS/tokenizer-mini" "output=$RUNS/cots-mini" "${both[@]}" &&
+    step mini_finetune "${cots[@]}" train finetune --config training/configs/cots_mini/finetune.yaml \
+    "init.image=checkpoint:$RUNS/cots-mini" "init.text=checkpoint:$RUNS/cots-mini" \
+    "output=$RUNS/cots-mini-finetuned" "${both[@]}" &&
+    step mini_evaluate "${cots[@]}" evaluate --data "$evaluate" --checkpoint "$RUNS/cots-mini-finetuned" \
     --device "$DEVICE" --json
 }
 

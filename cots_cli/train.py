@@ -70,7 +70,7 @@ def _run_options(function: Callable[..., None]) -> Callable[..., None]:
     short_help="Train on pairs of pictures and captions.",
     epilog="""\b
 Examples:
-  cots train pretrain --config training/configs/cots-mini.yaml
+  cots train pretrain --config training/configs/cots_mini/pretrain.yaml
   cots train pretrain --config my.yaml epochs=3 optimiser.lr=1e-4 output=runs/try
   cots train pretrain --config my.yaml --report-filtered dropped.html""",
 )

@@ -217,7 +217,7 @@ def test_commands_that_train_name_files_and_keys_that_exist(page, line, monkeypa
 
 def test_shards_of_drawings_that_runs_of_cots_mini_need_have_their_command():
     made = [parse(line)[2]["shard"] for line in commands("training.md") if ".collect " in line]
-    runs = ("cots-mini-contrast", "cots-mini", "cots_mini_gpu/pretrain")
+    runs = ("cots_mini/contrast", "cots_mini/projections", "cots_mini/pretrain")
     sources = [s for run in runs for s in load_train_config(CONFIGS / f"{run}.yaml").data.train]
     needed = {source.path for source in sources if source.path.startswith("shards/")}
     assert set(made) - needed == {"shards/twemoji.tar"}  # to score on

@@ -1,6 +1,6 @@
 """One training run as a YAML file: every choice the paper leaves open is a key here.
 
-config = load_train_config(Path("training/configs/cots-mini.yaml"), ["optimiser.lr=1e-4"])
+config = load_train_config(Path("training/configs/cots_mini/pretrain.yaml"), ["optimiser.lr=1e-4"])
 """
 
 from __future__ import annotations

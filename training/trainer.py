@@ -1,6 +1,6 @@
 """From a configuration to a trained checkpoint (section 3.2 and 3.3).
 
-result = train(load_train_config(Path("training/configs/cots-mini.yaml")))
+result = train(load_train_config(Path("training/configs/cots_mini/pretrain.yaml")))
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def installed(*names: str) -> pytest.MarkDecorator:
 def test_packaged_weights_fit_cots_mini():
     config = load_config("cots-mini")
     configs = Path(training.__file__).parent / "configs"
-    init = load_train_config(configs / "cots-mini.yaml").init
+    init = load_train_config(configs / "cots_mini/contrast.yaml").init
     torch.manual_seed(0)
     model = CotsModel(config.model).eval()
     initialise(model, init)

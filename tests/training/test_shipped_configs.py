@@ -110,10 +110,12 @@ def flat(config: TrainConfig) -> dict[str, object]:
 
 
 def test_what_is_to_be_shipped_is_there():
-    small = {"cots-mini", "pretrain_mini", "finetune_flickr8k"}
+    small = {"pretrain_mini", "finetune_flickr8k"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} >= small | PAPER.keys()
     for folder, more in (("ablation", set()), ("ablation_mini", {"start", "full_light_task"})):
         assert {path.stem for path in (CONFIGS / folder).glob("*.yaml")} == TABLE_3.keys() | more
+    mini = {"contrast", "projections", "pretrain", "finetune"}
+    assert {path.stem for path in (CONFIGS / "cots_mini").glob("*.yaml")} == mini
 
 
 @pytest.mark.parametrize("path", RUNS, ids=stem)
@@ -225,27 +227,23 @@ def test_the_small_tokenizer_makes_the_small_towers_patches():
 
 
 def test_the_bundled_checkpoints_runs_follow_each_other():
-    """Contrast trains the text tower; then both projections alone."""
-    first, second = load("cots-mini-contrast"), load("cots-mini")
+    """Contrast trains the text tower, then both projections alone, then everything together."""
+    first, second, third, further = (
+        load(f"cots_mini/{name}") for name in ("contrast", "projections", "pretrain", "finetune")
+    )
     assert second.init.text == f"checkpoint:./{first.output}"
     assert (second.init.image, second.init.beside) == (first.init.image, first.init.beside)
     assert (first.freeze_image, first.freeze_text) == (True, False)
     assert (second.freeze_image, second.freeze_text) == (True, True)
-
-
-def test_the_runs_on_a_gpu_follow_each_other():
-    """After those on a CPU all levels, then fine-tuning; each starts where the one before ends."""
-    runs = ("cots-mini", "cots_mini_gpu/pretrain", "cots_mini_gpu/finetune")
-    first, second, third = (load(name) for name in runs)
-    for before, after in ((first, second), (second, third)):
+    for before, after in ((second, third), (third, further)):
         start = f"checkpoint:./{before.output}"
         assert (after.init.image, after.init.text) == (start, start)
         assert {after.freeze_image, after.freeze_text} == {False}
-    assert all(second.objective.weights().values())
-    assert second.objective.filter.enabled
+    assert all(third.objective.weights().values())
+    assert third.objective.filter.enabled
     tokenizer = load_tokenizer_config(CONFIGS / "tokenizer_mini.yaml")
-    assert second.objective.vision.tokenizer == str(tokenizer.output)
-    on = {level for level, weight in third.objective.weights().items() if weight}
+    assert third.objective.vision.tokenizer == str(tokenizer.output)
+    on = {level for level, weight in further.objective.weights().items() if weight}
     assert on == {"image_to_text", "text_to_image", "task"}
 
 
