@@ -71,6 +71,11 @@ def write_clip(
     return path
 
 
+def centre_numbers(num_available: int, num_frames: int = 16) -> list[int]:
+    """Which frames of an even clip are shown at the centres."""
+    return [(2 * i + 1) * num_available // (2 * num_frames) for i in range(num_frames)]
+
+
 def numbers(frames: Sequence[Image.Image]) -> list[int]:
     """What each frame shows below its stripe, read in the middle of the columns."""
     half = 2 * NUM_BITS

@@ -137,8 +137,14 @@ def progress_on_stderr(modality: Modality, *, as_json: bool) -> Iterator[Progres
         yield LogProgress()
 
 
-def print_report(report: BuildReport, *, as_json: bool) -> None:
-    """The report of a build or an update."""
+def print_report(report: BuildReport, *, as_json: bool, remove_missing: bool = False) -> None:
+    """The report of a build or an update.
+
+    Args:
+        report: of it.
+        as_json: print it for machines.
+        remove_missing: items whose original is gone were dropped.
+    """
     from index_builder.report import NOUNS
 
     if as_json:
@@ -156,8 +162,10 @@ def print_report(report: BuildReport, *, as_json: bool) -> None:
     if report.parts_continued:
         click.echo(f"continued: {report.parts_continued:,} of {report.parts:,} parts were ready")
     if report.unchanged or report.missing or report.deleted:
+        fate = ", dropped" if remove_missing else ", kept (--remove-missing drops them)"
+        gone = f"{report.missing:,}{fate if report.missing else ''}"
         click.echo(
-            f"unchanged: {report.unchanged:,}; originals gone: {report.missing:,}; "
+            f"unchanged: {report.unchanged:,}; originals gone: {gone}; "
             f"deleted earlier and left out: {report.deleted:,}"
         )
     if report.skipped:

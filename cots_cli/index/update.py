@@ -90,4 +90,4 @@ def command(
     encoder = Encoder.load(checkpoint, device=device, precision=precision)  # type: ignore[arg-type]
     with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
         report = update_gallery(options, encoder, progress=progress)
-    common.print_report(report, as_json=as_json)
+    common.print_report(report, as_json=as_json, remove_missing=remove_missing)

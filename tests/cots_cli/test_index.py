@@ -199,6 +199,14 @@ def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_
     restored = json.loads(run("update", root, "--restore-deleted", "--json").stdout)
     assert (restored["count"], restored["unchanged"]) == (6, 3)
 
+    (source / "3.png").unlink()
+    assert "originals gone: 1, kept (--remove-missing drops them);" in run("update", root).stdout
+    dropped = run("update", root, "--remove-missing").stdout
+    assert "5 pictures indexed" in dropped
+    assert "originals gone: 1, dropped;" in dropped
+    shutil.copy(photos / "3.png", source)
+    run("update", root)
+
     merged = run("merge", root, root, "--gallery", tmp_path / "m")
     assert "skipped: 6 whose id was taken" in merged.stdout
     assert run("verify", tmp_path / "m").exit_code == 0

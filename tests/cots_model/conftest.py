@@ -11,6 +11,7 @@ from cots_model.checkpoint import CONFIG_FILE, CheckpointConfig, write_config
 from cots_model.encoder import Encoder
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
+from cots_model.video_track import Track
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -47,3 +48,18 @@ def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def img_BCHW() -> torch.Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Grows by one for every frame that is decoded."""
+    found: list[int] = []
+    decode = Track._decode
+
+    def count(self, packet):
+        pictures = decode(self, packet)
+        found.extend(1 for _ in pictures)
+        return pictures
+
+    monkeypatch.setattr(Track, "_decode", count)
+    return found
