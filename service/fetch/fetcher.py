@@ -97,6 +97,11 @@ class ImageFetcher:
         self._downloader = Downloader(network, httpcore.default_ssl_context(), rules)
         self._thread = _LoopThread("fetch")
 
+    @property
+    def waiting(self) -> int:
+        """Urls that are fetched, or wait to be."""
+        return self._waiting
+
     async def fetch(self, url: str, *, param: str, deadline_s: float) -> bytes:
         """See `Fetcher.fetch`."""
         if self._waiting >= self._capacity:

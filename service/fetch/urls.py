@@ -66,10 +66,13 @@ def check_redirect(url: httpx.URL, location: bytes, *, ports: Collection[int]) -
     Raises:
         FetchError: as `check_url` does, and for a step from https to http.
     """
+    no_url = failed("the server redirects to what is no url; give the picture's own url")
+    if not location:
+        raise no_url
     try:
         target = url.join(location.decode("ascii"))
     except (httpx.InvalidURL, ValueError) as err:
-        raise failed("the server redirects to what is no url; give the picture's own url") from err
+        raise no_url from err
     if url.scheme == "https" and target.scheme == "http":
         raise refused("the server redirects from https to http; give the picture's own url")
     return check_url(str(target), ports=ports)
