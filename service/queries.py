@@ -19,17 +19,23 @@ from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
 from service.encoding import Embedder, Pixels, Texts
 from service.errors import ApiError, invalid, to_api_error
+from service.fetch.fetcher import no_image_urls
 from service.schemas import QueryPart
 from service.settings import Settings
 from service.worker import Done
 
-_FORMS = 'a string, {"text"}, {"image"}, {"item_id"}, {"embedding"}, or a list of these'
+_FORMS = (
+    'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
+)
 _SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Part:
-    """A checked query part: what to embed (or an uploaded file), and its weight."""
+    """A checked query part: what to embed, and its weight.
+
+    `file` is the picture itself, where it was uploaded or fetched.
+    """
 
     spec: QueryPart
     param: str
@@ -88,9 +94,8 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     if len(part.forms()) != 1:
         message = f"{param} has {part.forms() or 'none'} of the forms; give exactly one: {_FORMS}"
         raise invalid("query_form", message, param=param)
-    if part.image_url is not None:
-        message = f'{param}.image_url is not available on this server; send {{"image": base64}}'
-        raise invalid("not_supported", message, param=f"{param}.image_url")
+    if part.image_url is not None and not settings.image_urls:
+        raise no_image_urls(f"{param}.image_url")
     if part.text is not None:
         _check_text(part.text, param, settings.max_text_bytes)
     return Part(part, param)

@@ -13,6 +13,7 @@ from cots_model.encoder import Vectors
 from index_builder.gallery import Gallery
 from index_builder.search import Hit, search_gallery
 from service.errors import ApiError, error_body, invalid
+from service.fetch.parts import fetch_pictures
 from service.hits import hit_body
 from service.queries import Embedded, Part, Timing, combine, encode, prepare
 from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
@@ -99,7 +100,13 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
 
 
 async def _embed(service: Service, search: Search, timing: Timing) -> list[Embedded]:
-    parsed = [query for query in search.queries if not isinstance(query, ApiError)]
+    asked = await fetch_pictures(
+        search.queries,
+        service.fetcher,
+        most=service.settings.max_image_urls,
+        deadline_s=search.deadline_s,
+    )
+    parsed = [query for query in asked if not isinstance(query, ApiError)]
     job = functools.partial(
         prepare,
         parsed,
@@ -115,7 +122,7 @@ async def _embed(service: Service, search: Search, timing: Timing) -> list[Embed
         prepared = iter(done.value)
     queries = [
         Embedded((), error=query) if isinstance(query, ApiError) else next(prepared)
-        for query in search.queries
+        for query in asked
     ]
     await encode(queries, service.embedder, timing, deadline_s=search.deadline_s)
     return queries
