@@ -53,7 +53,7 @@ def _url(part: Part) -> str | None:
 
 async def _fetch(part: Part, fetcher: Fetcher, deadline_s: float) -> bytes | ApiError:
     assert part.spec.image_url is not None
-    param = f"{part.param}.image_url"
+    param = part.field("image_url")
     try:
         return await fetcher.fetch(part.spec.image_url, param=param, deadline_s=deadline_s)
     except ApiError as err:  # one bad url in a batch fails alone
