@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from cots_model.config import Precision
 from cots_model.errors import ConfigError, InputError
+from service.cors import Origin
 
 MIB = 1024 * 1024
 CLOSE_S = 1.0
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
         port: TCP port; 0 takes a free one.
         allow_public: permit an address other than loopback without API keys.
         allowed_hosts: further names that requests may call this server by; see `trusted_hosts`.
+        cors_origins: web pages elsewhere (`https://host`) that may read our answers in a browser.
         checkpoint: model folder, bundled name or hub id.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of the model: `float32`, or `bfloat16` or `int8`, which can be faster.
@@ -81,6 +83,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     allow_public: bool = False
     allowed_hosts: Annotated[tuple[HostName, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
     checkpoint: str = "cots-mini"
     device: str = "auto"
     precision: Precision = "float32"
@@ -146,7 +149,9 @@ class Settings(BaseSettings):
         """The precedence: arguments, then environment, then the YAML file."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
-    @field_validator("api_key_sha256", "allowed_hosts", "image_url_ports", mode="before")
+    @field_validator(
+        "api_key_sha256", "allowed_hosts", "cors_origins", "image_url_ports", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):
