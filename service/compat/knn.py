@@ -10,6 +10,7 @@ import base64
 import functools
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from cots_model.errors import ImageError
@@ -27,6 +28,8 @@ from service.settings import Settings
 from service.state import Service
 
 THUMBNAIL_PX = 256
+MAX_THUMBNAILS = 100
+"""In one answer; the hits behind have their metadata all the same."""
 _INPUTS = "text, image, image_url or embedding_input"
 
 
@@ -93,8 +96,8 @@ async def describe(
 ) -> list[dict[str, Json]]:
     """What is known of items: metadata, `item_id`, of texts `caption`, and the picture as `image`.
 
-    Thumbnails are made a few at a time, so that other requests have their turn between them; one
-    whose original cannot be shown is left out.
+    Thumbnails are of the first `MAX_THUMBNAILS`, made a few at a time, so that other requests have
+    their turn between them; one whose original cannot be shown is left out.
     """
     if not rows:
         return []
@@ -106,8 +109,9 @@ async def describe(
         async with at_once:
             return await _jpeg(service, gallery, row, item, deadline_s)
 
-    jpegs = await _gather([jpeg(row, item) for row, item in zip(rows, items, strict=True)])
-    return [_columns(item, data) for item, data in zip(items, jpegs, strict=True)]
+    pairs = list(zip(rows, items, strict=True))
+    jpegs = await _gather([jpeg(row, item) for row, item in pairs[:MAX_THUMBNAILS]])
+    return [_columns(item, data) for item, data in zip_longest(items, jpegs)]
 
 
 def _read_query(body: KnnRequest, settings: Settings) -> tuple[Part, ...]:
