@@ -43,9 +43,7 @@ async def embed(
     _check_dimensions(body.dimensions, encoder)
     queries = _read_input(body, service.settings)
     embedded, num_tokens = await asyncio.gather(
-        embed_queries(
-            service, queries, Timing(), gallery=None, deadline_s=deadline_s, whole=True
-        ),
+        embed_queries(service, queries, Timing(), gallery=None, deadline_s=deadline_s, whole=True),
         _count_tokens(service, queries, deadline_s),
     )
     encode = _to_base64 if body.encoding_format == "base64" else _to_floats

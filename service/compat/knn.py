@@ -85,9 +85,7 @@ async def metadata(
         if not 0 <= row < len(gallery):
             message = f"gallery {gallery.name!r} has no id {row}; 0 to {len(gallery) - 1} exist"
             raise invalid("item_not_found", message, param=f"ids.{n}")
-    found = await describe(
-        service, gallery, [Row(row) for row in body.ids], deadline_s=deadline_s
-    )
+    found = await describe(service, gallery, [Row(row) for row in body.ids], deadline_s=deadline_s)
     return [{"id": row, "metadata": known} for row, known in zip(body.ids, found, strict=True)]
 
 

@@ -21,27 +21,46 @@ from service.compat.schemas import (
 )
 from service.errors import ApiError
 from service.routes.parameters import CurrentService, body_schema, deadline_of, errors
+from service.state import Service
 
 router = APIRouter(tags=["compatibility"], responses=errors(401))
 
+_ERRORS = errors(400, 404, 408, 413, 415, 422, 429, 503, 504)
 _EXAMPLE = {"input": ["two dogs playing in snow"], "model": "cots-mini"}
 
 
 @router.post(
     "/v1/embeddings",
     response_model=EmbeddingsResponse,
-    responses=errors(400, 404, 408, 413, 415, 422, 429, 503, 504),
+    responses=_ERRORS,
     openapi_extra=body_schema(EmbeddingsRequest, _EXAMPLE),
 )
 @router.post(
     "/embeddings",
     response_model=EmbeddingsResponse,
-    responses=errors(400, 404, 408, 413, 415, 422, 429, 503, 504),
+    responses=_ERRORS,
     openapi_extra=body_schema(EmbeddingsRequest, _EXAMPLE),
 )
 async def create_embeddings(request: Request, service: CurrentService) -> Response:
     """Embed texts, or pictures with `"modality": "image"`."""
     body = await read_json(request, EmbeddingsRequest, example='{"input": "a dog"}')
+    return await _embed(service, body)
+
+
+@router.post(
+    "/embeddings_image",
+    response_model=EmbeddingsResponse,
+    responses=_ERRORS,
+    openapi_extra=body_schema(EmbeddingsRequest, {"input": ["data:image/jpeg;base64,..."]}),
+)
+async def create_image_embeddings(request: Request, service: CurrentService) -> Response:
+    """Embed pictures: an older way of infinity's, without `modality`."""
+    example = '{"input": "data:image/jpeg;base64,..."}'
+    body = await read_json(request, EmbeddingsRequest, example=example)
+    return await _embed(service, body.model_copy(update={"modality": "image"}))
+
+
+async def _embed(service: Service, body: EmbeddingsRequest) -> Response:
     answer = await embed(service, body, deadline_s=deadline_of(service))
     return Response(answer.model_dump_json(), media_type="application/json")
 

@@ -1,4 +1,7 @@
-"""The clients as they are published, and the servers of `tests/service` they talk to."""
+"""The clients as they are published, and the servers of `tests/service` they talk to.
+
+`make setup` installs the clients; see `requirements.txt` beside this file.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from cots_model.images import decode_image
 from index_builder.content import file_uri
 from index_builder.items import Item
 from service.galleries import Registry
@@ -53,9 +56,7 @@ def mixed(encoder, tmp_path_factory) -> Registry:
 
 
 def _publish_photos(gallery: Path, encoder, folder: Path) -> None:
-    from cots_model.images import decode_image
-
-    items, vectors = [], []
+    items, imgs = [], []
     for number in range(6):
         path = folder / f"{number}.jpg"
         data = picture(300 + number)
@@ -67,14 +68,18 @@ def _publish_photos(gallery: Path, encoder, folder: Path) -> None:
                 size_bytes=len(data),
                 mtime_s=path.stat().st_mtime,
                 sha256=hashlib.sha256(data).hexdigest(),
-                metadata={"caption": f"photo {number}", "id": "of the table", "year": 2000 + number},
+                metadata={
+                    "caption": f"photo {number}",
+                    "id": "of the table",
+                    "year": 2000 + number,
+                },
             )
         )
-        vectors.append(decode_image(data))
+        imgs.append(decode_image(data))
     (folder / "5.jpg").unlink()
     publish_gallery(
         gallery,
-        encoder.encode_images(vectors),
+        encoder.encode_images(imgs),
         items,
         fingerprint=encoder.fingerprint,
         source=str(folder),
@@ -84,10 +89,7 @@ def _publish_photos(gallery: Path, encoder, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def clip_client() -> ModuleType:
     """The module of clip-retrieval's client, from the installed package, without the rest of it."""
-    try:
-        package = importlib.metadata.distribution("clip-retrieval")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("clip-retrieval is not installed; run make setup")
+    package = importlib.metadata.distribution("clip-retrieval")
     path = Path(str(package.locate_file("clip_retrieval/clip_client.py")))
     spec = importlib.util.spec_from_file_location("clip_client", path)
     assert spec is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import time
 from collections.abc import Iterator
@@ -10,8 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from infinity_client import Client
-from infinity_client.api.default import embeddings, health, models
-from infinity_client.models import OpenAIEmbeddingInputImage, OpenAIEmbeddingInputText
+from infinity_client.api.default import embeddings, embeddings_image, health, models
+from infinity_client.models import (
+    ImageEmbeddingInput,
+    OpenAIEmbeddingInputImage,
+    OpenAIEmbeddingInputText,
+)
 from infinity_client.vision_client import InfinityVisionAPI
 from PIL import Image
 
@@ -28,10 +31,6 @@ def infinity(server) -> Iterator[Client]:
 
 def text_body(**fields) -> OpenAIEmbeddingInputText:
     return OpenAIEmbeddingInputText.from_dict(fields)
-
-
-def image_body(**fields) -> OpenAIEmbeddingInputImage:
-    return OpenAIEmbeddingInputImage.from_dict({"modality": "image", **fields})
 
 
 def test_texts_get_the_vectors_of_the_encoder(infinity, encoder):
@@ -52,12 +51,19 @@ def test_a_model_that_is_not_specified_is_the_served_one(infinity, encoder):
     assert embeddings.sync(client=infinity, body=named).model == encoder.name
 
 
-def test_pictures_in_base64_get_the_vectors_of_the_encoder(infinity, encoder):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pictures_get_the_vectors_of_the_encoder(infinity, encoder, legacy):
     data = picture(1)
-    body = image_body(input=[data_uri(data)], encoding_format="base64")
-    [entry] = embeddings.sync(client=infinity, body=body).data
-    found = np.frombuffer(base64.b64decode(entry.embedding), "<f4")
-    np.testing.assert_allclose(found, encoder.encode_images([decode_image(data)])[0], atol=1e-5)
+    if legacy:
+        body = ImageEmbeddingInput.from_dict({"input": [data_uri(data)], "model": encoder.name})
+        answer = embeddings_image.sync(client=infinity, body=body)
+    else:
+        fields = {"input": [data_uri(data)], "model": encoder.name, "modality": "image"}
+        body = OpenAIEmbeddingInputImage.from_dict(fields)
+        answer = embeddings.sync(client=infinity, body=body)
+    [entry] = answer.data
+    expected = encoder.encode_images([decode_image(data)])[0]
+    np.testing.assert_allclose(entry.embedding, expected, atol=1e-5)
 
 
 def test_bad_input_is_read_as_a_validation_error(infinity):
@@ -74,7 +80,7 @@ def test_models_have_stats(infinity, encoder):
 
 
 def test_health_is_the_time(infinity):
-    assert abs(health.sync(client=infinity).unix - time.time()) < 30
+    assert abs(health.sync(client=infinity)["unix"] - time.time()) < 30
 
 
 def test_health_is_503_while_the_model_does_not_answer(serve):

@@ -198,7 +198,10 @@ def test_keys_are_asked_for(serve, encoder):
     server = serve(api_key_sha256=(KEY_SHA256,))
     with connect(server, api_key=KEY) as ai:
         assert len(ai.embeddings.create(model=encoder.name, input="a").data) == 1
-    with connect(server, api_key="wrong") as ai, pytest.raises(openai.AuthenticationError) as caught:
+    with (
+        connect(server, api_key="wrong") as ai,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
         ai.embeddings.create(model=encoder.name, input="a")
     assert caught.value.code == "invalid_api_key"
 

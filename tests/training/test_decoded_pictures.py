@@ -90,7 +90,9 @@ def test_a_broken_picture_is_counted_and_tried_again(decode, photos, monkeypatch
     assert found.pixels_MCSS[1].max(axis=(1, 2)).tolist() == [0, 255, 0]
 
 
-def test_too_many_broken_ones_end_it_and_leave_nothing_that_looks_finished(decode, photos, tmp_path):
+def test_too_many_broken_ones_end_it_and_leave_nothing_that_looks_finished(
+    decode, photos, tmp_path
+):
     for number in (1, 2):
         (photos / f"{number}.png").write_bytes(b"no picture")
     for _ in range(2):
