@@ -229,21 +229,27 @@ def _headers(rng: random.Random, target: Target) -> Attack:
     odd = rng.choice((*ODD_TEXTS, "bytes=0-", "bytes=-0", "bytes=9-1", "bytes=0-0,2-3",
                       "bytes=99999999999999999999-", "bytes=-" + "9" * 400, '"x"', "*",
                       "Bearer x", "Basic !!!", "chunked", "gzip", "100-continue"))  # fmt: skip
-    name = rng.choice(("Range", "If-None-Match", "If-Range", "X-Request-Id", "Authorization", "Host",
-                       "Accept", "Accept-Encoding", "Origin", "Content-Type", "Cookie", "Expect",
-                       "Upgrade", "X-Forwarded-For", "Content-Encoding", "Bad Name", ""))  # fmt: skip
+    name = rng.choice(("Range", "If-None-Match", "If-Range", "X-Request-Id", "Authorization",
+                       "Host", "Accept", "Accept-Encoding", "Origin", "Content-Type", "Cookie",
+                       "Expect", "Upgrade", "X-Forwarded-For", "Content-Encoding",
+                       "Bad Name", ""))  # fmt: skip
     headers = {name: odd}
     if rng.random() < 0.15:
         headers["X-Large"] = "y" * rng.choice((1000, 60_000, 200_000))
     if rng.random() < 0.1:
         headers |= {f"X-{n}": "z" for n in range(rng.choice((50, 3000)))}
-    path = rng.choice((f"{target.item}/content", f"{target.item}/thumbnail", target.item, "/", "/x"))
+    path = rng.choice(
+        (f"{target.item}/content", f"{target.item}/thumbnail", target.item, "/", "/x")
+    )
     return Attack("headers", "GET", (_head("GET", path, headers),))
 
 
 def _framing(rng: random.Random, target: Target) -> Attack:
     body = b'{"query": "a"}'
-    chunked = {**_JSON, "Transfer-Encoding": rng.choice(("chunked", "chunked", "x", "gzip, chunked"))}
+    chunked = {
+        **_JSON,
+        "Transfer-Encoding": rng.choice(("chunked", "chunked", "x", "gzip, chunked")),
+    }
     size = rng.choice((b"e", b"E;a=b", b"0e", b"-1", b"zz", b"ffffffffffffffffff", b"", b"5"))
     pieces = rng.choice((
         (_head("POST", target.search, chunked) + size + b"\r\n" + body + b"\r\n0\r\n\r\n",),
