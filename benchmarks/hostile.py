@@ -30,8 +30,8 @@ from typing import Any
 import click
 import httpx
 import psutil
-from benchmarks.hostile_requests import Attack, Target, good_request, hostile_requests
 
+from benchmarks.hostile_requests import Attack, Target, good_request, hostile_requests
 from cots_model.hardware import describe_hardware
 
 ACCEPTED_5XX = frozenset({504})

@@ -93,5 +93,3 @@ def _lying_png(rng: random.Random) -> bytes:
         for name, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
-
-

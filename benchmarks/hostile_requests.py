@@ -106,26 +106,28 @@ def _post(kind: str, path: str, body: bytes, headers: dict[str, str]) -> Attack:
 
 def _part(rng: random.Random, target: Target) -> Any:
     """A query part that is nearly one."""
-    data = base64.b64encode(odd_picture(rng)).decode()
     odd = rng.choice(ODD_TEXTS)
-    numbers = [rng.choice((0.0, 1.0, -1.0, 1e308, 1e-320)) for _ in range(target.dim)]
-    parts: tuple[Any, ...] = (
-        odd,
-        {"text": odd},
-        {"text": odd_value(rng, 3)},
-        {"image": data},
-        {"image": data[: rng.randrange(len(data))]},
-        {"image": f"data:{odd[:20]};base64,{data}"},
-        {"image": odd},
-        {"image_url": rng.choice(("http://127.0.0.1/", "file:///etc/passwd", "http://[", odd))},
-        {"item_id": rng.choice((odd, target.item_id, "../" + target.item_id))},
-        {"embedding": numbers},
-        {"embedding": [odd_value(rng, 5) for _ in range(rng.choice((0, 1, target.dim, 5000)))]},
-        {"text": "a", "weight": rng.choice(ODD_NUMBERS)},
-        {rng.choice(ODD_TEXTS)[:30]: odd},
-        odd_value(rng),
+    makers: tuple[Callable[[], Any], ...] = (
+        lambda: odd,
+        lambda: {"text": odd},
+        lambda: {"text": odd_value(rng, 3)},
+        lambda: {"image": _encoded_picture(rng)},
+        lambda: {"image": _encoded_picture(rng)[: rng.randrange(200)]},
+        lambda: {"image": f"data:{odd[:20]};base64,{_encoded_picture(rng)}"},
+        lambda: {"image": odd},
+        lambda: {"image_url": rng.choice(("http://127.0.0.1/", "file:///x", "http://[", odd))},
+        lambda: {"item_id": rng.choice((odd, target.item_id, "../" + target.item_id))},
+        lambda: {"embedding": [rng.choice((0.0, 1, -1, 1e308, 1e-320))] * target.dim},
+        lambda: {"embedding": [odd_value(rng, 5) for _ in range(rng.choice((0, target.dim, 999)))]},
+        lambda: {"text": "a", "weight": rng.choice(ODD_NUMBERS)},
+        lambda: {rng.choice(ODD_TEXTS)[:30]: odd},
+        lambda: odd_value(rng),
     )
-    return rng.choice(parts)
+    return rng.choice(makers)()
+
+
+def _encoded_picture(rng: random.Random) -> str:
+    return base64.b64encode(odd_picture(rng)).decode()
 
 
 def _search_body(rng: random.Random, target: Target) -> dict[str, Any]:
@@ -229,21 +231,27 @@ def _headers(rng: random.Random, target: Target) -> Attack:
     odd = rng.choice((*ODD_TEXTS, "bytes=0-", "bytes=-0", "bytes=9-1", "bytes=0-0,2-3",
                       "bytes=99999999999999999999-", "bytes=-" + "9" * 400, '"x"', "*",
                       "Bearer x", "Basic !!!", "chunked", "gzip", "100-continue"))  # fmt: skip
-    name = rng.choice(("Range", "If-None-Match", "If-Range", "X-Request-Id", "Authorization", "Host",
-                       "Accept", "Accept-Encoding", "Origin", "Content-Type", "Cookie", "Expect",
-                       "Upgrade", "X-Forwarded-For", "Content-Encoding", "Bad Name", ""))  # fmt: skip
+    name = rng.choice(("Range", "If-None-Match", "If-Range", "X-Request-Id", "Authorization",
+                       "Host", "Accept", "Accept-Encoding", "Origin", "Content-Type", "Cookie",
+                       "Expect", "Upgrade", "X-Forwarded-For", "Content-Encoding",
+                       "Bad Name", ""))  # fmt: skip
     headers = {name: odd}
     if rng.random() < 0.15:
         headers["X-Large"] = "y" * rng.choice((1000, 60_000, 200_000))
     if rng.random() < 0.1:
         headers |= {f"X-{n}": "z" for n in range(rng.choice((50, 3000)))}
-    path = rng.choice((f"{target.item}/content", f"{target.item}/thumbnail", target.item, "/", "/x"))
+    path = rng.choice(
+        (f"{target.item}/content", f"{target.item}/thumbnail", target.item, "/", "/x")
+    )
     return Attack("headers", "GET", (_head("GET", path, headers),))
 
 
 def _framing(rng: random.Random, target: Target) -> Attack:
     body = b'{"query": "a"}'
-    chunked = {**_JSON, "Transfer-Encoding": rng.choice(("chunked", "chunked", "x", "gzip, chunked"))}
+    chunked = {
+        **_JSON,
+        "Transfer-Encoding": rng.choice(("chunked", "chunked", "x", "gzip, chunked")),
+    }
     size = rng.choice((b"e", b"E;a=b", b"0e", b"-1", b"zz", b"ffffffffffffffffff", b"", b"5"))
     pieces = rng.choice((
         (_head("POST", target.search, chunked) + size + b"\r\n" + body + b"\r\n0\r\n\r\n",),

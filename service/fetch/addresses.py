@@ -27,7 +27,7 @@ _NOT_PUBLIC_V4 = tuple(
         "240.0.0.0/4",  # reserved, and broadcast
     )
 )
-# Only 2000::/3 is given out as global unicast. Outside of it lie loopback, link-local, unique local,
+# Only 2000::/3 is given out as global unicast. Outside lie loopback, link-local, unique local,
 # multicast, and the forms that carry an IPv4 address: ::a.b.c.d, ::ffff:a.b.c.d, 64:ff9b::a.b.c.d.
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(

@@ -80,7 +80,7 @@ def check_redirect(url: httpx.URL, location: bytes, *, ports: Collection[int]) -
 
 def port_of(url: httpx.URL) -> int:
     """The TCP port of a checked url."""
-    return url.port or _DEFAULT_PORTS[url.scheme]
+    return _DEFAULT_PORTS[url.scheme] if url.port is None else url.port
 
 
 def _checked(url: httpx.URL, ports: Collection[int]) -> httpx.URL:

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, _, argument = self.path.partition("?")
         _PAGES[name](self, unquote(argument))
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
     def answer(self, body: bytes, *, status: int = 200, **headers: str) -> None:
@@ -180,9 +180,7 @@ _PAGES: dict[str, Callable[[_Handler, str], None]] = {
     "/text.jpg": lambda h, _: h.answer(b"no picture"),
     "/missing": lambda h, _: h.answer(b"secret words", status=404),
     "/partial": lambda h, _: h.answer(PICTURE, status=206),
-    "/cookie": lambda h, target: h.answer(
-        b"", status=302, location=target, set_cookie="session=1"
-    ),
+    "/cookie": lambda h, target: h.answer(b"", status=302, location=target, set_cookie="session=1"),
     "/long": lambda h, _: h.answer(b"", content_length="999999999"),
     "/short": lambda h, _: h.answer(PICTURE[:100], content_length=str(len(PICTURE))),
     "/endless": lambda h, _: h.stream(_endless()),
