@@ -37,7 +37,7 @@ async def fetch_pictures(
     if len(named) > most:
         message = f"the request names {len(named)} pictures by url; at most {most} are accepted"
         raise invalid(
-            "image_url_count", f"{message}; send fewer", param=f"{named[most].param}.image_url"
+            "image_url_count", f"{message}; send fewer", param=named[most].field("image_url")
         )
     running = [asyncio.create_task(_fetch(part, fetcher, deadline_s)) for part in named]
     try:

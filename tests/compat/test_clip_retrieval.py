@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.compat import knn
 from tests.compat.conftest import KEY, KEY_SHA256, TEXTS
-from tests.service.conftest import Running, error_of, picture
+from tests.service.conftest import GatedEncoder, Running, error_of, picture, wait_until
 
 FRONT = {
     "text": "a dog",
@@ -263,3 +263,17 @@ def test_metadata_refuses_too_many_ids(server):
 def test_bodies_that_are_none_are_4xx(server, path, raw):
     answer = server.client.post(path, content=raw)
     error_of(answer, 422 if raw == b"[]" else 400)
+
+
+def test_limits_and_deadlines_are_those_of_the_native_routes(connect, serve, mixed, encoder):
+    model = GatedEncoder(encoder)
+    running = serve(found=mixed, model=model, deadline_s=0.5, max_body_bytes=2000)
+    client = connect(url=f"{running.url}/knn-service")
+    assert client.query(text="a" * 3000)["error"]["code"] == "body_too_large"
+    model.gate.clear()
+    try:
+        assert client.query(text="a dog")["error"]["code"] == "deadline_exceeded"
+    finally:
+        model.gate.set()
+    wait_until(lambda: ["a dog"] in model.batches)
+    assert len(client.query(text="a dog")) == 6

@@ -12,7 +12,9 @@ import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from torch import Tensor
 
+from cots_model.encoder import Encoder, Vectors
 from cots_model.images import decode_image
 from tests.compat.conftest import KEY, KEY_SHA256, data_uri
 from tests.service.conftest import GatedEncoder, Running, error_of, picture, wait_until
@@ -217,17 +219,28 @@ def test_the_async_client_gets_the_same(server, encoder):
     np.testing.assert_allclose(asyncio.run(ask()), encoder.encode_texts(texts), atol=1e-6)
 
 
-def test_a_bad_input_fails_before_the_others_cost_anything(serve, encoder):
-    model = GatedEncoder(encoder)
+class CountingEncoder(Encoder):
+    """The real encoder, and the sizes of its batches of pictures."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.model, encoder.preprocess, encoder.fingerprint)
+        self.sizes: list[int] = []
+
+    def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
+        self.sizes.append(len(img_BCHW))
+        return super().encode_pixels(img_BCHW)
+
+
+def test_a_bad_input_fails_before_the_others_are_encoded(serve, encoder):
+    model = CountingEncoder(encoder)
+    pictures = [data_uri(picture(seed)) for seed in range(3)]
+    extra = {"modality": "image"}
     with connect(serve(model=model)) as ai:
-        before = len(model.begun)
-        for inputs, extra in (
-            (["a good one", ""], {}),
-            ([data_uri(picture(1)), "%%%"], {"modality": "image"}),
-        ):
-            with pytest.raises(openai.UnprocessableEntityError):
-                ai.embeddings.create(model=encoder.name, input=inputs, extra_body=extra)
-        assert "a good one" not in [text for batch in model.begun[before:] for text in batch]
+        with pytest.raises(openai.UnprocessableEntityError):
+            ai.embeddings.create(model=encoder.name, input=[*pictures, "%%%"], extra_body=extra)
+        assert 3 not in model.sizes
+        ai.embeddings.create(model=encoder.name, input=pictures, extra_body=extra)
+        assert 3 in model.sizes
 
 
 def test_the_client_comes_back_after_a_full_queue(serve, encoder):
@@ -282,3 +295,15 @@ def _ask_in_a_thread(server: Running, text: str) -> threading.Thread:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     return thread
+
+
+def test_the_routes_are_described_for_machines(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/v1/embeddings", "/embeddings", "/knn-service", "/metadata"):
+        described = paths[path]["post"]
+        body = described["requestBody"]["content"]["application/json"]
+        assert body["schema"]["required"]
+        assert client.post(path, json=body["example"]).status_code in (200, 404)
+        assert {"200", "400", "422", "429", "504"} <= described["responses"].keys()
+    for path in ("/v1/models", "/models", "/v1/models/{model}", "/health", "/indices-list"):
+        assert "200" in paths[path]["get"]["responses"]
