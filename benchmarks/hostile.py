@@ -1,10 +1,10 @@
 """Thousands of hostile requests against a real `cots serve`: no 5xx, no hang, memory flat.
 
-    python -m benchmarks.hostile --galleries galleries --gallery photos --requests 10000
+    python -m benchmarks.hostile --out benchmarks/results
 
-Starts the server, sends the requests of `hostile_requests.py` from several threads, and measures
-the memory of the server. A good request is sent after every hundred, and has to be answered with
-200. The exit status is 1 if anything was not as it has to be.
+Draws a gallery of pictures, starts the server on it, sends the requests of `hostile_requests.py`
+from several threads, and measures the memory of the server. A good request is sent after every
+hundred, and has to be answered with 200. The exit status is 1 if anything was not as it has to be.
 """
 
 from __future__ import annotations
@@ -18,24 +18,32 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 import httpx
+import numpy as np
 import psutil
+from PIL import Image
 
 from benchmarks.hostile_requests import Attack, Target, good_request, hostile_requests
+from cots_model.encoder import Encoder
 from cots_model.hardware import describe_hardware
+from index_builder.build import build_gallery
+from index_builder.options import BuildOptions
 
 ACCEPTED_5XX = frozenset({504})
 """The deadline may pass when more threads ask than the machine has cores."""
+NUM_PICTURES = 200
 WARM_UP = 0.2
 FLAT = 0.10
 
@@ -112,6 +120,25 @@ def _status(sock: socket.socket, method: str) -> str:
     return str(answer.status)
 
 
+def draw_gallery(root: Path, checkpoint: str) -> str:
+    """A gallery of drawn pictures with metadata, under `root`: its name."""
+    pictures = root.parent / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["id,category,year"]
+    for number in range(NUM_PICTURES):
+        coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        drawn = Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
+        drawn.save(pictures / f"{number}.jpg")
+        rows.append(f"{number}.jpg,{('lake', 'beach', '')[number % 3]},{2000 + number % 25}")
+    table = root.parent / "metadata.csv"
+    table.write_text("\n".join(rows))
+    gallery = root / "drawn"
+    options = BuildOptions(sources=(str(pictures),), gallery=gallery, metadata=table, workers=1)
+    build_gallery(options, Encoder.load(checkpoint, device="cpu"))
+    return gallery.name
+
+
 @contextlib.contextmanager
 def served(galleries: Path, checkpoint: str, log: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A server of its own: its url and process."""
@@ -127,7 +154,7 @@ def served(galleries: Path, checkpoint: str, log: Path) -> Iterator[tuple[str, p
 
 
 def _url(server: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
+    for _ in range(1500):
         found = re.search(r"http://[\w.\[\]:]+", log.read_text("utf-8", "replace"))
         with contextlib.suppress(httpx.TransportError):
             if found and httpx.get(f"{found[0]}/readyz").status_code == 200:
@@ -161,44 +188,46 @@ def attack_all(url: str, target: Target, process: psutil.Process, args: dict[str
             list(pool.map(send, batch))
             send(good_request(target))
             tally.rss_mib.append(round(process.memory_info().rss / 2**20, 1))
+            done = 100 * len(tally.rss_mib)
+            click.echo(f"{done:6} requests, {tally.rss_mib[-1]:.0f} MiB", err=True)
     return tally
 
 
 @click.command()
-@click.option("--galleries", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--gallery", required=True, help="Name of the gallery to ask.")
 @click.option("--checkpoint", default="cots-mini", show_default=True)
 @click.option("--requests", type=click.IntRange(100), default=10_000, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report.")
-def main(galleries: Path, gallery: str, checkpoint: str, out: Path | None, **args: Any) -> None:
+def main(checkpoint: str, out: Path | None, **args: Any) -> None:
     """Send hostile requests to a server of its own and report."""
-    folder = out or Path(".")
-    stamp = time.strftime("%Y-%m-%dT%H%M%S")
-    log = folder / f"{stamp}-hostile.log"
-    begun_s = time.monotonic()
-    with served(galleries, checkpoint, log) as (url, process):
-        tally = attack_all(url, find_target(url, gallery), process, args)
-    unhandled = log.read_text("utf-8", "replace").count("Traceback")
+    with tempfile.TemporaryDirectory() as folder:
+        root, log = Path(folder) / "galleries", Path(folder) / "server.log"
+        gallery = draw_gallery(root, checkpoint)
+        begun_s = time.monotonic()
+        with served(root, checkpoint, log) as (url, process):
+            tally = attack_all(url, find_target(url, gallery), process, args)
+        tracebacks = [line for line in log.read_text().splitlines() if "Traceback" in line]
     drift = tally.drift()
     report = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "version": version("cots-retrieval"),
         **args,
         "command": sys.argv,
         "hardware": describe_hardware(),
         "seconds": round(time.monotonic() - begun_s, 1),
         "outcomes": {kind: dict(count.most_common()) for kind, count in tally.outcomes.items()},
         "faults": tally.faults,
-        "tracebacks": unhandled,
+        "tracebacks": tracebacks,
         "rss_mib": tally.rss_mib,
         "rss_drift": round(drift, 4),
     }
     if out is not None:
-        path = out / f"{stamp}-hostile.json"
+        path = out / f"{time.strftime('%Y-%m-%dT%H%M%S')}-hostile.json"
         path.write_text(json.dumps(report, indent=1, default=str) + "\n")
     shown = {key: value for key, value in report.items() if key != "rss_mib"}
     click.echo(json.dumps(shown, indent=1, default=str))
-    failed = tally.faults or unhandled or abs(drift) > FLAT
+    failed = tally.faults or tracebacks or abs(drift) > FLAT
     sys.exit(1 if failed else 0)
 
 

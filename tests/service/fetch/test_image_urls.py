@@ -21,7 +21,8 @@ from tests.service.fetch.upstream import PICTURE, PUBLIC_V4, PUBLIC_V6, Internet
 SEARCH = "/v1/galleries/pets/search"
 SITE = "http://pictures.example"
 SECURE = "https://pictures.example"
-LIMITS = {"image_urls": True, "image_url_max_bytes": 1_000_000, "image_url_timeout_s": 1.0}
+LIMITS = {"image_urls": True, "image_url_max_bytes": 1_000_000, "image_url_timeout_s": 20.0}
+HASTY = {**LIMITS, "image_url_timeout_s": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,12 @@ def internet(upstream: Upstream, secure: Upstream) -> Internet:
 def online(serve, internet: Internet) -> Running:
     """A server that fetches pictures from `internet`."""
     return on(serve(**LIMITS), internet)
+
+
+@pytest.fixture(scope="module")
+def hasty(serve, internet: Internet) -> Running:
+    """The same, with a second for each picture."""
+    return on(serve(**HASTY), internet)
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +268,6 @@ def test_server_that_does_not_answer_fails(serve, internet) -> None:
         ("/gzip-cut", "too early"),
         ("/gzip-damaged", "damaged"),
         ("/brotli", "compressed"),
-        ("/drip", "within 1 s"),
         ("/short", "broke off"),
         ("/nonsense", "broke off"),
         ("/many-headers", "broke off"),
@@ -274,16 +280,20 @@ def test_answer_that_cannot_be_a_picture_fails_saying_why(online, path, words) -
     assert "secret" not in message
 
 
-def test_pieces_of_one_byte_hold_up_nobody_else(online) -> None:
+def test_picture_that_takes_too_long_fails_and_is_hung_up_on(hasty, upstream) -> None:
+    assert "within 1 s" in failure(ask(hasty, f"{SITE}/drip"))
+    assert upstream.left.wait(5)
+
+
+def test_pieces_of_one_byte_hold_up_nobody_else(hasty) -> None:
+    answered = 0
     with ThreadPoolExecutor(1) as pool:
-        fetching = pool.submit(httpx.post, online.url + SEARCH, json=query(f"{SITE}/tiny"))
-        slowest_s = 0.0
+        fetching = pool.submit(httpx.post, hasty.url + SEARCH, json=query(f"{SITE}/tiny"))
         while not fetching.done():
-            begun_s = time.monotonic()
-            assert online.client.get("/livez").status_code == 200
-            slowest_s = max(slowest_s, time.monotonic() - begun_s)
+            assert hasty.client.get("/livez").status_code == 200
+            answered += 1
         failure(fetching.result())
-    assert slowest_s < 0.5
+    assert answered > 3
 
 
 def query(url: str) -> dict[str, object]:
@@ -339,8 +349,7 @@ def test_too_many_urls_in_one_request_are_refused_before_any_is_fetched(online, 
 
 
 def test_deadline_of_the_request_ends_the_download(serve, internet, upstream) -> None:
-    limits = {**LIMITS, "image_url_timeout_s": 30.0}
-    server = on(serve(**limits, deadline_s=0.4), internet)
+    server = on(serve(**LIMITS, deadline_s=0.4), internet)
     begun_s = time.monotonic()
     assert error_of(ask(server, f"{SITE}/drip"), 504)["code"] == "deadline_exceeded"
     assert time.monotonic() - begun_s < 5
@@ -348,7 +357,7 @@ def test_deadline_of_the_request_ends_the_download(serve, internet, upstream) ->
 
 
 def test_more_urls_than_may_wait_are_429(serve, internet, upstream) -> None:
-    server = on(serve(**LIMITS, image_url_fetches=1, queue_size=2), internet)
+    server = on(serve(**HASTY, image_url_fetches=1, queue_size=2), internet)
     with ThreadPoolExecutor(2) as pool:
         url = server.url + SEARCH
         waiting = [pool.submit(httpx.post, url, json=query(f"{SITE}/drip")) for _ in range(2)]

@@ -161,6 +161,7 @@ def _countdown(handler: _Handler, steps: str) -> None:
 
 
 _GZIP = gzip.compress(PICTURE)
+_BOMB = gzip.compress(bytes(5_000_000))
 _PAGES: dict[str, Callable[[_Handler, str], None]] = {
     "/ok.jpg": lambda h, _: h.answer(PICTURE),
     "/other.jpg": lambda h, _: h.answer(picture(4)),
@@ -172,7 +173,7 @@ _PAGES: dict[str, Callable[[_Handler, str], None]] = {
     "/gzip-cut": lambda h, _: h.answer(_GZIP[:-20], content_encoding="gzip"),
     "/gzip-damaged": lambda h, _: h.answer(b"x" * 100, content_encoding="gzip"),
     "/brotli": lambda h, _: h.answer(PICTURE, content_encoding="br"),
-    "/bomb": lambda h, _: h.answer(gzip.compress(bytes(50_000_000)), content_encoding="gzip"),
+    "/bomb": lambda h, _: h.answer(_BOMB, content_encoding="gzip"),
     "/empty-blocks": lambda h, _: h.stream(
         iter([_GZIP[:10], *[b"\x00\x00\x00\xff\xff" * 20_000] * 50]), content_encoding="gzip"
     ),
