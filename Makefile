@@ -7,6 +7,7 @@ IMAGES ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := tests/compat/requirements.txt
 MIN_PYTHON := 3.11
 
 .DEFAULT_GOAL := help
@@ -23,9 +24,10 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "Error: $(PYTHON) cannot make an environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml constraints.txt $(CLIENTS) | $(BIN)/python
 	@echo "Installing into $(VENV): several minutes, about 7 GB with PyTorch" >&2
 	@$(BIN)/python -m pip install --quiet --editable ".[dev,demo]" --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement $(CLIENTS)
 	@touch $@
 
 demo: setup ## search pictures at http://127.0.0.1:8000 (PORT=9000 IMAGES=folder)

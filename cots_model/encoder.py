@@ -117,6 +117,13 @@ class Encoder:
         """Width E of the joint space."""
         return self.model.config.embed_dim
 
+    def num_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the model reads of all `texts`, each cut to what it takes.
+
+        It may run in any thread, also beside `encode_texts`.
+        """
+        return int(self._preprocess.text(texts)[1].sum())
+
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors."""
         parts = [

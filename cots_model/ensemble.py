@@ -104,6 +104,10 @@ class EnsembleEncoder(Encoder):
         """Width of the joint space: the sum of the members'."""
         return sum(member.dim for member in self.members)
 
+    def num_tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens the members read together."""
+        return sum(member.num_tokens(texts) for member in self.members)
+
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors."""
         return _beside([m.encode_texts(texts, batch_size=batch_size) for m in self.members])

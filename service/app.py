@@ -14,11 +14,12 @@ from importlib import metadata
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from service.cors import cors_middleware
 from service.errors import install_error_handlers
 from service.hosts import TrustedHosts
 from service.limits import BodyLimit
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
-from service.routes import galleries, health, items, search
+from service.routes import clip_retrieval, galleries, health, items, openai, search
 from service.routes.page import page_router
 from service.settings import Settings
 from service.state import Resources, Service
@@ -63,7 +64,15 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     )
     app.state.ended = False
     install_error_handlers(app)
-    for router in (health.router, galleries.router, search.router, items.router, page_router()):
+    for router in (
+        health.router,
+        galleries.router,
+        search.router,
+        items.router,
+        openai.router,
+        clip_retrieval.router,
+        page_router(),
+    ):
         app.include_router(router)
     return app
 
@@ -75,7 +84,12 @@ def _middleware(settings: Settings) -> list[Middleware]:
     )
     keys = Middleware(ApiKeys, sha256_hex=settings.api_key_sha256)
     hosts = Middleware(TrustedHosts, names=settings.trusted_hosts())
-    outer = [Middleware(SecurityHeaders), Middleware(RequestLog), Middleware(HeadAsGet)]
+    outer = [
+        Middleware(SecurityHeaders),
+        Middleware(RequestLog),
+        *cors_middleware(settings.cors_origins),
+        Middleware(HeadAsGet),
+    ]
     return [*outer, hosts, keys, limit]
 
 

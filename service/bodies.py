@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from service.errors import ApiError, invalid
 from service.queries import from_validation
 from service.schemas import SearchOptions, SearchRequest
+
+Body = TypeVar("Body", bound=BaseModel)
 
 _FORM_FIELDS = frozenset(SearchOptions.model_fields)
 
@@ -27,25 +29,43 @@ def _require_content_type(request: Request, accepted: str, hint: str) -> None:
 
 
 async def read_search_request(request: Request) -> SearchRequest:
-    """The checked JSON body of a search.
+    """The checked JSON body of a search; raises as `read_json`."""
+    return await read_json(request, SearchRequest, example='{"query": "a dog"}')
+
+
+async def read_json(
+    request: Request, kind: type[Body], *, example: str, any_type: bool = False
+) -> Body:
+    """The checked JSON body of a request.
+
+    Args:
+        request: whose body.
+        kind: what it must be.
+        example: of an accepted body, for messages.
+        any_type: whether it is read whatever its Content-Type says, for clients that send none.
 
     Raises:
         ApiError: 415 for another content type, 400 if it is not JSON, 422 for bad fields.
     """
-    _require_content_type(request, "application/json", 'send {"query": "..."}')
-    raw = await request.body()
+    if not any_type:
+        _require_content_type(request, "application/json", f"send {example}")
+    body = _parse_object(await request.body(), example)
+    try:
+        return kind.model_validate(body, strict=True)
+    except ValidationError as err:
+        raise from_validation(err) from err
+
+
+def _parse_object(raw: bytes, example: str) -> dict[str, Any]:
     try:
         body = pydantic_core.from_json(raw, allow_inf_nan=False)
     except ValueError as err:
-        message = f'the body is not JSON ({err}); send something like {{"query": "a dog"}}'
+        message = f"the body is not JSON ({err}); send something like {example}"
         raise ApiError(400, "invalid_json", message) from err
     if not isinstance(body, dict):
-        message = f'the body is a JSON {type(body).__name__}; send an object: {{"query": "a dog"}}'
+        message = f"the body is a JSON {type(body).__name__}; send an object: {example}"
         raise invalid("invalid_body", message)
-    try:
-        return SearchRequest.model_validate(body, strict=True)
-    except ValidationError as err:
-        raise from_validation(err) from err
+    return body
 
 
 async def read_upload(request: Request) -> tuple[bytes, SearchOptions]:

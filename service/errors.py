@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
 from index_builder.gallery import ItemNotFoundError
@@ -118,6 +119,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(CotsError, _on_cots_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameters)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
 
 
 async def _on_cots_error(request: Request, err: Exception) -> Response:
@@ -129,6 +131,11 @@ async def _on_http_exception(request: Request, err: Exception) -> Response:
     code = _CODES.get(err.status_code, "http_error")
     message = f"{request.method} {request.scope['path']}: {err.detail}"
     return error_response(ApiError(err.status_code, code, message, headers=err.headers))
+
+
+async def _on_disconnect(request: Request, err: Exception) -> Response:
+    """Nobody is there to read it: the status is for the log, and no fault of ours."""
+    return error_response(ApiError(499, "client_closed_request", "the client went away"))
 
 
 async def _on_bad_parameters(request: Request, err: Exception) -> Response:

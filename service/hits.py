@@ -18,6 +18,7 @@ def hit_body(
 ) -> HitBody:
     """The wire form of a hit; what it does not have is `None`, and not sent."""
     return HitBody(
+        row=hit.row,
         id=hit.id,
         score=hit.score,
         uri=hit.uri,

@@ -19,21 +19,33 @@ from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
 from service.encoding import Embedder, Pixels, Texts
 from service.errors import ApiError, invalid, to_api_error
+from service.fetch.fetcher import no_image_urls
 from service.schemas import QueryPart
 from service.settings import Settings
 from service.worker import Done
 
-_FORMS = 'a string, {"text"}, {"image"}, {"item_id"}, {"embedding"}, or a list of these'
+_FORMS = (
+    'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
+)
 _SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Part:
-    """A checked query part: what to embed (or an uploaded file), and its weight."""
+    """A checked query part: what to embed, and its weight.
+
+    `file` is the picture itself, where it was uploaded or fetched.
+    `flat`: the field holds the form's value itself, as other protocols have it.
+    """
 
     spec: QueryPart
     param: str
     file: bytes | None = None
+    flat: bool = False
+
+    def field(self, form: str) -> str:
+        """Where the request has a form of this part, dotted."""
+        return self.param if self.flat else f"{self.param}.{form}"
 
 
 @dataclass
@@ -88,9 +100,8 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     if len(part.forms()) != 1:
         message = f"{param} has {part.forms() or 'none'} of the forms; give exactly one: {_FORMS}"
         raise invalid("query_form", message, param=param)
-    if part.image_url is not None:
-        message = f'{param}.image_url is not available on this server; send {{"image": base64}}'
-        raise invalid("not_supported", message, param=f"{param}.image_url")
+    if part.image_url is not None and not settings.image_urls:
+        raise no_image_urls(f"{param}.image_url")
     if part.text is not None:
         _check_text(part.text, param, settings.max_text_bytes)
     return Part(part, param)
@@ -117,11 +128,14 @@ def from_validation(err: ValidationError, prefix: str = "") -> ApiError:
 
 def prepare(
     queries: Sequence[tuple[Part, ...]],
-    gallery: Gallery,
+    gallery: Gallery | None,
     preprocess: PicturePreprocess,
     max_pixels: int,
 ) -> list[Embedded]:
-    """Do all that needs no model: decode pictures, look up items, check embeddings."""
+    """Do all that needs no model: decode pictures, look up items, check embeddings.
+
+    Without a gallery there may be texts and pictures only.
+    """
     prepared = []
     for parts in queries:
         query = Embedded(parts)
@@ -136,7 +150,7 @@ def prepare(
 
 
 def _prepare_part(
-    part: Part, gallery: Gallery, preprocess: PicturePreprocess, max_pixels: int
+    part: Part, gallery: Gallery | None, preprocess: PicturePreprocess, max_pixels: int
 ) -> Vectors | Tensor | str:
     spec = part.spec
     if part.file is not None:
@@ -144,15 +158,16 @@ def _prepare_part(
     if spec.text is not None:
         return spec.text
     if spec.image is not None:
-        data = decode_base64(spec.image, param=f"{part.param}.image")
+        data = decode_base64(spec.image, param=part.field("image"))
         return preprocess.image(decode_image(data, max_pixels=max_pixels))
+    assert gallery is not None, "items and embeddings are of a gallery"
     if spec.item_id is not None:
         try:
             return gallery.vector(gallery.row(spec.item_id))
         except ItemNotFoundError as err:
-            raise invalid("item_not_found", str(err), param=f"{part.param}.item_id") from err
+            raise invalid("item_not_found", str(err), param=part.field("item_id")) from err
     assert spec.embedding is not None, "parse_query lets exactly one form through"
-    return unit_vector(spec.embedding, gallery.manifest.dim, param=f"{part.param}.embedding")
+    return unit_vector(spec.embedding, gallery.manifest.dim, param=part.field("embedding"))
 
 
 def decode_base64(text: str, *, param: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.json_schema import SkipJsonSchema
 
 
 class Strict(BaseModel):
@@ -95,12 +96,14 @@ class HitBody(BaseModel):
     """One hit; `metadata`, `embedding` and `frames` are there when `include` names them.
 
     Attributes:
+        row: of the item in the version searched; not sent.
         thumbnail: of a video, its best frame; texts have none.
         text: of a text gallery alone.
         moment: of a video alone, like `frames`.
         start_s: of the segment of a video, like `end_s`.
     """
 
+    row: SkipJsonSchema[int] = Field(default=-1, exclude=True)
     id: str
     score: float
     uri: str

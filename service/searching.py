@@ -12,9 +12,10 @@ import numpy as np
 from cots_model.encoder import Vectors
 from index_builder.gallery import Gallery
 from index_builder.search import Hit, search_gallery
+from service.embedding import embed_queries
 from service.errors import ApiError, error_body, invalid
 from service.hits import hit_body
-from service.queries import Embedded, Part, Timing, combine, encode, prepare
+from service.queries import Embedded, Part, Timing, combine
 from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
 from service.settings import Settings
 from service.state import Service
@@ -79,7 +80,9 @@ def check_frames(options: SearchOptions, gallery: Gallery) -> None:
 async def run_search(service: Service, search: Search) -> SearchResponse:
     """Embed, search, collect; every step off the event loop and within the deadline."""
     timing = Timing()
-    embedded = await _embed(service, search, timing)
+    embedded = await embed_queries(
+        service, search.queries, timing, gallery=search.gallery, deadline_s=search.deadline_s
+    )
     vectors, errors = _combine_all(embedded)
     results = iter(await _hits(service, search, vectors, timing))
     answers = [
@@ -96,29 +99,6 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
         hits=None if search.batch else answers[0].hits,
         results=answers if search.batch else None,
     )
-
-
-async def _embed(service: Service, search: Search, timing: Timing) -> list[Embedded]:
-    parsed = [query for query in search.queries if not isinstance(query, ApiError)]
-    job = functools.partial(
-        prepare,
-        parsed,
-        search.gallery,
-        service.embedder.encoder.preprocess,
-        service.settings.max_image_pixels,
-    )
-    if all(part.spec.text is not None for parts in parsed for part in parts):
-        prepared = iter(job())  # texts alone: nothing to decode
-    else:
-        done = await service.decoding.run(job, deadline_s=search.deadline_s)
-        timing.encoded(done)
-        prepared = iter(done.value)
-    queries = [
-        Embedded((), error=query) if isinstance(query, ApiError) else next(prepared)
-        for query in search.queries
-    ]
-    await encode(queries, service.embedder, timing, deadline_s=search.deadline_s)
-    return queries
 
 
 def _combine_all(queries: Sequence[Embedded]) -> tuple[list[Vectors], list[ApiError | None]]:

@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from cots_model.config import Precision
 from cots_model.errors import ConfigError, InputError
+from service.cors import Origin
 
 MIB = 1024 * 1024
 CLOSE_S = 1.0
@@ -27,6 +28,7 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 
 KeyHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$|^[0-9a-f:.]+$")]
+Port = Annotated[int, Field(gt=0, le=65535)]
 
 
 class Settings(BaseSettings):
@@ -38,6 +40,7 @@ class Settings(BaseSettings):
         port: TCP port; 0 takes a free one.
         allow_public: permit an address other than loopback without API keys.
         allowed_hosts: further names that requests may call this server by; see `trusted_hosts`.
+        cors_origins: web pages elsewhere (`https://host`) that may read our answers in a browser.
         checkpoint: model folder, bundled name or hub id.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: of the model: `float32`, or `bfloat16` or `int8`, which can be faster.
@@ -51,6 +54,12 @@ class Settings(BaseSettings):
         max_queries: most entries of `queries`.
         max_query_parts: most entries of a weighted query.
         max_image_pixels: largest width x height of a picture, by its header.
+        image_urls: whether pictures are fetched by url; the limits of that follow.
+        image_url_ports: TCP ports that may be connected to.
+        image_url_max_bytes: largest picture fetched.
+        image_url_timeout_s: longest time for one picture, redirects and all.
+        image_url_fetches: pictures fetched at once.
+        max_image_urls: most urls of one request.
         max_thumbnail_px: largest side of a thumbnail.
         thumbnail_cache_bytes: memory kept for thumbnails already made.
         queue_size: jobs waiting for each kind of worker before 429.
@@ -74,6 +83,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     allow_public: bool = False
     allowed_hosts: Annotated[tuple[HostName, ...], NoDecode] = ()
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
     checkpoint: str = "cots-mini"
     device: str = "auto"
     precision: Precision = "float32"
@@ -88,6 +98,12 @@ class Settings(BaseSettings):
     max_queries: int = Field(default=256, gt=0)
     max_query_parts: int = Field(default=16, gt=0)
     max_image_pixels: int = Field(default=50_000_000, gt=0)
+    image_urls: bool = False
+    image_url_ports: Annotated[tuple[Port, ...], NoDecode] = (80, 443)
+    image_url_max_bytes: int = Field(default=10 * MIB, gt=0)
+    image_url_timeout_s: float = Field(default=5.0, gt=0)
+    image_url_fetches: int = Field(default=8, gt=0)
+    max_image_urls: int = Field(default=8, gt=0)
     max_thumbnail_px: int = Field(default=1024, ge=16)
     thumbnail_cache_bytes: int = Field(default=64 * MIB, ge=0)
 
@@ -133,7 +149,9 @@ class Settings(BaseSettings):
         """The precedence: arguments, then environment, then the YAML file."""
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
-    @field_validator("api_key_sha256", "allowed_hosts", mode="before")
+    @field_validator(
+        "api_key_sha256", "allowed_hosts", "cors_origins", "image_url_ports", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):

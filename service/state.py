@@ -12,6 +12,7 @@ from fastapi import Request
 
 from cots_model.encoder import Encoder
 from service.encoding import Embedder
+from service.fetch import make_fetcher
 from service.galleries import Registry
 from service.readiness import Readiness
 from service.root import find_galleries
@@ -90,6 +91,7 @@ class Service:
         decoding: threads for pictures, items and originals.
         videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
+        fetcher: gets pictures by url, if the settings allow it.
         readiness: whether it should get traffic.
         thumbnails: thumbnails already made.
     """
@@ -104,6 +106,7 @@ class Service:
         self.decoding = pool("decode", threads=settings.decode_threads)
         self.videos = pool("video", threads=settings.decode_threads)
         self.searching = pool("search", threads=settings.search_threads)
+        self.fetcher = make_fetcher(settings)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
             (self.decoding, self.searching, self.embedder, self.videos),
@@ -113,7 +116,7 @@ class Service:
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""
-        pools = (self.embedder, self.decoding, self.videos, self.searching)
+        pools = (self.fetcher, self.embedder, self.decoding, self.videos, self.searching)
         for pool in pools:
             pool.close()
         until_s = time.monotonic() + timeout_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -17,18 +17,15 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from cots_model.errors import CotsError, InputError
-from cots_model.images import decode_image
-from cots_model.videos import VideoError, decode_frame
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
 from service.content import ByteRange, ContentResponse, content_headers, etag_matches, parse_range
-from service.errors import ApiError, invalid, past_deadline
+from service.errors import ApiError, invalid
 from service.links import item_path, parse_item_path
+from service.rendering import no_thumbnail, shown_time_s, thumbnail_of
 from service.routes.parameters import CurrentService, NamedGallery, deadline_of, errors
 from service.schemas import ItemBody
 from service.state import Service
-from service.thumbnails import make_thumbnail
 
 T = TypeVar("T")
 
@@ -93,8 +90,13 @@ class ItemRequest:
         An original that is gone is a 404, and one whose server does not answer a 504.
         """
         pool = self.service.videos if reads_video else self.service.decoding
+        done = await self.original(pool.run(job, deadline_s=self.deadline_s))
+        return done.value
+
+    async def original(self, reading: Awaitable[T]) -> T:
+        """Await what reads the original; that it cannot be served is told as `run` does."""
         try:
-            return (await pool.run(job, deadline_s=self.deadline_s)).value
+            return await reading
         except ContentError as err:
             code = f"content_{err.reason}"
             message = f"the original of {self.address.item_id!r} cannot be served ({err.reason})"
@@ -167,20 +169,21 @@ def _iso_time(seconds: float) -> str:
 
 
 async def _thumbnail(asked: ItemRequest, row: int, item: Item, params: ItemParams) -> Response:
-    cache = asked.service.thumbnails
     time_s = _check_thumbnail(asked, item, params)
-    key = (item.sha256, params.size, time_s)
     etag = f'"{item.sha256[:32]}-{params.size}{"" if time_s is None else f"-{time_s!r}"}"'
     headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
     if etag_matches(asked.request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    jpeg = cache.get(key)
-    if jpeg is None:
-        render = _render if time_s is None else functools.partial(_render_frame, time_s=time_s)
-        job = functools.partial(render, asked, row, size_px=params.size)
-        jpeg = await asked.run(job, reads_video=time_s is not None)
-        cache.put(key, jpeg)
-    return Response(jpeg, headers=headers, media_type="image/jpeg")
+    rendering = thumbnail_of(
+        asked.service,
+        asked.gallery,
+        row,
+        item,
+        size_px=params.size,
+        time_s=time_s,
+        deadline_s=asked.deadline_s,
+    )
+    return Response(await asked.original(rendering), headers=headers, media_type="image/jpeg")
 
 
 def _check_thumbnail(asked: ItemRequest, item: Item, params: ItemParams) -> float | None:
@@ -190,43 +193,13 @@ def _check_thumbnail(asked: ItemRequest, item: Item, params: ItemParams) -> floa
         message = f"size is {params.size}; 16 to {most} are accepted"
         raise invalid("invalid_value", message, param="size")
     if modality == "text":
-        raise _no_thumbnail("text items have no thumbnail")
+        raise no_thumbnail("text items have no thumbnail")
     if modality == "video":
-        wanted_s = item.middle_s if params.time_s is None else params.time_s
-        return min(wanted_s, item.duration_s or 0.0)  # behind it there is nothing to look for
+        return shown_time_s(item, params.time_s)
     if params.time_s is not None:
         message = "time_s is for videos, and this is a picture; leave it out"
         raise invalid("invalid_value", message, param="time_s")
     return None
-
-
-def _no_thumbnail(message: str) -> ApiError:
-    return ApiError(404, "thumbnail_not_available", message, param="id")
-
-
-def _render(asked: ItemRequest, row: int, *, size_px: int) -> bytes:
-    data = asked.gallery.read_content(row)
-    max_pixels = asked.service.settings.max_image_pixels
-    return make_thumbnail(decode_image(data, max_pixels=max_pixels), size_px)
-
-
-def _render_frame(asked: ItemRequest, row: int, *, size_px: int, time_s: float) -> bytes:
-    """As `_render`, of the frame of a video; nothing but what it needs is read."""
-    most = asked.service.settings.max_image_pixels
-    with asked.gallery.open_content(row) as file:
-        try:
-            img = decode_frame(file, time_s, max_pixels=most, until_s=asked.deadline_s)
-        except VideoError as err:
-            if err.reason == "timeout":
-                raise past_deadline() from err
-            raise _no_thumbnail(f"no frame of the video can be shown ({err.reason})") from err
-        except InputError:  # the original, while it was read
-            raise
-        except CotsError as err:  # PyAV is not installed
-            raise _no_thumbnail(
-                "no frame of the video can be shown (this server cannot decode videos)"
-            ) from err
-    return make_thumbnail(img, size_px)
 
 
 async def _content(asked: ItemRequest, row: int, item: Item) -> Response:

@@ -6,6 +6,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from pydantic import BaseModel
 
 from index_builder.gallery import Gallery
 from service.schemas import ErrorResponse
@@ -35,3 +36,9 @@ def arrival_of(request: Request) -> float:
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI descriptions of the error statuses of a route."""
     return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def body_schema(body: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI description of a JSON body that the route reads itself."""
+    content = {"application/json": {"schema": body.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}

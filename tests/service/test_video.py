@@ -20,8 +20,8 @@ from cots_model.videos import VideoError, decode_frame, iter_clips
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery
 from index_builder.search import search_gallery
+from service import rendering
 from service.galleries import Registry
-from service.routes import items
 from tests.galleries import publish_videos
 from tests.service.conftest import error_of
 from tests.videos import numbers, write_clip
@@ -251,7 +251,7 @@ def test_videos_that_take_long_hold_up_nothing_else(serve, found, monkeypatch):
         gate.wait(30)
         return decode_frame(*args, **options)
 
-    monkeypatch.setattr(items, "decode_frame", waiting)
+    monkeypatch.setattr(rendering, "decode_frame", waiting)
     running = serve(found=found, decode_threads=1, deadline_s=2.0)
     with ThreadPoolExecutor(1) as pool:
         url = f"{running.url}{CLIPS}/items/a b.mp4/thumbnail"
@@ -272,7 +272,7 @@ def test_a_frame_is_looked_for_until_the_deadline_of_its_request(serve, found, m
         asked.append(until_s)
         raise VideoError("timeout", "too long")
 
-    monkeypatch.setattr(items, "decode_frame", recording)
+    monkeypatch.setattr(rendering, "decode_frame", recording)
     client = serve(found=found, deadline_s=5.0).client
     start_s = time.monotonic()
     answer = client.get(f"{CLIPS}/items/a b.mp4/thumbnail")

@@ -1,0 +1,1 @@
+"""What clients of other services need: their bodies and answers, made of our own parts."""
