@@ -10,7 +10,9 @@ import click
 
 if TYPE_CHECKING:
     from cots_model.encoder import Encoder, Vectors
-    from index_builder.search import Hit, RankBy
+    from index_builder.filter import Filter
+    from index_builder.ranking import RankBy
+    from index_builder.search import Hit
 
 
 @click.command(
@@ -21,6 +23,7 @@ Examples:
   cots search --gallery galleries/photos --image query.jpg -k 5 --json
   cots search --gallery galleries/clips "a goal is scored" --rank-by frame
   cots search --gallery galleries/captions --image query.jpg
+  cots search --gallery galleries/photos "a dog" --filter '{"year": {"gte": 2020}}' --deduplicate
 """,
 )
 @click.argument("words", required=False)
@@ -29,6 +32,15 @@ Examples:
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
 @click.option("--min-score", type=float, help="Leave out hits below this score.")
+@click.option("--filter", "filter_json", metavar="JSON", help="Conditions on metadata, as in HTTP.")
+@click.option("--deduplicate", is_flag=True, help="Of near-duplicates only the best.")
+@click.option(
+    "--duplicate-similarity",
+    type=click.FloatRange(0, 0.9999, min_open=True),
+    default=0.97,
+    show_default=True,
+    help="Cosine from which on two hits are near-duplicates.",
+)
 @click.option(
     "--rank-by",
     type=click.Choice(["mean", "frame"]),
@@ -48,6 +60,9 @@ def command(
     k: int,
     offset: int,
     min_score: float | None,
+    filter_json: str | None,
+    deduplicate: bool,
+    duplicate_similarity: float,
     rank_by: RankBy,
     checkpoint: str,
     device: str,
@@ -63,6 +78,7 @@ def command(
         raise click.UsageError(f"words ({words!r}) and --image are two searches; give one of them")
     if words is not None and not words.strip():
         raise click.UsageError("the words are empty; say what is looked for")
+    where = None if filter_json is None else _parse_filter(filter_json)
     from cots_model.encoder import Encoder
     from index_builder.gallery import Gallery, read_manifest
     from index_builder.search import search_gallery
@@ -72,9 +88,29 @@ def command(
     opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
     query_1E = _embed(encoder, words, image)
     [hits] = search_gallery(
-        opened, query_1E, k=k, offset=offset, min_score=min_score, rank_by=rank_by
+        opened,
+        query_1E,
+        k=k,
+        offset=offset,
+        min_score=min_score,
+        where=where,
+        distinct=duplicate_similarity if deduplicate else None,
+        rank_by=rank_by,
     )
     _print_hits(opened.name, hits, as_json=as_json)
+
+
+def _parse_filter(text: str) -> Filter:
+    from pydantic_core import from_json
+
+    from index_builder.filter import parse_filter
+
+    try:
+        raw = from_json(text, allow_inf_nan=False)
+    except ValueError as err:
+        example = json.dumps({"year": {"gte": 2020}})
+        raise click.UsageError(f"--filter is not JSON ({err}); for example '{example}'") from err
+    return parse_filter(raw)
 
 
 def _embed(encoder: Encoder, words: str | None, image: Path | None) -> Vectors:

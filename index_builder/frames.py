@@ -4,7 +4,7 @@ Each video, or segment of one, has 16 frames: unit vectors in float16 `[N,F,E]`,
 shown, in seconds from the start of the whole video, float64 `[N,F]`. Scores are computed from the
 stored vectors by `exact_scores`, as everywhere.
 
-Shape letters: Q queries, N rows, n some of them, F frames of a row, E dimensions, K results.
+Shape letters: Q queries, N rows, n or M some of them, F frames of a row, E dimensions, K results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy.typing as npt
 
 from cots_model.errors import GalleryError, InputError
 from cots_model.videos import NUM_FRAMES
-from index_builder.indexes.exact import exact_scores
+from index_builder.indexes.base import OnBlock, go_on
+from index_builder.indexes.candidates import Candidates, settle
+from index_builder.indexes.scores import exact_scores
 from index_builder.manifest import FRAME_TIMES_FILE, FRAMES_FILE
 from index_builder.vectors import Rows, Vectors
 
 BLOCK_ROWS = 1024
-
-_MAX_NORM = 1.01  # unit vectors, moved by rounding to float16
-_UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 
 Times = npt.NDArray[np.float64]
 
@@ -64,10 +63,23 @@ class VideoFrames:
         numbers_n = scores_nF.argmax(axis=1)
         return numbers_n, scores_nF[np.arange(len(rows_n)), numbers_n]
 
-    def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
+    def search(
+        self,
+        query_QE: Vectors,
+        k: int,
+        *,
+        rows_M: Rows | None = None,
+        on_block: OnBlock = go_on,
+    ) -> tuple[Vectors, Rows]:
         """The `k` rows whose best frame is nearest to each query, exactly.
 
-        Every frame is compared, a block of rows at a time; `k` is capped at N.
+        Every frame is compared, a block of rows at a time.
+
+        Args:
+            query_QE: `[Q,E]` float32.
+            k: how many, capped at the number of rows.
+            rows_M: the rows to choose from, ascending; all of them if not given.
+            on_block: called before each block; what it raises ends the search.
 
         Returns:
             scores `[Q,K]` float32 and rows `[Q,K]` int64; best first, equal scores by row.
@@ -81,43 +93,30 @@ class VideoFrames:
             raise InputError(
                 f"queries of shape {query_QE.shape}; finite numbers [Q, {dim}] are accepted here"
             )
-        k = min(k, len(self))
-        kept = [_Candidates(query_E, k) for query_E in query_QE]
-        for first in range(0, len(self), BLOCK_ROWS):
-            block_nFE = self._frames_NFE[first : first + BLOCK_ROWS].astype(np.float32)
+        if rows_M is None:
+            rows_M = np.arange(len(self), dtype=np.int64)
+        k = min(k, len(rows_M))
+        found = [Candidates(query_E, k) for query_E in query_QE]
+        for start in range(0, len(rows_M), BLOCK_ROWS):
+            on_block()
+            some_n = rows_M[start : start + BLOCK_ROWS]
+            block_nFE = self._ascending(some_n).astype(np.float32)
             flat_GE = block_nFE.reshape(-1, block_nFE.shape[-1])
             near_Qn = (query_QE @ flat_GE.T).reshape(len(query_QE), *block_nFE.shape[:2]).max(2)
-            for candidates, near_n in zip(kept, near_Qn, strict=True):
-                candidates.add(near_n, first)
-        scores_QK = np.empty((len(query_QE), k), np.float32)
-        rows_QK = np.empty((len(query_QE), k), np.int64)
-        for number, (query_E, candidates) in enumerate(zip(query_QE, kept, strict=True)):
-            _, scores_C = self.best(query_E, candidates.rows_C)
-            order_K = np.argsort(-scores_C, kind="stable")[:k]
-            scores_QK[number], rows_QK[number] = scores_C[order_K], candidates.rows_C[order_K]
-        return scores_QK, rows_QK
+            for candidates, near_n in zip(found, near_Qn, strict=True):
+                candidates.add(near_n, some_n)
 
+        def score(query_E: Vectors, rows_n: Rows) -> Vectors:
+            return self.best(query_E, rows_n)[1]
 
-class _Candidates:
-    """The rows that can be among the `k` best of a query, by scores that rounding has moved."""
+        return settle(query_QE, found, k, score, on_block)
 
-    def __init__(self, query_E: Vectors, k: int) -> None:
-        norm = float(np.linalg.norm(query_E))
-        self._k = k
-        # Bound on the error of a float32 sum of E products (Higham 2002, eq. 3.5), on both sides.
-        self._slack = 2 * 2 * len(query_E) * _UNIT_ROUNDOFF * norm * _MAX_NORM
-        self._near_C = np.empty(0, np.float32)
-        self.rows_C = np.empty(0, np.int64)
-
-    def add(self, near_n: Vectors, first_row: int) -> None:
-        """Take the next rows, in order."""
-        near_C = np.concatenate([self._near_C, near_n])
-        rows_C = np.concatenate([self.rows_C, np.arange(first_row, first_row + len(near_n))])
-        if len(near_C) > self._k:
-            least = np.partition(near_C, -self._k)[-self._k] - self._slack
-            kept = near_C >= least
-            near_C, rows_C = near_C[kept], rows_C[kept]
-        self._near_C, self.rows_C = near_C, rows_C
+    def _ascending(self, rows_n: Rows) -> np.ndarray:
+        """Frames as stored, of some rows in order; those of neighbours without a copy."""
+        first, last = int(rows_n[0]), int(rows_n[-1])
+        if last - first + 1 == len(rows_n):
+            return self._frames_NFE[first : last + 1]
+        return np.asarray(self._frames_NFE[rows_n])
 
 
 def open_frames(folder: Path, shape: tuple[int, int]) -> VideoFrames:

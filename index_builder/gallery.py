@@ -29,8 +29,9 @@ from index_builder.content import (
     open_location,
     read_location,
 )
+from index_builder.filter_rows import RowFilters
 from index_builder.frames import VideoFrames, open_frames
-from index_builder.indexes.base import SearchIndex
+from index_builder.indexes.base import OnBlock, SearchIndex, go_on
 from index_builder.indexes.open import open_index
 from index_builder.items import Item, ItemRows, read_items
 from index_builder.manifest import (
@@ -64,7 +65,13 @@ class ItemNotFoundError(InputError):
 
 
 class Gallery:
-    """One published version, open for searching; safe to use from several threads."""
+    """One published version, open for searching; safe to use from several threads.
+
+    Attributes:
+        root: the gallery folder.
+        manifest: of the version.
+        filters: finds the rows that meet a filter on metadata.
+    """
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class Gallery:
         self._vectors = vectors
         self._items = items
         self._index = index
+        self.filters = RowFilters(items)
 
     @classmethod
     def open(
@@ -133,7 +141,7 @@ class Gallery:
         if manifest.index.kind == "milvus":
             from index_builder.milvus.open import open_collection
 
-            opened = open_collection(manifest)
+            opened = open_collection(manifest, folder)
             return cls(root, manifest, opened.vectors, opened.items, opened.index, frames)
         vectors = open_vectors(folder / VECTORS_FILE, shape, manifest.vectors)
         items = read_items(folder / ITEMS_FILE)
@@ -155,15 +163,29 @@ class Gallery:
         """Name of the opened version."""
         return self.manifest.version
 
+    @property
+    def exact(self) -> bool:
+        """Whether a search of all rows always finds the best ones."""
+        return self._index.exact
+
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, query_QE: Vectors, k: int) -> tuple[Vectors, Rows]:
+    def search(
+        self,
+        query_QE: Vectors,
+        k: int,
+        *,
+        rows_M: Rows | None = None,
+        on_block: OnBlock = go_on,
+    ) -> tuple[Vectors, Rows]:
         """Search for the `k` best items of each query; which, is up to the index (`exact`).
 
         Args:
             query_QE: `[Q,E]` float32, finite; unit rows give cosines.
             k: how many, capped at the number of items.
+            rows_M: the rows to choose from, ascending; these are searched exactly by every index.
+            on_block: called before each block of them; what it raises ends the search.
 
         Returns:
             scores `[Q,K]` float32, the dot products with the stored vectors, and rows `[Q,K]`
@@ -180,6 +202,8 @@ class Gallery:
             raise InputError("a query holds NaN or infinity; only finite numbers are accepted")
         if k < 1:
             raise InputError(f"k is {k}; at least 1 is accepted")
+        if rows_M is not None:
+            return self._index.search_among(query_QE, k, rows_M, on_block)
         return self._index.search(query_QE, k)
 
     def item(self, row: int) -> Item:

@@ -90,6 +90,21 @@ class Item:
         return round(((self.start_s or 0.0) + (end_s or 0.0)) / 2, 6)
 
 
+@dataclass(frozen=True)
+class MetadataColumn:
+    """The values of one metadata key, in row order; null where an item has none.
+
+    Attributes:
+        name: the key.
+        values: of one simple type, or texts of JSON.
+        is_json: whether they are texts of JSON.
+    """
+
+    name: str
+    values: pa.ChunkedArray
+    is_json: bool
+
+
 class ItemRows(Protocol):
     """Items by row and by id, wherever they are kept; rows are sorted by id."""
 
@@ -111,6 +126,10 @@ class ItemRows(Protocol):
         """All ids, in row order."""
         ...
 
+    def metadata_columns(self) -> list[MetadataColumn] | None:
+        """The metadata of all items, by column; `None` if it is kept by item only."""
+        ...
+
 
 class ItemTable:
     """The items of a version in memory, by row; rows are sorted by id."""
@@ -119,15 +138,7 @@ class ItemTable:
         """Hold a table that has our columns; see `read_items`."""
         self._table = table
         self._ids = table.column("id")
-        self._metadata = [
-            (
-                name.removeprefix(METADATA_PREFIX),
-                table.column(name),
-                is_json_column(table.schema.field(name)),
-            )
-            for name in table.column_names
-            if name.startswith(METADATA_PREFIX)
-        ]
+        self._metadata = metadata_columns(table)
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -139,6 +150,10 @@ class ItemTable:
     def ids(self) -> list[str]:
         """All ids, in row order."""
         return [str(value) for value in self._ids.to_pylist()]
+
+    def metadata_columns(self) -> list[MetadataColumn]:
+        """The metadata of all items, by column."""
+        return self._metadata
 
     def item(self, row: int) -> Item:
         """The item of a row."""
@@ -193,10 +208,10 @@ class ItemTable:
 
     def _all_metadata(self) -> list[dict[str, Json]]:
         rows: list[dict[str, Json]] = [{} for _ in range(len(self))]
-        for key, column, is_json in self._metadata:
-            for row, value in enumerate(column.to_pylist()):
+        for column in self._metadata:
+            for row, value in enumerate(column.values.to_pylist()):
                 if value is not None:
-                    rows[row][key] = json.loads(value) if is_json else value
+                    rows[row][column.name] = json.loads(value) if column.is_json else value
         return rows
 
 
@@ -235,6 +250,19 @@ def read_items(path: Path) -> ItemTable:
         ):
             raise GalleryError(f"{path} has no column {expected.name!r}; build the gallery again")
     return ItemTable(table)
+
+
+def metadata_columns(table: pa.Table) -> list[MetadataColumn]:
+    """The metadata columns of a table that has our columns, or these alone."""
+    return [
+        MetadataColumn(
+            name=name.removeprefix(METADATA_PREFIX),
+            values=table.column(name),
+            is_json=is_json_column(table.schema.field(name)),
+        )
+        for name in table.column_names
+        if name.startswith(METADATA_PREFIX)
+    ]
 
 
 def clean_metadata(values: dict[str, object]) -> dict[str, Json]:

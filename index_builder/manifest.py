@@ -20,6 +20,7 @@ EXCLUDED_FILE = "excluded.jsonl"
 FRAMES_FILE = "frames.npy"
 FRAME_TIMES_FILE = "frame_times.npy"
 PLACES_FILE = "places.npy"
+METADATA_FILE = "metadata.parquet"
 
 Modality = Literal["image", "video", "text"]
 IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "milvus"]
@@ -30,6 +31,7 @@ MODALITIES: tuple[Modality, ...] = ("image", "video", "text")
 
 _ALWAYS = (ITEMS_FILE, SKIPPED_FILE, EXCLUDED_FILE)
 _VIDEO = (FRAMES_FILE, FRAME_TIMES_FILE)
+_MAY_LACK = {METADATA_FILE}  # of galleries exported before there were filters
 
 
 class _Frozen(BaseModel):
@@ -196,7 +198,7 @@ def version_files(
 ) -> tuple[str, ...]:
     """Names of the files that a version has beside its manifest."""
     if kind == "milvus":
-        files: tuple[str, ...] = (SKIPPED_FILE, EXCLUDED_FILE)
+        files: tuple[str, ...] = (METADATA_FILE, SKIPPED_FILE, EXCLUDED_FILE)
     else:
         files = (INDEX_FILE, VECTORS_FILE, *_ALWAYS)
     if modality == "video":
@@ -226,7 +228,7 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
         ) from err
     is_shard = manifest.shard is not None
     expected = version_files(manifest.modality, manifest.index.kind, is_shard=is_shard)
-    if set(manifest.files) != set(expected):
+    if not set(manifest.files) ^ set(expected) <= _MAY_LACK & set(expected):
         raise GalleryError(f"{path} lists {sorted(manifest.files)}; expected {sorted(expected)}")
     return manifest
 

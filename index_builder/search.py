@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
 
 from cots_model.errors import InputError
+from index_builder.filter import Filter
 from index_builder.frames import VideoFrames
 from index_builder.gallery import Gallery
+from index_builder.indexes.base import OnBlock, go_on
 from index_builder.items import Item, Json
+from index_builder.ranking import RankBy, Ranking
 from index_builder.vectors import Rows, Vectors
-
-RankBy = Literal["mean", "frame"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,11 @@ def search_gallery(
     k: int,
     offset: int = 0,
     min_score: float | None = None,
+    where: Filter | None = None,
+    distinct: float | None = None,
     rank_by: RankBy = "mean",
     with_frames: bool = False,
+    on_block: OnBlock = go_on,
 ) -> list[list[Hit]]:
     """The hits of each query, from place `offset` on, best first, ties by id.
 
@@ -90,12 +91,16 @@ def search_gallery(
         k: at most this many hits for each query.
         offset: how many of the best to leave out, for paging.
         min_score: leave out hits below this score.
+        where: leave out items that do not meet this filter; what is left is searched exactly.
+        distinct: leave out hits whose cosine with a better one is this or more; `offset` and `k`
+            count those that stay.
         rank_by: the score of a video: of the mean of its frames (the paper's), or of its best one.
         with_frames: tell the time and score of each frame of the hits.
+        on_block: called between blocks of a long search; what it raises ends the search.
 
     Raises:
         InputError: if k < 1, offset < 0, the queries do not fit the gallery, or it has no frames
-            to rank by.
+            to rank by; a `FilterError` if the filter does not fit it.
     """
     if k < 1:
         raise InputError(f"k is {k}; at least 1 is accepted")
@@ -103,26 +108,24 @@ def search_gallery(
         raise InputError(f"offset is {offset}; 0 or more is accepted")
     if not len(query_QE):
         return []
-    scores_QK, rows_QK = _search(gallery, query_QE, k + offset, rank_by)
+    ranking = Ranking(
+        gallery=gallery,
+        rank_by=rank_by,
+        rows_M=None if where is None else gallery.filters.rows(where, on_block),
+        min_score=min_score,
+        on_block=on_block,
+    )
+    if distinct is None:
+        ranked = ranking.best(query_QE, k + offset)
+    else:
+        ranked = ranking.distinct(query_QE, k + offset, distinct)
     pages = [
-        _Page(query_E, scores_K[offset:kept], rows_K[offset:kept])
-        for query_E, scores_K, rows_K in zip(query_QE, scores_QK, rows_QK, strict=True)
-        for kept in [_num_kept(scores_K, min_score)]
+        _Page(query_E, scores_K[offset:], rows_K[offset:])
+        for query_E, (scores_K, rows_K) in zip(query_QE, ranked, strict=True)
     ]
     rows = sorted({int(row) for page in pages for row in page.rows_K})
     items = dict(zip(rows, gallery.items(rows), strict=True))  # of all queries at once
     return [_hits(gallery, items, page, with_frames=with_frames) for page in pages]
-
-
-def _search(gallery: Gallery, query_QE: Vectors, k: int, rank_by: RankBy) -> tuple[Vectors, Rows]:
-    if rank_by == "mean":
-        return gallery.search(query_QE, k)
-    if gallery.frames is None:
-        raise InputError(
-            f"gallery {gallery.name} holds {gallery.manifest.modality} items, which have no "
-            "frames; rank by mean, or search a video gallery"
-        )
-    return gallery.frames.search(query_QE, k)
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,6 @@ class _Page:
     query_E: Vectors
     scores_K: Vectors
     rows_K: Rows
-
-
-def _num_kept(scores_K: Vectors, min_score: float | None) -> int:
-    """In float64, as scores are sent; a bound may be beyond float32."""
-    if min_score is None:
-        return len(scores_K)
-    return int((scores_K.astype(np.float64) >= min_score).sum())
 
 
 def _hits(

@@ -36,8 +36,15 @@ class SearchOptions(Strict):
     k: int = Field(default=10, ge=1)
     offset: int = Field(default=0, ge=0)
     min_score: float | None = None
-    filter: dict[str, JsonValue] | None = None
-    deduplicate: bool = False
+    filter: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="conditions on metadata; operators eq ne in nin gt gte lt lte exists contains, "
+        "combined with and, or, not",
+        examples=[{"category": {"in": ["beach", "lake"]}, "year": {"gte": 2020}}],
+    )
+    deduplicate: bool = Field(
+        default=False, description="of near-duplicates only the best; offset counts these"
+    )
     include: list[Literal["metadata", "embedding", "frames"]] = ["metadata"]
     rank_by: Literal["mean", "frame"] = "mean"
 

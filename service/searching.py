@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cots_model.encoder import Vectors
+from index_builder.filter import Filter, FilterError, parse_filter
 from index_builder.gallery import Gallery
 from index_builder.search import Hit, search_gallery
 from service.embedding import embed_queries
@@ -19,6 +20,7 @@ from service.queries import Embedded, Part, Timing, combine
 from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
 from service.settings import Settings
 from service.state import Service
+from service.worker import DeadlineError
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Search:
 
 
 def check_options(options: SearchOptions, settings: Settings) -> None:
-    """Refuse what is out of bounds, and what this version does not do.
+    """Refuse what is out of bounds.
 
     Raises:
-        ApiError: 422, never silence.
+        ApiError: 422 naming the field.
     """
     for name, value, most in (
         ("k", options.k, settings.max_k),
@@ -49,13 +51,6 @@ def check_options(options: SearchOptions, settings: Settings) -> None:
         if value > most:
             message = f"{name} is {value:,}; at most {most:,} is accepted"
             raise invalid("invalid_value", message, param=name)
-    for name, wanted in (
-        ("filter", options.filter is not None),
-        ("deduplicate", options.deduplicate),
-    ):
-        if wanted:
-            message = f"{name} is not supported by this version; leave it out"
-            raise invalid("not_supported", message, param=name)
 
 
 def check_frames(options: SearchOptions, gallery: Gallery) -> None:
@@ -79,12 +74,13 @@ def check_frames(options: SearchOptions, gallery: Gallery) -> None:
 
 async def run_search(service: Service, search: Search) -> SearchResponse:
     """Embed, search, collect; every step off the event loop and within the deadline."""
+    where = _parse_filter(search.options)
     timing = Timing()
     embedded = await embed_queries(
         service, search.queries, timing, gallery=search.gallery, deadline_s=search.deadline_s
     )
     vectors, errors = _combine_all(embedded)
-    results = iter(await _hits(service, search, vectors, timing))
+    results = iter(await _hits(service, search, vectors, where, timing))
     answers = [
         QueryResult(error=error_body(error)) if error else QueryResult(hits=next(results))
         for error in errors
@@ -113,29 +109,62 @@ def _combine_all(queries: Sequence[Embedded]) -> tuple[list[Vectors], list[ApiEr
     return vectors, errors
 
 
+def _parse_filter(options: SearchOptions) -> Filter | None:
+    if options.filter is None:
+        return None
+    try:
+        return parse_filter(options.filter)
+    except FilterError as err:
+        raise _invalid_filter(err) from err
+
+
+def _invalid_filter(err: FilterError) -> ApiError:
+    return invalid("invalid_filter", str(err), param=err.place)
+
+
 async def _hits(
-    service: Service, search: Search, vectors: list[Vectors], timing: Timing
+    service: Service,
+    search: Search,
+    vectors: list[Vectors],
+    where: Filter | None,
+    timing: Timing,
 ) -> list[list[HitBody]]:
     if not vectors:
         return []
-    job = functools.partial(_search, search.gallery, np.stack(vectors), search.options)
+    similarity = service.settings.duplicate_similarity if search.options.deduplicate else None
+    job = functools.partial(_search, search, np.stack(vectors), where, similarity)
     done = await service.searching.run(job, deadline_s=search.deadline_s)
     timing.queue_ms += done.queue_ms
     timing.search_ms += done.work_ms
     return done.value
 
 
-def _search(gallery: Gallery, query_QE: Vectors, options: SearchOptions) -> list[list[HitBody]]:
-    found = search_gallery(
-        gallery,
-        query_QE,
-        k=options.k,
-        offset=options.offset,
-        min_score=options.min_score,
-        rank_by=options.rank_by,
-        with_frames="frames" in options.include,
-    )
-    return [_hit_bodies(gallery, hits, options) for hits in found]
+def _search(
+    search: Search, query_QE: Vectors, where: Filter | None, similarity: float | None
+) -> list[list[HitBody]]:
+    """Runs in a thread, and leaves it free again soon after the deadline."""
+    options = search.options
+    try:
+        found = search_gallery(
+            search.gallery,
+            query_QE,
+            k=options.k,
+            offset=options.offset,
+            min_score=options.min_score,
+            where=where,
+            distinct=similarity,
+            rank_by=options.rank_by,
+            with_frames="frames" in options.include,
+            on_block=functools.partial(_check_deadline, search.deadline_s),
+        )
+    except FilterError as err:
+        raise _invalid_filter(err) from err
+    return [_hit_bodies(search.gallery, hits, options) for hits in found]
+
+
+def _check_deadline(deadline_s: float) -> None:
+    if time.monotonic() >= deadline_s:
+        raise DeadlineError("search: not finished before the deadline")
 
 
 def _hit_bodies(gallery: Gallery, hits: Sequence[Hit], options: SearchOptions) -> list[HitBody]:

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
         max_text_bytes: largest query text, in UTF-8.
         max_k: most hits of one answer.
         max_offset: furthest first hit.
+        duplicate_similarity: cosine of vectors from which on `deduplicate` takes two hits for one.
         max_queries: most entries of `queries`.
         max_query_parts: most entries of a weighted query.
         max_image_pixels: largest width x height of a picture, by its header.
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(default=8192, gt=0)
     max_k: int = Field(default=1000, gt=0)
     max_offset: int = Field(default=10_000, ge=0)
+    duplicate_similarity: float = Field(default=0.97, gt=0, le=0.9999)
     max_queries: int = Field(default=256, gt=0)
     max_query_parts: int = Field(default=16, gt=0)
     max_image_pixels: int = Field(default=50_000_000, gt=0)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from index_builder.indexes.base import Proposer
+from index_builder.indexes.among import scan_rows
+from index_builder.indexes.base import OnBlock, Proposer, go_on
 from index_builder.indexes.effort import Effort
-from index_builder.indexes.exact import MARGIN, ExactIndex, rank
+from index_builder.indexes.exact import MARGIN, ExactIndex
 from index_builder.indexes.scan import VectorScan
+from index_builder.indexes.scores import rank
 from index_builder.vectors import Rows, VectorRows, Vectors
 
 _FACTORS = (1, 8)  # of the effort, while fewer rows are found than are wanted
@@ -59,3 +61,9 @@ class ApproximateIndex:
                 return scores_QK, rows_QK
         scores_QK[pending], rows_QK[pending] = self._scan.search(query_QE[pending], k)
         return scores_QK, rows_QK
+
+    def search_among(
+        self, query_QE: Vectors, k: int, rows_M: Rows, on_block: OnBlock = go_on
+    ) -> tuple[Vectors, Rows]:
+        """The same among some rows, and exactly; see `SearchIndex.search_among`."""
+        return scan_rows(self._vectors, query_QE, k, rows_M, on_block)

@@ -3,11 +3,12 @@
 An index proposes rows; scores are always computed again from the stored vectors (`exact_scores`),
 so a score means the same in every kind, and only which rows are found can differ.
 
-Shape letters: Q queries, W rows proposed, K results.
+Shape letters: Q queries, M rows to choose from, W rows proposed, K results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,6 +19,13 @@ from index_builder.vectors import Rows, Vectors
 
 IndexChoice = Literal["flat", "hnsw", "ivf", "ivfpq", "cagra", "auto"]
 INDEX_CHOICES: tuple[IndexChoice, ...] = ("flat", "hnsw", "ivf", "ivfpq", "cagra", "auto")
+
+OnBlock = Callable[[], object]
+"""Called between the blocks of a long search; what it raises ends the search."""
+
+
+def go_on() -> None:
+    """Never end a search early."""
 
 
 class SearchIndex(Protocol):
@@ -33,6 +41,21 @@ class SearchIndex(Protocol):
 
         K is min(k, N) whatever the kind: an index that finds fewer looks further. Best first; equal
         scores by row.
+        """
+        ...
+
+    def search_among(
+        self, query_QE: Vectors, k: int, rows_M: Rows, on_block: OnBlock = ...
+    ) -> tuple[Vectors, Rows]:
+        """The best of some rows, exactly whatever the kind: scores `[Q,K]` and rows `[Q,K]`.
+
+        K is min(k, M). Best first; equal scores by row.
+
+        Args:
+            query_QE: `[Q,E]` float32, finite.
+            k: how many.
+            rows_M: the rows to choose from, ascending, int64.
+            on_block: called before each block of rows; what it raises ends the search.
         """
         ...
 

@@ -4,7 +4,7 @@ FAISS decides which rows can be among the best; their scores are then computed a
 stored vectors, one row at a time in float64 and rounded to float32. So a score depends on nothing
 but the two vectors (not on the batch, the BLAS or the GPU), and equal vectors always tie.
 
-Shape letters: Q queries, N rows, E dimensions, W rows proposed, K results.
+Shape letters: Q queries, N rows, M rows asked for, E dimensions, W rows proposed, K results.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from functools import cached_property
 
 import numpy as np
 
-from index_builder.indexes.base import Proposer
+from index_builder.indexes.among import choose_ranked, first_width, scan_rows
+from index_builder.indexes.base import OnBlock, Proposer, go_on
 from index_builder.indexes.effort import Effort
+from index_builder.indexes.scores import exact_scores, rank
 from index_builder.vectors import Rows, VectorRows, Vectors
 
+__all__ = ["MARGIN", "ExactIndex", "exact_scores", "rank"]
+
 MARGIN = 32
+_MOSTLY = 0.5  # from this share of all rows on, ranking all of them costs less than reading some
 _NO_EFFORT = Effort()
 
 
@@ -58,6 +63,20 @@ class ExactIndex:
             width = min(width * 4, self._num_rows)
         return scores_QK, rows_QK
 
+    def search_among(
+        self, query_QE: Vectors, k: int, rows_M: Rows, on_block: OnBlock = go_on
+    ) -> tuple[Vectors, Rows]:
+        """The same among some rows; see `SearchIndex.search_among`."""
+        k = min(k, len(rows_M))
+        widths = []
+        if len(rows_M) >= _MOSTLY * self._num_rows:
+            widths = [first_width(k, self._num_rows, len(rows_M))]
+
+        def scan(some_QE: Vectors) -> tuple[Vectors, Rows]:
+            return scan_rows(self._vectors, some_QE, k, rows_M, on_block)
+
+        return choose_ranked(self.search, widths, query_QE, k, rows_M, self._num_rows, scan)
+
     def _rounding(self, query_E: Vectors) -> float:
         """Bound on the error of a proposed score.
 
@@ -72,22 +91,3 @@ class ExactIndex:
     def _max_norm(self) -> float:
         blocks = self._vectors.blocks()
         return max(float(np.linalg.norm(block_NE, axis=1).max()) for block_NE in blocks)
-
-
-def exact_scores(query_E: Vectors, vectors_NE: Vectors) -> Vectors:
-    """Dot products `[N]`: summed in float64 row by row, rounded once to float32."""
-    products_NE = vectors_NE.astype(np.float64) * query_E.astype(np.float64)
-    scores: Vectors = products_NE.sum(axis=1).astype(np.float32)
-    return scores
-
-
-def rank(query_E: Vectors, rows_W: Rows, vectors: VectorRows) -> tuple[Vectors, Rows]:
-    """Rows by their exact scores, best first, equal ones by row; places without a row are left out.
-
-    Returns:
-        scores float32 and rows int64, at most `[W]`.
-    """
-    rows_W = np.sort(rows_W[rows_W >= 0])
-    scores_W = exact_scores(query_E, vectors.rows(rows_W))
-    order = np.argsort(-scores_W, kind="stable")
-    return scores_W[order], rows_W[order]

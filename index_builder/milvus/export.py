@@ -24,7 +24,9 @@ from index_builder.gallery import Gallery
 from index_builder.indexes.measure import make_sample, measure
 from index_builder.items import Item
 from index_builder.manifest import (
+    ITEMS_FILE,
     MANIFEST_FILE,
+    METADATA_FILE,
     IndexInfo,
     Manifest,
     Parameter,
@@ -35,6 +37,7 @@ from index_builder.manifest import (
 from index_builder.milvus import collection
 from index_builder.milvus.address import Address, parse_address
 from index_builder.milvus.client import MilvusClient, MilvusError, connect
+from index_builder.milvus.metadata import write_metadata
 from index_builder.milvus.open import Opened, content_fingerprint, open_collection
 from index_builder.milvus.options import ExportOptions, ExportReport
 from index_builder.publish import (
@@ -245,7 +248,10 @@ class _Export:
         folder = start_partial(target, manifest.version)
         names = version_files(manifest.modality, "milvus")
         for name in names:
-            shutil.copyfile(source / name, folder / name)
+            if name == METADATA_FILE:
+                write_metadata(source / ITEMS_FILE, folder / name)
+            else:
+                shutil.copyfile(source / name, folder / name)
         files = {name: sha256_of(folder / name) for name in names}
         data = manifest.model_copy(update={"files": files}).to_bytes()
         (folder / MANIFEST_FILE).write_bytes(data)

@@ -3,7 +3,7 @@
 Milvus decides which rows can be among the best; their scores are computed again from the vectors
 it returns with them. With a FLAT index the result is that of the exact FAISS index, bit for bit.
 
-Shape letters: Q queries, W candidates, K results, E dimensions.
+Shape letters: Q queries, M rows to choose from, W candidates, K results, E dimensions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from cots_model.errors import InputError
-from index_builder.indexes.exact import exact_scores
+from index_builder.indexes.among import choose_ranked, first_width, scan_rows
+from index_builder.indexes.base import OnBlock, go_on
+from index_builder.indexes.scores import exact_scores
 from index_builder.milvus.client import MilvusClient, MilvusError
 from index_builder.milvus.rows import MAX_ANSWER_BYTES, MilvusVectors
 from index_builder.vectors import Rows, Vectors
@@ -26,6 +28,7 @@ MAX_SCAN_ROWS = 1_000_000
 """Largest collection that is read whole for more results than `MAX_WIDTH`."""
 
 _MARGIN = 32
+_FEW_ROWS = 8192  # read in one page or a few
 _SCAN_BLOCK = 8192
 
 
@@ -96,6 +99,42 @@ class MilvusIndex:
         for query in pending:
             scores_QK[query], rows_QK[query] = self._scan(query_QE[query], k)
         return scores_QK, rows_QK
+
+    def search_among(
+        self, query_QE: Vectors, k: int, rows_M: Rows, on_block: OnBlock = go_on
+    ) -> tuple[Vectors, Rows]:
+        """The best of some rows, exactly whatever the index; see `SearchIndex.search_among`.
+
+        Few rows are read and scored here. Of many, those in the ranking of a FLAT index are taken,
+        as long as Milvus gives one that is long enough.
+
+        Raises:
+            InputError: if that is not enough, and there are too many rows to be read.
+            MilvusError: if the server does not answer in time.
+        """
+        num_rows = self._vectors.shape[0]
+        k = min(k, len(rows_M))
+        widths = []
+        if self._exact and len(rows_M) > _FEW_ROWS:
+            width = first_width(k, num_rows, len(rows_M))
+            while width <= self._max_width:
+                widths.append(width)
+                width *= 4
+
+        def search(some_QE: Vectors, width: int) -> tuple[Vectors, Rows]:
+            on_block()
+            return self.search(some_QE, width)
+
+        def scan(some_QE: Vectors) -> tuple[Vectors, Rows]:
+            if len(rows_M) > MAX_SCAN_ROWS:
+                raise InputError(
+                    f"the filter leaves {len(rows_M):,} items of a gallery in Milvus, and the best "
+                    f"of them are not among its first {self._max_width:,}; at most "
+                    f"{MAX_SCAN_ROWS:,} can be read; narrow the filter"
+                )
+            return scan_rows(self._vectors, some_QE, k, rows_M, on_block)
+
+        return choose_ranked(search, widths, query_QE, k, rows_M, num_rows, scan)
 
     def _candidates(
         self, query_QE: Vectors, pending: Sequence[int], width: int, k: int

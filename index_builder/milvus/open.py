@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cots_model.errors import GalleryError
-from index_builder.manifest import Manifest
+from index_builder.manifest import METADATA_FILE, Manifest
 from index_builder.milvus.address import Address, parse_address
 from index_builder.milvus.client import MilvusClient, MilvusError, connect
 from index_builder.milvus.collection import ContentDigest, label, label_of
 from index_builder.milvus.index import MilvusIndex
+from index_builder.milvus.metadata import read_metadata
 from index_builder.milvus.rows import MilvusItems, MilvusVectors
 
 _BLOCK = 1024
@@ -32,11 +34,15 @@ class Opened:
     items: MilvusItems
 
 
-def open_collection(manifest: Manifest) -> Opened:
+def open_collection(manifest: Manifest, folder: Path | None = None) -> Opened:
     """Open the collection that a manifest names.
 
+    Args:
+        manifest: of the exported gallery.
+        folder: of its version, with the metadata by column; without it there are no filters.
+
     Raises:
-        GalleryError: if the manifest does not say where it is.
+        GalleryError: if the manifest does not say where it is, or the metadata are damaged.
         MilvusError: if the client library is missing, the server does not answer, or the
             collection is gone or is not the one that was exported (both fingerprints named).
     """
@@ -57,7 +63,10 @@ def open_collection(manifest: Manifest) -> Opened:
         search=manifest.index.search,
         num_lists=int(parameters.get("nlist", 0)),
     )
-    return Opened(index, vectors, MilvusItems(client, manifest.count))
+    columns = None
+    if folder is not None and METADATA_FILE in manifest.files:
+        columns = read_metadata(folder / METADATA_FILE, manifest.count)
+    return Opened(index, vectors, MilvusItems(client, manifest.count, columns))
 
 
 def collection_address(manifest: Manifest) -> Address:

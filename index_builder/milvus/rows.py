@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from index_builder.items import Item
+from index_builder.items import Item, MetadataColumn
 from index_builder.milvus.client import MilvusClient, MilvusError
 from index_builder.milvus.collection import id_digest, item_of
 from index_builder.vectors import BLOCK, Rows, Vectors
@@ -65,10 +65,19 @@ class MilvusVectors:
 class MilvusItems:
     """Items by row and by id; safe to use from several threads."""
 
-    def __init__(self, client: MilvusClient, count: int) -> None:
-        """Read from the collection of `client`, which holds `count` rows."""
+    def __init__(
+        self, client: MilvusClient, count: int, columns: list[MetadataColumn] | None = None
+    ) -> None:
+        """Read from the collection of `client`, which holds `count` rows.
+
+        Args:
+            client: the connection.
+            count: how many rows the collection holds.
+            columns: the metadata by column, which is kept outside; `None` if it is not.
+        """
         self._client = client
         self._count = count
+        self._columns = columns
 
     def __len__(self) -> int:
         return self._count
@@ -104,6 +113,10 @@ class MilvusItems:
             for first, last in _spans(0, self._count, 2048)
             for found in fetch(self._client, _between(first, last), ["id"], range(first, last))
         ]
+
+    def metadata_columns(self) -> list[MetadataColumn] | None:
+        """The metadata of all items, by column; `None` if it was not exported."""
+        return self._columns
 
 
 def fetch(

@@ -91,6 +91,35 @@ def test_search_refuses_wrong_usage(search, arguments):
     assert "Error: " in result.stderr
 
 
+def test_search_filters_and_leaves_out_duplicates(search):
+    everything = hits_of(search("snow", "-k", 12, "--json"))
+    raw = {"caption": {"in": ["words 3", "words 7"]}}
+    hits = hits_of(search("snow", "--filter", json.dumps(raw), "--json"))
+    assert hits == [hit for hit in everything if hit["metadata"]["caption"][6:] in ("3", "7")]
+    distinct = hits_of(
+        search("snow", "-k", 12, "--deduplicate", "--duplicate-similarity", 0.5, "--json")
+    )
+    assert 1 <= len(distinct) <= 12
+    assert distinct[0] == everything[0]
+    assert all(hit in everything for hit in distinct)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "--filter is not JSON"),
+        ("[" * 100_000, "--filter is not JSON"),
+        ("3", "filter is a number; accepted is an object"),
+        ('{"caption": {"gte": 3}}', "filter.caption.gte is given a number"),
+        ('{"year": {"gte": 3}}', "the columns are 'caption'"),
+    ],
+)
+def test_search_refuses_filters_that_do_not_fit(search, text, said):
+    result = search("snow", "--filter", text)
+    assert result.exit_code != 0
+    assert said in (result.stderr or str(result.exception))
+
+
 def test_search_refuses_a_foreign_gallery_and_a_broken_image(search, gallery, tmp_path):
     checkpoint = make_tiny_checkpoint(tmp_path / "other", seed=9)
     result = search("words", "--checkpoint", checkpoint)

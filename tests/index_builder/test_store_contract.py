@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from cots_model.errors import InputError
+from index_builder.filter import FilterError, parse_filter
 from index_builder.gallery import Gallery, ItemNotFoundError
+from index_builder.indexes.exact import exact_scores
 from index_builder.items import Item
 from index_builder.search import search_gallery
 from index_builder.verify import verify_gallery
@@ -149,6 +151,56 @@ def test_hits_are_the_same(store, reference):
 def test_search_refuses_what_has_no_meaning(store, query, k):
     with pytest.raises(InputError, match="accepted"):
         store.search(query, k)
+
+
+FILTERS = [
+    {},
+    {"caption": {"eq": ""}},
+    {"yes": {"eq": True}, "real": {"gte": 0.1}},
+    {"small": {"lte": -(2**63)}},
+    {"big": {"gt": 2**70}},
+    {"tags": {"exists": True}},
+    {"nested.q": {"contains": "'"}},
+    {"nested.a": {"contains": 2.5}},
+    {"ключ": {"in": ["значение", "x' or '1' == '1"]}},
+    {'quote"key': {"ne": "\\"}},
+    {"long": {"contains": "éé"}},
+    {"or": [{"whole": {"lt": 2}}, {"not": {"yes": {"exists": True}}}]},
+]
+
+
+@pytest.mark.parametrize("raw", FILTERS, ids=str)
+def test_filters_leave_the_same_hits(store, reference, raw):
+    query_QE = queries()
+    for options in ({"k": 7, "offset": 3}, {"k": COUNT}, {"k": 9, "distinct": 0.97}):
+        where = parse_filter(raw)
+        found = search_gallery(store, query_QE, where=where, **options)
+        assert found == search_gallery(reference, query_QE, where=where, **options)
+        if options["k"] == COUNT:
+            assert {len(hits) for hits in found} == {len(store.filters.rows(where))}
+
+
+@pytest.mark.parametrize("few", [0, 10_000])
+def test_a_search_among_rows_is_exact_whether_they_are_read_or_ranked(store, few, monkeypatch):
+    monkeypatch.setattr("index_builder.milvus.index._FEW_ROWS", few)
+    query_QE = queries()
+    for rows_M in (np.arange(0, COUNT, 3), np.arange(15, COUNT), np.array([42])):
+        scores_QK, rows_QK = store.search(query_QE, 30, rows_M=rows_M)
+        for query_E, scores_K, rows_K in zip(query_QE, scores_QK, rows_QK, strict=True):
+            expected_K = exact_scores(query_E, _vectors()[rows_M])
+            order = np.lexsort((rows_M, -expected_K))[:30]
+            assert rows_K.tolist() == rows_M[order].tolist()
+            assert scores_K.tobytes() == expected_K[order].tobytes()
+
+
+def test_filters_that_do_not_fit_are_refused_alike(store):
+    for raw, said in (
+        ({"nested.x": {"eq": 1}}, "filter.nested.x.eq names a column or field that no item has"),
+        ({"yes": {"eq": 1}}, "filter.yes.eq is given a number, and the column holds booleans"),
+    ):
+        with pytest.raises(FilterError) as caught:
+            store.filters.rows(parse_filter(raw))
+        assert str(caught.value).startswith(said)
 
 
 def test_items_come_back_as_they_were_indexed(store):

@@ -47,6 +47,7 @@ def without_times(body: dict) -> dict:
         {"query": "a dog in snow", "k": 5},
         {"query": "a dog in snow", "k": 100, "include": ["metadata", "embedding"]},
         {"queries": ["a cat", {"text": "a dog"}], "k": 3, "offset": 1},
+        {"query": "a cat", "filter": {}, "deduplicate": True, "k": 20},
     ],
 )
 def test_search_answers_as_from_files(milvus, client, gallery, body):

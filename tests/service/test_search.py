@@ -138,7 +138,7 @@ def test_pages_join_to_the_whole(client, pictures) -> None:
         hits_of(client.post(SEARCH, json={"query": "red", "k": 4, "offset": offset}))
         for offset in range(0, len(pictures) + 4, 4)
     )
-    assert list(itertools.chain(*pages)) == whole
+    assert same(list(itertools.chain(*pages)), whole)
 
 
 def test_min_score_keeps_exactly_the_hits_at_or_above(client) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -15,13 +16,17 @@ import numpy as np
 import pytest
 
 from cots_model.errors import CotsError, GalleryError, InputError
+from index_builder.filter import parse_filter
 from index_builder.gallery import Gallery, read_manifest
+from index_builder.manifest import MANIFEST_FILE, METADATA_FILE
 from index_builder.milvus.address import parse_address
 from index_builder.milvus.client import MilvusClient, MilvusError, connect
 from index_builder.milvus.collection import MAX_BATCH_ROWS, batches, to_row
 from index_builder.milvus.export import export_gallery
 from index_builder.milvus.open import open_collection
 from index_builder.milvus.options import ExportOptions, ExportReport
+from index_builder.publish import Pointer, publish
+from index_builder.search import search_gallery
 from index_builder.verify import verify_gallery
 from tests.index_builder.stores import plain_items, publish_gallery, unit_vectors
 
@@ -51,6 +56,7 @@ def test_export_publishes_a_gallery_without_vectors_and_secrets(lite, tmp_path, 
         "manifest.json",
         "skipped.jsonl",
         "excluded.jsonl",
+        "metadata.parquet",
     }
     assert "hunter2" not in (folder / "manifest.json").read_text()
     assert manifest.index.kind == "milvus"
@@ -295,3 +301,18 @@ def test_a_shard_is_refused_before_anything_is_written(photos, build, tmp_path):
         export(tmp_path / "part", f"milvus://{tmp_path}/lite.db/photos", tmp_path / "target")
     assert not (tmp_path / "target").exists()
     assert not (tmp_path / "lite.db").exists()
+
+
+def test_a_gallery_exported_without_metadata_columns_is_searched_but_not_filtered(lite, tmp_path):
+    source, target = make(tmp_path / "source"), tmp_path / "target"
+    export(source, f"{lite}/photos", target)
+    folder, manifest = read_manifest(target)
+    (folder / METADATA_FILE).unlink()
+    files = {name: info for name, info in manifest.files.items() if name != METADATA_FILE}
+    data = manifest.model_copy(update={"files": files}).to_bytes()
+    (folder / MANIFEST_FILE).write_bytes(data)
+    publish(target, folder, Pointer(manifest.version, hashlib.sha256(data).hexdigest()))
+    gallery = Gallery.open(target)
+    assert len(search_gallery(gallery, unit_vectors(1), k=5)[0]) == 5
+    with pytest.raises(InputError, match=r"without its metadata columns .* export it again"):
+        search_gallery(gallery, unit_vectors(1), k=5, where=parse_filter({"a": {"eq": 1}}))
