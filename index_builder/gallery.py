@@ -53,6 +53,7 @@ __all__ = [
     "Item",
     "ItemNotFoundError",
     "Manifest",
+    "OtherModelError",
     "read_manifest",
 ]
 
@@ -61,6 +62,10 @@ _OPEN_ATTEMPTS = 3
 
 class ItemNotFoundError(InputError):
     """No item of the gallery has this id."""
+
+
+class OtherModelError(GalleryError):
+    """Another model made the gallery."""
 
 
 class Gallery:
@@ -103,7 +108,7 @@ class Gallery:
 
         Raises:
             GalleryError: if there is no gallery, a file is damaged (named), or another model made
-                it (both fingerprints named).
+                it (`OtherModelError`, both fingerprints named).
             CotsError: as `open_index`, for the device.
         """
         for attempt in range(1, _OPEN_ATTEMPTS + 1):
@@ -154,6 +159,11 @@ class Gallery:
     def version(self) -> str:
         """Name of the opened version."""
         return self.manifest.version
+
+    @property
+    def exact(self) -> bool:
+        """Whether a search of all rows always finds the best ones."""
+        return self._index.exact
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -276,7 +286,7 @@ class Gallery:
 def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:
     if expected is None or expected == manifest.model_fingerprint:
         return
-    raise GalleryError(
+    raise OtherModelError(
         f"gallery {root} was made by {manifest.model_name} with fingerprint "
         f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
         "checkpoint that made it (--checkpoint), or build the gallery again with this one"

@@ -14,6 +14,7 @@ from cots_model.encoder import Encoder
 from service.encoding import Embedder
 from service.galleries import Registry
 from service.readiness import Readiness
+from service.reloading import Reloader
 from service.root import find_galleries
 from service.settings import CLOSE_S, Settings
 from service.thumbnails import ThumbnailCache
@@ -41,7 +42,11 @@ class Resources:
             settings.checkpoint, device=settings.device, precision=settings.precision
         )
         registry = Registry.open(
-            settings.galleries, expected_fingerprint=encoder.fingerprint, device=settings.device
+            settings.galleries,
+            expected_fingerprint=encoder.fingerprint,
+            device=settings.device,
+            probe_QE=encoder.encode_texts(["a probe"]),
+            memory_budget_bytes=settings.memory_budget_bytes,
         )
         return cls(encoder, registry)
 
@@ -90,6 +95,7 @@ class Service:
         decoding: threads for pictures, items and originals.
         videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
+        reloader: the thread that loads new versions.
         readiness: whether it should get traffic.
         thumbnails: thumbnails already made.
     """
@@ -104,6 +110,7 @@ class Service:
         self.decoding = pool("decode", threads=settings.decode_threads)
         self.videos = pool("video", threads=settings.decode_threads)
         self.searching = pool("search", threads=settings.search_threads)
+        self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
             (self.decoding, self.searching, self.embedder, self.videos),
@@ -113,7 +120,7 @@ class Service:
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""
-        pools = (self.embedder, self.decoding, self.videos, self.searching)
+        pools = (self.reloader, self.embedder, self.decoding, self.videos, self.searching)
         for pool in pools:
             pool.close()
         until_s = time.monotonic() + timeout_s
