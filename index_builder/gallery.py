@@ -54,6 +54,7 @@ __all__ = [
     "Item",
     "ItemNotFoundError",
     "Manifest",
+    "OtherModelError",
     "read_manifest",
 ]
 
@@ -62,6 +63,10 @@ _OPEN_ATTEMPTS = 3
 
 class ItemNotFoundError(InputError):
     """No item of the gallery has this id."""
+
+
+class OtherModelError(GalleryError):
+    """Another model made the gallery."""
 
 
 class Gallery:
@@ -111,7 +116,7 @@ class Gallery:
 
         Raises:
             GalleryError: if there is no gallery, a file is damaged (named), or another model made
-                it (both fingerprints named).
+                it (`OtherModelError`, both fingerprints named).
             CotsError: as `open_index`, for the device.
         """
         for attempt in range(1, _OPEN_ATTEMPTS + 1):
@@ -300,7 +305,7 @@ class Gallery:
 def _check_fingerprint(root: Path, manifest: Manifest, expected: str | None) -> None:
     if expected is None or expected == manifest.model_fingerprint:
         return
-    raise GalleryError(
+    raise OtherModelError(
         f"gallery {root} was made by {manifest.model_name} with fingerprint "
         f"{manifest.model_fingerprint}, but the model in use has fingerprint {expected}; use the "
         "checkpoint that made it (--checkpoint), or build the gallery again with this one"

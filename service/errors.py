@@ -59,6 +59,12 @@ def overloaded() -> ApiError:
     return ApiError(429, "queue_full", message, headers={"Retry-After": "1"})
 
 
+def gallery_not_found(name: str) -> ApiError:
+    """A 404 for a name that no gallery has."""
+    message = f"no gallery {name!r}; GET /v1/galleries lists those there are"
+    return ApiError(404, "gallery_not_found", message, param="gallery")
+
+
 def past_deadline() -> ApiError:
     """A 504 for a request whose time is over."""
     message = "the request did not finish before its deadline and was dropped; try again later"

@@ -23,15 +23,23 @@ def find_galleries(root: Path) -> list[Path]:
             f"--galleries {root.resolve().parent}"
         )
     try:
-        folders = sorted(root.iterdir())
+        found = list_galleries(root)
     except OSError as err:
         raise InputError(f"{root} cannot be listed ({err.strerror}); check it") from err
-    found = [folder for folder in folders if _is_gallery(folder)]
     if not found:
         raise InputError(
             f"{root} holds no gallery; build one: cots index build PICTURES --gallery {root}/NAME"
         )
     return found
+
+
+def list_galleries(root: Path) -> list[Path]:
+    """As `find_galleries`, of a root that may have become empty.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
+    return [folder for folder in sorted(root.iterdir()) if _is_gallery(folder)]
 
 
 def _is_gallery(folder: Path) -> bool:

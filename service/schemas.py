@@ -165,8 +165,29 @@ class IndexBody(BaseModel):
     parameters: dict[str, Any]
 
 
+class RefusedBody(BaseModel):
+    """A published version that is not served.
+
+    Attributes:
+        version: its name; null if the gallery does not even say.
+        reason: `damaged`, `other_model`, `self_test`, `too_big` or `failed`.
+        message: the same in words.
+        since: when it was first refused.
+    """
+
+    version: str | None
+    reason: str
+    message: str
+    since: str
+
+
 class GalleryBody(BaseModel):
-    """What a client may know of a gallery."""
+    """What a client may know of a gallery.
+
+    Attributes:
+        loaded: when this version was taken.
+        refused: the version that is published, where that could not be taken in its place.
+    """
 
     name: str
     modality: str
@@ -177,6 +198,21 @@ class GalleryBody(BaseModel):
     model: str
     model_fingerprint: str
     created: str
+    loaded: str | None = None
+    refused: RefusedBody | None = None
+
+
+class ReloadBody(BaseModel):
+    """Answer of `POST /v1/galleries/{g}/reload`.
+
+    Attributes:
+        previous_version: that was served when the request came; null if none was.
+        version: that is served now.
+    """
+
+    gallery: str
+    previous_version: str | None
+    version: str
 
 
 class GalleryList(BaseModel):

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         max_image_urls: most urls of one request.
         max_thumbnail_px: largest side of a thumbnail.
         thumbnail_cache_bytes: memory kept for thumbnails already made.
+        reload_interval_s: pause between looks for new versions and galleries; 0 never looks.
+        memory_budget_bytes: main memory that all open galleries may take together; without it,
+            each may take what the machine, or the container, has free.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most jobs encoded together.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
@@ -109,6 +112,8 @@ class Settings(BaseSettings):
     max_thumbnail_px: int = Field(default=1024, ge=16)
     thumbnail_cache_bytes: int = Field(default=64 * MIB, ge=0)
 
+    reload_interval_s: float = Field(default=5.0, ge=0, allow_inf_nan=False)
+    memory_budget_bytes: int | None = Field(default=None, gt=0)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
     decode_threads: int = Field(default=2, gt=0)

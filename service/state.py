@@ -15,6 +15,7 @@ from service.encoding import Embedder
 from service.fetch import make_fetcher
 from service.galleries import Registry
 from service.readiness import Readiness
+from service.reloading import Reloader
 from service.root import find_galleries
 from service.settings import CLOSE_S, Settings
 from service.thumbnails import ThumbnailCache
@@ -42,7 +43,11 @@ class Resources:
             settings.checkpoint, device=settings.device, precision=settings.precision
         )
         registry = Registry.open(
-            settings.galleries, expected_fingerprint=encoder.fingerprint, device=settings.device
+            settings.galleries,
+            expected_fingerprint=encoder.fingerprint,
+            device=settings.device,
+            probe_QE=encoder.encode_texts(["a probe"]),
+            memory_budget_bytes=settings.memory_budget_bytes,
         )
         return cls(encoder, registry)
 
@@ -92,6 +97,7 @@ class Service:
         videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
         fetcher: gets pictures by url, if the settings allow it.
+        reloader: the thread that loads new versions.
         readiness: whether it should get traffic.
         thumbnails: thumbnails already made.
     """
@@ -107,6 +113,7 @@ class Service:
         self.videos = pool("video", threads=settings.decode_threads)
         self.searching = pool("search", threads=settings.search_threads)
         self.fetcher = make_fetcher(settings)
+        self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
             (self.decoding, self.searching, self.embedder, self.videos),
@@ -116,7 +123,14 @@ class Service:
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""
-        pools = (self.fetcher, self.embedder, self.decoding, self.videos, self.searching)
+        pools = (
+            self.reloader,
+            self.fetcher,
+            self.embedder,
+            self.decoding,
+            self.videos,
+            self.searching,
+        )
         for pool in pools:
             pool.close()
         until_s = time.monotonic() + timeout_s

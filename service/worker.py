@@ -174,6 +174,7 @@ class WorkerPool(Generic[P, R]):
     def _work(self) -> None:
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
+            del jobs  # a thread that waits must not keep what a job held: a gallery's version
 
     def _take(self) -> list[_Job[P, R]]:
         """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""

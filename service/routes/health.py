@@ -18,11 +18,18 @@ async def livez() -> Health:
 
 @router.get("/readyz", responses={503: {"model": Health}})
 async def readyz(service: parameters.CurrentService, response: Response) -> Health:
-    """200 when the galleries are loaded and a probe forward pass finished lately, else 503."""
+    """200 when the galleries are loaded and a probe forward pass finished lately, else 503.
+
+    A new version that was refused is a warning: the old one goes on.
+    """
     reasons = service.readiness.reasons()
-    warnings = service.registry.reasons()
+    lost, warnings = service.registry.reasons(), service.registry.warnings()
     if service.settings.require_all_galleries:
-        reasons, warnings = [*reasons, *warnings], []
+        reasons += lost
+    else:
+        warnings = lost + warnings
+    if not service.registry.loaded:
+        reasons.append("no gallery is served")
     response.headers["Cache-Control"] = "no-store"
     if reasons:
         response.status_code = 503
