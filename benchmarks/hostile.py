@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def main(checkpoint: str, out: Path | None, **args: Any) -> None:
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "version": version("cots-retrieval"),
         **args,
-        "command": sys.argv,
+        "command": shlex.join(["python", "-m", "benchmarks.hostile", *sys.argv[1:]]),
         "hardware": asdict(describe_hardware(torch.device("cpu"))),
         "seconds": round(time.monotonic() - begun_s, 1),
         "outcomes": {kind: dict(count.most_common()) for kind, count in tally.outcomes.items()},
