@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import click
 import httpx
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 
 from benchmarks.hostile_requests import Attack, Target, good_request, hostile_requests
@@ -213,8 +215,8 @@ def main(checkpoint: str, out: Path | None, **args: Any) -> None:
         "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "version": version("cots-retrieval"),
         **args,
-        "command": sys.argv,
-        "hardware": describe_hardware(),
+        "command": shlex.join(["python", "-m", "benchmarks.hostile", *sys.argv[1:]]),
+        "hardware": asdict(describe_hardware(torch.device("cpu"))),
         "seconds": round(time.monotonic() - begun_s, 1),
         "outcomes": {kind: dict(count.most_common()) for kind, count in tally.outcomes.items()},
         "faults": tally.faults,

@@ -152,6 +152,8 @@ def _search_body(rng: random.Random, target: Target) -> dict[str, Any]:
 
 def _json_search(rng: random.Random, target: Target) -> Attack:
     raw = json.dumps(_search_body(rng, target)).encode()
+    if rng.random() < 0.8:  # NaN is no JSON, and not much comes after that
+        raw = raw.replace(b"NaN", b"-1").replace(b"Infinity", b"7")
     return _post("json", target.search, raw, _JSON)
 
 
@@ -204,7 +206,9 @@ def _upload(rng: random.Random, target: Target) -> Attack:
     body += rng.choice((f"--{edge}--\r\n".encode(), f"--{edge}--\r\n".encode(), b"", b"--"))
     if rng.random() < 0.2:
         body = body[: rng.randrange(len(body))]
-    kind = rng.choice(("multipart/form-data; boundary=", "multipart/form-data;boundary=", "a/"))
+    kind = rng.choice(
+        (*["multipart/form-data; boundary="] * 8, "multipart/form-data;boundary=", "a/")
+    )
     return _post("upload", f"{target.search}/upload", body, {"Content-Type": kind + edge})
 
 
