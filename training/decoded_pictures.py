@@ -95,7 +95,7 @@ def _decode(
         for pixels_KCSS, errors in prepare_all(_Decode(side), steps, num_workers=num_workers):
             count.add(len(pixels_KCSS), [error for _, error in errors])
             broken |= {row for row, _ in errors}
-            file.write(pixels_KCSS.numpy())
+            file.write(pixels_KCSS.numpy().tobytes())
     _list_of(path).write_text(json.dumps(sorted(broken)))
     unfinished.replace(path)
     return broken
