@@ -197,7 +197,11 @@ def test_a_search_past_its_deadline_gives_its_thread_free(photos, serve, monkeyp
     vectors = SlowVectors(np.load(folder / VECTORS_FILE))
     index = open_index(folder / INDEX_FILE, manifest.index, vectors, device="cpu")
     gallery = Gallery(photos, manifest, vectors, read_items(folder / ITEMS_FILE), index)
-    registry = Registry({"photos": gallery})
+    vectors.gate.set()  # for the self-test
+    monkeypatch.setattr(Gallery, "open", lambda *_, **__: gallery)
+    registry = Registry.open(photos.parent, expected_fingerprint=manifest.model_fingerprint)
+    vectors.gate.clear()
+    vectors.read.clear()
     client = serve(found=registry, deadline_s=0.5, search_threads=1, probe_interval_s=60.0).client
     body = {"query": WORDS, "filter": {"year": {"eq": 2019}}, "k": 3}
     assert error_of(client.post(SEARCH, json=body), 504)["code"] == "deadline_exceeded"
