@@ -53,6 +53,7 @@ class Settings(BaseSettings):
         max_image_pixels: largest width x height of a picture, by its header.
         max_thumbnail_px: largest side of a thumbnail.
         thumbnail_cache_bytes: memory kept for thumbnails already made.
+        workers: processes that answer on the one address, each with a model of its own.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most jobs encoded together.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
@@ -91,6 +92,7 @@ class Settings(BaseSettings):
     max_thumbnail_px: int = Field(default=1024, ge=16)
     thumbnail_cache_bytes: int = Field(default=64 * MIB, ge=0)
 
+    workers: int = Field(default=1, ge=1, le=64)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
     decode_threads: int = Field(default=2, gt=0)
