@@ -34,18 +34,20 @@ from index_builder.build import build_gallery
 from index_builder.options import BuildOptions
 
 CONFIG = Path(__file__).resolve().parent / "schemathesis.toml"
+NAMES = ("cat.jpg", "wide.png", "dogs/rex in snow.jpg", "other.jpg")
 _START_S = 120
 
 
-def make_gallery(folder: Path, pictures: int) -> tuple[Path, Path]:
+def make_gallery(folder: Path) -> tuple[Path, Path]:
     """A checkpoint and a root with one gallery; both paths."""
     checkpoint = make_tiny_checkpoint(folder / "tiny")
     source = folder / "pictures"
     source.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(pictures):
+    (source / "dogs").mkdir()
+    for name in NAMES:  # those of schemathesis.toml
         pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(source / f"{number:03d}.jpg")
+        Image.fromarray(pixels).save(source / name)
     options = BuildOptions(sources=(str(source),), gallery=folder / "root" / "pets", workers=1)
     build_gallery(options, Encoder.load(checkpoint, device="cpu"))
     return checkpoint, folder / "root"
@@ -78,7 +80,7 @@ def main(cases: int, port: int, out: Path) -> None:
     """Fuzz every route; exit as schemathesis does."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as temporary:
-        checkpoint, root = make_gallery(Path(temporary), pictures=12)
+        checkpoint, root = make_gallery(Path(temporary))
         serve = [sys.executable, "-m", "cots_cli.main", "serve", "--galleries", str(root)]
         places = ["--checkpoint", str(checkpoint), "--port", str(port), "--device", "cpu"]
         with Path(temporary, "log").open("w") as log:

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -36,17 +43,21 @@ _PROCESS_GAUGES = {
 _CPU = "process_cpu_seconds"
 
 
-class GalleryFigures(Protocol):
-    """What is told of a gallery."""
+@dataclass(frozen=True)
+class GalleryFigures:
+    """What is told of a gallery.
 
-    @property
-    def version(self) -> str:
-        """Name of its version."""
-        ...
+    Attributes:
+        version: name of the version that is served; `None` if none is.
+        count: its items.
+        num_loaded: versions taken since the start of the process.
+        num_refused: versions refused since then.
+    """
 
-    def __len__(self) -> int:
-        """How many items it has."""
-        ...
+    version: str | None
+    count: int = 0
+    num_loaded: int = 0
+    num_refused: int = 0
 
 
 def restart_counter(registry: CollectorRegistry) -> Counter:
@@ -65,6 +76,7 @@ class Metrics:
         Args:
             worker: number of this process among the workers.
         """
+        disable_created_metrics()  # a second series beside each, that nothing here is read by
         self._registry = registry = CollectorRegistry()
         self._worker = str(worker)
         self._requests = Counter(
@@ -102,7 +114,7 @@ class Metrics:
         )
         self._waiting = _gauge("cots_queue_depth", "Waiting jobs.", "livesum", registry, "queue")
         self._ready = _gauge("cots_ready_workers", "Workers that are ready.", "livesum", registry)
-        self._galleries = _GalleryGauges(registry)
+        self._galleries = _Galleries(registry)
         self._restarts = restart_counter(registry)
         self._process = _ProcessFigures(self._worker, registry)
         for stage in STAGES:
@@ -165,13 +177,12 @@ class Metrics:
         waiting: Mapping[str, int],
         ready: bool,
         galleries: Mapping[str, GalleryFigures],
-        refused: Iterable[str],
     ) -> None:
         """Take down what is looked up, not counted: queues, galleries, readiness, the process."""
         for queue, depth in waiting.items():
             self._waiting.labels(queue).set(depth)
         self._ready.set(int(ready))
-        self._galleries.set(galleries, refused)
+        self._galleries.refresh(galleries)
         self._process.refresh()
 
     def render(self) -> bytes:
@@ -184,7 +195,7 @@ class Metrics:
         return generate_latest(shared)
 
 
-class _GalleryGauges:
+class _Galleries:
     """Of workers that serve different versions for a moment, the oldest is told."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -201,14 +212,31 @@ class _GalleryGauges:
             registry,
             "gallery",
         )
+        self._loads = Counter(
+            "cots_gallery_loads",
+            "Versions that were taken (loaded), or not (refused), by all workers.",
+            ["gallery", "outcome"],
+            registry=registry,
+        )
+        self._seen: dict[str, GalleryFigures] = {}
 
-    def set(self, served: Mapping[str, GalleryFigures], refused: Iterable[str]) -> None:
-        for name in refused:
+    def refresh(self, galleries: Mapping[str, GalleryFigures]) -> None:
+        for name in self._seen.keys() - galleries.keys():
             self._up.labels(name).set(0)
-        for name, gallery in served.items():
-            self._up.labels(name).set(1)
-            self._items.labels(name).set(len(gallery))
-            self._version.labels(name).set(version_time(gallery.version))
+        for name, gallery in galleries.items():
+            self._up.labels(name).set(int(gallery.version is not None))
+            self._items.labels(name).set(gallery.count)
+            self._version.labels(name).set(version_time(gallery.version or ""))
+            self._count_loads(name, gallery)
+
+    def _count_loads(self, name: str, gallery: GalleryFigures) -> None:
+        before = self._seen.get(name, GalleryFigures(None))
+        for outcome, new in (
+            ("loaded", gallery.num_loaded - before.num_loaded),
+            ("refused", gallery.num_refused - before.num_refused),
+        ):
+            self._loads.labels(name, outcome).inc(max(0, new))
+        self._seen[name] = gallery
 
 
 class _ProcessFigures:

@@ -137,6 +137,7 @@ def complete(document: dict[str, Any], *, with_keys: bool) -> dict[str, Any]:
         return document
     for path, methods in document["paths"].items():
         for operation in methods.values():
+            _hoist_definitions(document, operation)
             _complete_operation(operation, is_open=path in OPEN_PATHS, with_keys=with_keys)
     if with_keys:
         document.setdefault("components", {})["securitySchemes"] = _SCHEMES
@@ -147,10 +148,19 @@ def complete(document: dict[str, Any], *, with_keys: bool) -> dict[str, Any]:
     return document
 
 
+def _hoist_definitions(document: dict[str, Any], operation: dict[str, Any]) -> None:
+    """Move what a body's schema defines to where its references look for it."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for media in operation.get("requestBody", {}).get("content", {}).values():
+        schemas.update(media.get("schema", {}).pop("$defs", {}))
+
+
 def _complete_operation(operation: dict[str, Any], *, is_open: bool, with_keys: bool) -> None:
     if is_open and with_keys:
         operation["security"] = []
     responses = operation["responses"]
+    if not _checks_parameters(operation) and _is_fastapis(responses.get("422", {})):
+        del responses["422"]
     for status in _around(has_body="requestBody" in operation, is_open=is_open):
         responses.setdefault(str(status), {"content": {_JSON: {"schema": _SCHEMA}}})
     tags = frozenset(operation.get("tags", ()))
@@ -164,6 +174,19 @@ def _complete_operation(operation: dict[str, Any], *, is_open: bool, with_keys: 
     operation["responses"] = dict(sorted(responses.items()))
 
 
+def _checks_parameters(operation: dict[str, Any]) -> bool:
+    """Whether a value can be refused before the route sees it; names in paths never are."""
+    parameters = operation.get("parameters", ())
+    plain = {"path": "string"}
+    return any(plain.get(p["in"]) != p.get("schema", {}).get("type") for p in parameters)
+
+
+def _is_fastapis(response: dict[str, Any]) -> bool:
+    """Whether FastAPI added this 422 of its own accord."""
+    schema = response.get("content", {}).get(_JSON, {}).get("schema", {})
+    return str(schema.get("$ref", "")).endswith("/HTTPValidationError")
+
+
 def _around(*, has_body: bool, is_open: bool) -> list[int]:
     """Statuses that come from around the route."""
     guards = [] if is_open else [401, 421]
@@ -175,7 +198,7 @@ def _complete_error(status: int, response: dict[str, Any], tags: frozenset[str])
     content = response.setdefault("content", {})
     media = content.setdefault(_JSON, {"schema": _SCHEMA})
     reference = media.get("schema", {}).get("$ref", "")
-    if reference.endswith("/HTTPValidationError"):
+    if _is_fastapis(response):
         media["schema"] = _SCHEMA
     elif reference != _SCHEMA["$ref"]:
         return  # a shape of its own, with its own examples

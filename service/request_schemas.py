@@ -10,6 +10,9 @@ from typing import Any
 
 from service.schemas import QueryPart, SearchOptions, SearchRequest
 
+REFERENCE = "#/components/schemas/{model}"
+"""Where `service.openapi` puts what pydantic defines beside a schema."""
+
 _WORDS = {"type": "string", "pattern": r"\S", "maxLength": 8192}
 _FORMS: dict[str, dict[str, Any]] = {
     "text": _WORDS,
@@ -27,7 +30,7 @@ _MOST_QUERIES = 256
 
 def search_schema() -> dict[str, Any]:
     """Of the body of a search: `query` or `queries`, and the options."""
-    schema = SearchRequest.model_json_schema()
+    schema = SearchRequest.model_json_schema(ref_template=REFERENCE)
     properties = schema["properties"]
     properties["query"] = query_schema()
     properties["queries"] = {
@@ -92,7 +95,7 @@ def part_schema() -> dict[str, Any]:
 
 def upload_schema() -> dict[str, Any]:
     """Of the form of an upload: the picture, and the options as texts."""
-    schema = SearchOptions.model_json_schema()
+    schema = SearchOptions.model_json_schema(ref_template=REFERENCE)
     schema["properties"]["file"] = {"type": "string", "format": "binary"}
     schema["required"] = ["file"]
     return schema

@@ -13,7 +13,7 @@ from fastapi import Request
 from cots_model.encoder import Encoder
 from service.encoding import Embedder
 from service.galleries import Registry
-from service.metrics import Metrics
+from service.metrics import GalleryFigures, Metrics
 from service.readiness import Readiness
 from service.root import find_galleries
 from service.settings import CLOSE_S, Settings
@@ -135,9 +135,14 @@ class Service:
         self.metrics.refresh(
             waiting={name: pool.waiting for name, pool in pools.items()},
             ready=not self.readiness.reasons(),
-            galleries=self.registry.loaded,
-            refused=self.registry.refused,
+            galleries=self._gallery_figures(),
         )
+
+    def _gallery_figures(self) -> dict[str, GalleryFigures]:
+        served = self.registry.loaded.items()
+        figures = {name: GalleryFigures(g.version, len(g), num_loaded=1) for name, g in served}
+        refused = {name: GalleryFigures(None, num_refused=1) for name in self.registry.refused}
+        return {**refused, **figures}
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cots_model.encoder import Encoder
-from service.metrics import version_time
+from service.metrics import GalleryFigures, Metrics, version_time
 from tests.service.conftest import GatedEncoder, Running, picture, wait_until
 
 SEARCH = "/v1/galleries/pets/search"
@@ -21,9 +21,13 @@ def scrape(server: Running) -> Samples:
     answer = server.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
+    return read(answer.text)
+
+
+def read(text: str) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
@@ -84,11 +88,34 @@ def test_galleries_build_and_process_are_told(fresh, registry) -> None:
     made_s = value(samples, "cots_gallery_version_timestamp_seconds", gallery="pets")
     assert made_s == pytest.approx(version_time(pets.version))
     assert made_s > 1e9
+    assert loads(samples, "pets", "loaded") == 1
+    assert loads(samples, "pets", "refused") == 0
     assert value(samples, "cots_ready_workers") == 1
     assert value(samples, "process_resident_memory_bytes", worker="0") > 1e7
     assert value(samples, "process_cpu_seconds_total", worker="0") > 0
     built = [dict(labels) for name, labels in samples if name == "cots_build_info"]
     assert [(info["device"], info["precision"]) for info in built] == [("cpu", "float32")]
+
+
+def loads(samples: Samples, gallery: str, outcome: str) -> float:
+    return value(samples, "cots_gallery_loads_total", gallery=gallery, outcome=outcome)
+
+
+def test_new_versions_refused_versions_and_galleries_that_go_are_told() -> None:
+    metrics = Metrics()
+
+    def tell(**galleries: GalleryFigures) -> Samples:
+        metrics.refresh(waiting={}, ready=True, galleries=galleries)
+        return read(metrics.render().decode())
+
+    first = GalleryFigures("20260101T120000.000000Z", 10, num_loaded=1)
+    tell(pets=first, gone=first)
+    samples = tell(pets=GalleryFigures("20260102T120000.000000Z", 20, num_loaded=2, num_refused=3))
+    assert value(samples, "cots_gallery_items", gallery="pets") == 20
+    assert (loads(samples, "pets", "loaded"), loads(samples, "pets", "refused")) == (2, 3)
+    assert value(samples, "cots_gallery_up", gallery="pets") == 1
+    assert value(samples, "cots_gallery_up", gallery="gone") == 0
+    assert value(tell(pets=GalleryFigures(None)), "cots_gallery_up", gallery="pets") == 0
 
 
 @pytest.fixture
