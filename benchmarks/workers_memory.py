@@ -55,6 +55,7 @@ def measure(root: Path, workers: int, port: int) -> dict[str, Any]:
             parent = psutil.Process(server.pid)
             processes = [parent, *parent.children(recursive=True)]
             memories = [process.memory_full_info() for process in processes]
+            maps = [m for p in processes for m in p.memory_maps() if m.path.startswith(str(root))]
         finally:
             server.terminate()
             server.wait(60)
@@ -63,6 +64,8 @@ def measure(root: Path, workers: int, port: int) -> dict[str, Any]:
         "processes": len(memories),
         "pss_mib": round(sum(memory.pss for memory in memories) / MIB),
         "rss_mib": round(sum(memory.rss for memory in memories) / MIB),
+        "gallery_files_pss_mib": round(sum(m.pss for m in maps) / MIB),
+        "gallery_files_rss_mib": round(sum(m.rss for m in maps) / MIB),
         "largest_pss_mib": round(max(memory.pss for memory in memories) / MIB),
     }
 

@@ -126,7 +126,7 @@ class Service:
 
     def refresh_metrics(self) -> None:
         """Take down the figures that are looked up, not counted."""
-        pools = {
+        pools: dict[str, Embedder | CallPool] = {
             "encode": self.embedder,
             "decode": self.decoding,
             "video": self.videos,

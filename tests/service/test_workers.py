@@ -19,6 +19,7 @@ from service.workers import pause_s, threads_per_worker
 from tests.service.conftest import wait_until
 from tests.service.test_serve_command import COMMAND, Process, process
 
+pytestmark = pytest.mark.slow
 SEARCH = "/v1/galleries/pets/search"
 
 
