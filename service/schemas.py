@@ -37,7 +37,9 @@ class SearchOptions(Strict):
     min_score: float | None = None
     filter: dict[str, JsonValue] | None = None
     deduplicate: bool = False
-    include: list[Literal["metadata", "embedding", "frames"]] = ["metadata"]
+    include: list[Literal["metadata", "embedding", "frames"]] = Field(
+        default=["metadata"], max_length=16
+    )
     rank_by: Literal["mean", "frame"] = "mean"
 
 
