@@ -97,5 +97,10 @@ def upload_schema() -> dict[str, Any]:
     """Of the form of an upload: the picture, and the options as texts."""
     schema = SearchOptions.model_json_schema(ref_template=REFERENCE)
     schema["properties"]["file"] = {"type": "string", "format": "binary"}
+    schema["properties"]["filter"] = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "description": "as the filter of a search, in JSON",
+    }
     schema["required"] = ["file"]
     return schema
