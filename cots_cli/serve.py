@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ EPILOG = """\b
 Examples:
   cots serve --galleries galleries
   cots serve --galleries galleries --port 9000 --checkpoint runs/mine
+  cots serve --galleries galleries --workers 4
+  cots serve --galleries galleries --config serve.yaml --check --json
   COTS_API_KEY_SHA256=$(printf %s "$KEY" | sha256sum | cut -d' ' -f1) \\
       cots serve --galleries galleries --host 0.0.0.0
 
@@ -29,6 +32,11 @@ Flags go over COTS_* variables, these over the --config file. docs/http.md lists
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port.  [default: 8000]")
 @click.option("--checkpoint", help="Model folder, bundled name or hub id.  [default: cots-mini]")
 @click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Processes that answer, with a model each.  [default: 1]",
+)
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings.")
 @click.option(
     "--allow-public",
@@ -36,23 +44,48 @@ Flags go over COTS_* variables, these over the --config file. docs/http.md lists
     default=None,
     help="Listen beyond this machine without API keys.",
 )
-def command(config: Path | None, **flags: Any) -> None:
-    """Serve every gallery under a folder over HTTP, with a web page at /."""
+@click.option(
+    "--check", is_flag=True, help="Try settings, model and galleries, tell what was found, and end."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --check: tell it as JSON.")
+def command(config: Path | None, check: bool, as_json: bool, **flags: Any) -> int:
+    """Serve every gallery under a folder over HTTP, with a web page at /.
+
+    Several workers share one address. Vectors are in memory once, models once for each worker.
+    """
     from service.logs import configure_logging
     from service.root import find_galleries
     from service.settings import Settings
 
+    if as_json and not check:
+        raise click.UsageError("--json tells what --check found; add --check")
     settings = Settings.load(config, **flags)
     settings.check_bind()
     find_galleries(settings.galleries)
     configure_logging(settings.log_level)
+    if check:
+        return _check(settings, as_json)
     _serve(settings)
+    return 0
+
+
+def _check(settings: Settings, as_json: bool) -> int:
+    from service.check import check
+
+    report = check(settings)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines()))
+    return 0 if report.ok else 2
 
 
 def _serve(settings: Settings) -> None:
     from service.server import bind, leave, serve
 
     with bind(settings.host, settings.port) as listener:
+        if settings.workers > 1:
+            from service.workers import run_workers
+
+            run_workers(settings, listener, on_start=_say_address)
+            return
         from service.app import create_app
         from service.state import Resources
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from importlib import metadata
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -18,54 +19,82 @@ from service.cors import cors_middleware
 from service.errors import install_error_handlers
 from service.hosts import TrustedHosts
 from service.limits import BodyLimit
+from service.metrics import Metrics
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
-from service.routes import clip_retrieval, galleries, health, items, openai, search
+from service.openapi import DESCRIPTION, complete
+from service.routes import clip_retrieval, galleries, health, items, metrics, openai, search
 from service.routes.page import page_router
 from service.settings import Settings
 from service.state import Resources, Service
 
 log = logging.getLogger(__name__)
 
+_FIGURES_S = 1.0
+"""Pause between two looks at what `/metrics` looks up, for scrapes that come to another worker."""
 
-def create_app(settings: Settings, resources: Resources | None = None) -> FastAPI:
+
+class Api(FastAPI):
+    """FastAPI with a complete OpenAPI document."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._with_keys = bool(settings.api_key_sha256)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document; every call gives the same object."""
+        return complete(super().openapi(), with_keys=self._with_keys)
+
+
+def create_app(
+    settings: Settings, resources: Resources | None = None, *, worker: int = 0
+) -> FastAPI:
     """Build the application.
 
     Args:
         settings: all limits and places.
         resources: a model and galleries already loaded; else the lifespan loads them.
+        worker: number of this process among the workers.
     """
+    figures = Metrics(worker=worker)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loaded = resources
         if loaded is None:
             loaded = await asyncio.to_thread(Resources.load, settings)
-        service = Service(settings, loaded)
+        service = Service(settings, loaded, figures)
         app.state.service = service
+        _tell_build(figures, loaded)
         await service.readiness.probe()
-        watching = asyncio.create_task(service.readiness.watch(), name="readiness")
+        tasks = [
+            asyncio.create_task(service.readiness.watch(), name="readiness"),
+            asyncio.create_task(_watch_figures(service), name="metrics"),
+        ]
         log.info("service started", extra={"galleries": sorted(loaded.registry.loaded)})
         try:
             yield
         finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             app.state.ended = service.close()
 
-    app = FastAPI(
+    app = Api(
+        settings,
         title="COTS Retrieval",
-        version=_version(),
+        description=DESCRIPTION,
+        version=version(),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, figures),
     )
     app.state.ended = False
     install_error_handlers(app)
     for router in (
         health.router,
+        metrics.router,
         galleries.router,
         search.router,
         items.router,
@@ -77,7 +106,23 @@ def create_app(settings: Settings, resources: Resources | None = None) -> FastAP
     return app
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+async def _watch_figures(service: Service) -> None:
+    while True:
+        service.refresh_metrics()
+        await asyncio.sleep(_FIGURES_S)
+
+
+def _tell_build(figures: Metrics, loaded: Resources) -> None:
+    encoder = loaded.encoder
+    figures.build(
+        version=version(),
+        model=encoder.name,
+        device=encoder.device.type,
+        precision=encoder.precision,
+    )
+
+
+def _middleware(settings: Settings, figures: Metrics) -> list[Middleware]:
     """Outermost first."""
     limit = Middleware(
         BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
@@ -86,14 +131,15 @@ def _middleware(settings: Settings) -> list[Middleware]:
     hosts = Middleware(TrustedHosts, names=settings.trusted_hosts())
     outer = [
         Middleware(SecurityHeaders),
-        Middleware(RequestLog),
+        Middleware(RequestLog, metrics=figures),
         *cors_middleware(settings.cors_origins),
         Middleware(HeadAsGet),
     ]
     return [*outer, hosts, keys, limit]
 
 
-def _version() -> str:
+def version() -> str:
+    """Of this package."""
     try:
         return metadata.version("cots-retrieval")
     except metadata.PackageNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,10 @@ from torch import Tensor
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CotsError
 from service.worker import Done, WorkerPool
+
+
+def _nobody(kind: str, size: int) -> None:
+    """Batches that nobody counts."""
 
 
 class ProbeError(CotsError):
@@ -41,8 +45,24 @@ class Embedder:
     alone in the last float32 digits (below 1e-6); ids and their order are those of the scores.
     """
 
-    def __init__(self, encoder: Encoder, *, capacity: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        capacity: int,
+        max_batch: int,
+        on_batch: Callable[[str, int], None] = _nobody,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            encoder: the model.
+            capacity: jobs that may wait.
+            max_batch: most jobs encoded together.
+            on_batch: told of each batch, `text` or `image`, and how many.
+        """
         self.encoder = encoder
+        self._on_batch = on_batch
         self._pool: WorkerPool[Texts | Pixels, Vectors] = WorkerPool(
             "encoder", self._encode, capacity=capacity, max_batch=max_batch
         )
@@ -84,6 +104,7 @@ class Embedder:
         texts = [text for job in jobs if isinstance(job, Texts) for text in job.texts]
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
+        self._on_batch("text" if texts else "image", len(texts) or len(imgs))
         z_BE = self.encoder.encode_texts(texts) if texts else self._encode_pixels(imgs)
         sizes = [len(job.texts if isinstance(job, Texts) else job.imgs) for job in jobs]
         return np.split(z_BE, np.cumsum(sizes)[:-1])

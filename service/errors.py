@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
 from index_builder.gallery import ItemNotFoundError
@@ -110,10 +111,23 @@ def error_body(err: ApiError) -> ErrorBody:
     return ErrorBody(message=_sendable(str(err)), type=kind, param=param, code=err.code)
 
 
+class ErrorAnswer(Response):
+    """An error as an HTTP answer; leaves its code in the request's state, for log and metrics."""
+
+    def __init__(self, err: ApiError) -> None:
+        body = ErrorResponse(error=error_body(err)).model_dump_json()
+        super().__init__(body, err.status, err.headers, media_type="application/json")
+        self._code = err.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        scope.setdefault("state", {})["error_code"] = self._code
+        await super().__call__(scope, receive, send)
+
+
 def error_response(err: ApiError) -> Response:
     """The error as an HTTP answer."""
-    body = ErrorResponse(error=error_body(err)).model_dump_json()
-    return Response(body, err.status, err.headers, media_type="application/json")
+    return ErrorAnswer(err)
 
 
 def _sendable(text: str) -> str:

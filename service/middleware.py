@@ -1,4 +1,4 @@
-"""What wraps every request: id, log line, last resort for errors, headers, HEAD, keys."""
+"""What wraps every request: id, log line, figures, last resort for errors, headers, HEAD, keys."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ApiError, error_response, internal
+from service.logs import current_request_id
+from service.metrics import Metrics
 from service.settings import OPEN_PATHS
+from service.stages import StageTimes, measure_stages
 
 log = logging.getLogger("service.requests")
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+_ROUTING = ("route", "fastapi")
+"""Keys that tell, after the routing, which route it was."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -32,13 +38,14 @@ _HEADERS = {
 
 
 class RequestLog:
-    """Gives each request an id, logs it once, and turns what nobody caught into a plain 500.
+    """Gives each request an id, logs and counts it once, and answers what nobody caught by a 500.
 
-    The text of queries is not logged.
+    The words of queries, and whatever else came in a body or a query string, are not logged.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
@@ -46,41 +53,89 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         begun_s = time.monotonic()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+        method = scope["method"]  # later parts may see HEAD as GET
+        request_id = _request_id(scope)
         scope.setdefault("state", {}).update(arrived_s=begun_s, request_id=request_id)
+        current_request_id.set(request_id)
+        stages = measure_stages()
         status = 0
 
         async def numbered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if _is_draining(scope):  # so that no request comes on a connection about to close
+                    headers["Connection"] = "close"
             await send(message)
 
+        self._metrics.request_begins()
         try:
             await self._app(scope, receive, numbered)
         except Exception:  # a bug: the client gets a plain 500, the log gets the trace
-            log.exception("unhandled exception", extra={"request_id": request_id})
-            if not status:
-                await error_response(internal())(scope, receive, numbered)
-            else:
+            log.exception("unhandled exception")
+            if status:
                 raise
+            await error_response(internal())(scope, receive, numbered)
         finally:
-            _log_request(scope, status, request_id, begun_s)
+            answered = Answered(method, _route(scope), status, time.monotonic() - begun_s)
+            self._end(scope, answered, stages)
+
+    def _end(self, scope: Scope, answered: Answered, stages: StageTimes) -> None:
+        reason = scope["state"].get("error_code")
+        if reason is None and answered.status >= 400:
+            reason = "other"  # an answer in the shape of another protocol
+        client = scope.get("client")
+        fields = {
+            "request_id": scope["state"]["request_id"],
+            "method": answered.method,
+            "path": scope["path"],
+            "route": answered.route,
+            "status": answered.status,
+            "duration_ms": round(answered.seconds * 1000, 3),
+            **{f"{name}_ms": round(spent * 1000, 3) for name, spent in stages.seconds.items()},
+            "client": client[0] if client else None,
+        }
+        log.info("request", extra=fields if reason is None else {**fields, "code": reason})
+        self._metrics.request_ends(
+            method=answered.method,
+            route=answered.route,
+            status=answered.status,
+            seconds=answered.seconds,
+            stages=stages.seconds,
+            reason=reason,
+        )
 
 
-def _log_request(scope: Scope, status: int, request_id: str, begun_s: float) -> None:
-    client = scope.get("client")
-    fields = {
-        "request_id": request_id,
-        "method": scope["method"],
-        "path": scope["path"],
-        "status": status,
-        "duration_ms": round((time.monotonic() - begun_s) * 1000, 3),
-        "client": client[0] if client else None,
-    }
-    log.info("request", extra=fields)
+@dataclass(frozen=True)
+class Answered:
+    """How a request ended; status 0 if the client left before there was an answer."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+
+
+def _route(scope: Scope) -> str:
+    """Template of the path that was routed to; `none` if the request came to no route."""
+    included = scope.get("fastapi", {}).get("effective_route_context")
+    for found in (included, scope.get("route")):
+        path = getattr(found, "path_format", None) or getattr(found, "path", None)
+        if path:
+            return str(path)
+    return "none"
+
+
+def _is_draining(scope: Scope) -> bool:
+    service = getattr(scope["app"].state, "service", None)
+    return service is not None and service.readiness.draining
 
 
 class SecurityHeaders:
@@ -123,7 +178,11 @@ class HeadAsGet:
             await send(message)
 
         scope.setdefault("state", {})["head"] = True
-        await self._app({**scope, "method": "GET"}, receive, bodiless)
+        inner = {**scope, "method": "GET"}  # the server goes by the method in its own
+        try:
+            await self._app(inner, receive, bodiless)
+        finally:
+            scope.update({key: inner[key] for key in _ROUTING if key in inner})
 
 
 class ApiKeys:

@@ -45,7 +45,9 @@ class SearchOptions(Strict):
     deduplicate: bool = Field(
         default=False, description="of near-duplicates only the best; offset counts these"
     )
-    include: list[Literal["metadata", "embedding", "frames"]] = ["metadata"]
+    include: list[Literal["metadata", "embedding", "frames"]] = Field(
+        default=["metadata"], max_length=16
+    )
     rank_by: Literal["mean", "frame"] = "mean"
 
 

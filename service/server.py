@@ -21,6 +21,9 @@ from service.settings import CLOSE_S, Settings
 
 log = logging.getLogger(__name__)
 
+SETTLE_S = 0.2
+"""Between the end of listening and the end of idle connections; what was sent by then is read."""
+
 
 class ServerError(CotsError):
     """The server could not start or did not end well."""
@@ -78,6 +81,17 @@ class GracefulServer(uvicorn.Server):
         else:
             self._stop()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, read what is already on its way, then end as uvicorn does.
+
+        uvicorn closes connections without a request at once, also those just accepted whose
+        request has not been read yet.
+        """
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(SETTLE_S)
+        await super().shutdown(sockets)
+
     def _stop(self) -> None:
         self.should_exit = True
 
@@ -114,7 +128,9 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(settings.grace_s - settings.drain_s - CLOSE_S)),
+        timeout_graceful_shutdown=max(
+            1, int(settings.grace_s - settings.drain_s - CLOSE_S - SETTLE_S)
+        ),
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = GracefulServer(config, settings)

@@ -66,6 +66,7 @@ class Settings(BaseSettings):
         reload_interval_s: pause between looks for new versions and galleries; 0 never looks.
         memory_budget_bytes: main memory that all open galleries may take together; without it,
             each may take what the machine, or the container, has free.
+        workers: processes that answer on the one address, each with a model of its own.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most jobs encoded together.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
@@ -114,6 +115,7 @@ class Settings(BaseSettings):
 
     reload_interval_s: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     memory_budget_bytes: int | None = Field(default=None, gt=0)
+    workers: int = Field(default=1, ge=1, le=64)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
     decode_threads: int = Field(default=2, gt=0)

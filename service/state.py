@@ -14,6 +14,7 @@ from cots_model.encoder import Encoder
 from service.encoding import Embedder
 from service.fetch import make_fetcher
 from service.galleries import Registry
+from service.metrics import GalleryFigures, Metrics
 from service.readiness import Readiness
 from service.reloading import Reloader
 from service.root import find_galleries
@@ -64,6 +65,11 @@ class CallPool:
         """Run `job` in a thread. Raises what it raises, and what `WorkerPool.run` does."""
         return cast("Done[T]", await self._pool.run(job, deadline_s=deadline_s))
 
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._pool)
+
     async def probe(self, *, timeout_s: float) -> None:
         """Have a thread do nothing, ahead of all that waits.
 
@@ -100,14 +106,21 @@ class Service:
         reloader: the thread that loads new versions.
         readiness: whether it should get traffic.
         thumbnails: thumbnails already made.
+        metrics: what is counted.
     """
 
-    def __init__(self, settings: Settings, resources: Resources) -> None:
+    def __init__(
+        self, settings: Settings, resources: Resources, metrics: Metrics | None = None
+    ) -> None:
         pool = functools.partial(CallPool, capacity=settings.queue_size)
         self.settings = settings
         self.registry = resources.registry
+        self.metrics = metrics or Metrics()
         self.embedder = Embedder(
-            resources.encoder, capacity=settings.queue_size, max_batch=settings.encode_batch
+            resources.encoder,
+            capacity=settings.queue_size,
+            max_batch=settings.encode_batch,
+            on_batch=self.metrics.batch,
         )
         self.decoding = pool("decode", threads=settings.decode_threads)
         self.videos = pool("video", threads=settings.decode_threads)
@@ -120,6 +133,28 @@ class Service:
             interval_s=settings.probe_interval_s,
             max_age_s=settings.probe_max_age_s,
         )
+
+    def refresh_metrics(self) -> None:
+        """Take down the figures that are looked up, not counted."""
+        pools: dict[str, Embedder | CallPool] = {
+            "encode": self.embedder,
+            "decode": self.decoding,
+            "video": self.videos,
+            "search": self.searching,
+        }
+        self.metrics.refresh(
+            waiting={name: pool.waiting for name, pool in pools.items()},
+            ready=not self.readiness.reasons(),
+            galleries=self._gallery_figures(),
+        )
+
+    def _gallery_figures(self) -> dict[str, GalleryFigures]:
+        return {
+            status.name: GalleryFigures(
+                status.version, status.count, status.num_loaded, status.num_refused
+            )
+            for status in self.registry.statuses()
+        }
 
     def close(self, *, timeout_s: float = CLOSE_S) -> bool:
         """Let the threads end; whether they did. One that hangs is left behind."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cots_model.errors import CotsError
+from service.stages import job_done
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +127,15 @@ class WorkerPool(Generic[P, R]):
         waiting = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
         try:
             async with waiting:
-                return await job.future
+                done = await job.future
         except TimeoutError as err:
             if not waiting.expired():
                 raise
             raise DeadlineError(f"{self.name}: not finished before the deadline") from err
         finally:
             self._discard(job)
+        job_done(self.name, queue_ms=done.queue_ms, work_ms=done.work_ms)
+        return done
 
     def close(self) -> None:
         """Take no more jobs; threads end with what is queued. It does not wait for them."""

@@ -30,6 +30,8 @@ _SPARE_BYTES = 1 << 20
 _BYTES_PER_ROW = 1024  # links of all levels, offsets, ids: a generous bound
 # tables that FAISS would compute for distances, which inner products have no use for
 _FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | faiss.IO_FLAG_PQ_SKIP_SDC_TABLE
+# mapped, so that processes share them; of lists that are mapped FAISS would not check the length
+_MAPPED = frozenset({"flat", "hnsw"})
 _parsing = threading.Lock()  # FAISS has one limit for the whole process
 
 
@@ -53,7 +55,7 @@ def read_index(path: Path, info: IndexInfo, shape: tuple[int, int]) -> faiss.Ind
     """
     problem = _unfit(path, info, shape)
     if problem is None:
-        index = _parse(path, max(path.stat().st_size, _table_bytes(info, shape)))
+        index = _parse(path, info, max(path.stat().st_size, _table_bytes(info, shape)))
         problem = fault_of(index, info, shape)
     if problem:
         raise GalleryError(f"{path} is damaged: {problem}; build the gallery again")
@@ -82,12 +84,13 @@ def _unfit(path: Path, info: IndexInfo, shape: tuple[int, int]) -> str | None:
     return None
 
 
-def _parse(path: Path, most_bytes: int) -> faiss.Index:
+def _parse(path: Path, info: IndexInfo, most_bytes: int) -> faiss.Index:
+    flags = _FLAGS | (faiss.IO_FLAG_MMAP_IFC if info.kind in _MAPPED else 0)
     with _parsing:
         before = faiss.get_deserialization_vector_byte_limit()
         faiss.set_deserialization_vector_byte_limit(most_bytes)
         try:
-            return faiss.read_index(str(path), _FLAGS)
+            return faiss.read_index(str(path), flags)
         except Exception as err:  # FAISS raises bare RuntimeError, or what SWIG makes of it
             raise GalleryError(
                 f"{path} is damaged ({_short(err)}); build the gallery again"

@@ -1,4 +1,4 @@
-"""`/`: the web page, from files of this package and nothing else."""
+"""`/`, the web page, and `/docs`, the description of the routes: from files of packages alone."""
 
 from __future__ import annotations
 
@@ -11,41 +11,55 @@ from fastapi.responses import Response
 
 from service.content import etag_matches
 
-_FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "grid.js": "text/javascript; charset=utf-8",
-    "app.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "svg": "image/svg+xml",
 }
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-    "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
+_OWN = ("index.html", "app.js", "grid.js", "app.css", "icon.svg", "docs.html", "docs.js")
+_SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
+_PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
+
+
+def _policy(images: str) -> str:
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' {images}; "
+        "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+_POLICY = _policy("blob:")
+_DOCS_POLICY = _policy("data:")  # Swagger UI draws its icons so
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of the page."""
+    """One file of a page."""
 
     data: bytes
     media_type: str
     etag: str
+    policy: str
 
 
 def load_assets() -> dict[str, Asset]:
-    """Read the page's files from the package."""
-    folder = resources.files("service") / "static"
+    """Read the files of the pages: ours, and those of Swagger UI as fastapi-offline brings them."""
+    own = resources.files("service") / "static"
+    swagger_ui = resources.files("fastapi_offline") / "static"
+    found = {name: own / name for name in _OWN} | {n: swagger_ui / n for n in _SWAGGER_UI}
     assets = {}
-    for name, media_type in _FILES.items():
-        data = (folder / name).read_bytes()
-        assets[name] = Asset(data, media_type, f'"{hashlib.sha256(data).hexdigest()[:32]}"')
+    for name, file in found.items():
+        data = file.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+        policy = _DOCS_POLICY if name == "docs.html" else _POLICY
+        assets[name] = Asset(data, _TYPES[name.rpartition(".")[2]], etag, policy)
     return assets
 
 
 def page_router() -> APIRouter:
-    """The page and its files; a name is looked up in a table, never on disk."""
+    """The pages and their files; a name is looked up in a table, never on disk."""
     assets = load_assets()
     router = APIRouter(include_in_schema=False)
 
@@ -54,7 +68,7 @@ def page_router() -> APIRouter:
             headers = {
                 "ETag": asset.etag,
                 "Cache-Control": "no-cache",
-                "Content-Security-Policy": _POLICY,
+                "Content-Security-Policy": asset.policy,
             }
             if etag_matches(request.headers.get("if-none-match"), asset.etag):
                 return Response(status_code=304, headers=headers)
@@ -62,9 +76,9 @@ def page_router() -> APIRouter:
 
         router.add_api_route(path, answer, methods=["GET"])
 
-    add("/", assets["index.html"])
-    add("/favicon.ico", assets["icon.svg"])
+    for path, name in _PAGES.items():
+        add(path, assets[name])
     for name, asset in assets.items():
-        if name != "index.html":
+        if not name.endswith(".html"):
             add(f"/static/{name}", asset)
     return router

@@ -11,6 +11,7 @@ from index_builder.gallery import Gallery
 from service.bodies import read_search_request, read_upload
 from service.errors import ApiError, invalid
 from service.queries import Part, parse_query
+from service.request_schemas import search_schema, upload_schema
 from service.routes.parameters import CurrentService, NamedGallery, arrival_of, deadline_of, errors
 from service.schemas import QueryPart, SearchOptions, SearchRequest, SearchResponse
 from service.searching import Search, check_frames, check_options, run_search
@@ -31,17 +32,12 @@ def _body_schema(kind: str, schema: dict[str, Any], example: Any) -> dict[str, A
     return {"requestBody": {"required": True, "content": content}}
 
 
-_UPLOAD_SCHEMA = SearchOptions.model_json_schema()
-_UPLOAD_SCHEMA["properties"]["file"] = {"type": "string", "format": "binary"}
-_UPLOAD_SCHEMA["required"] = ["file"]
-
-
 @router.post(
     "/{g}/search",
     response_model=SearchResponse,
     openapi_extra=_body_schema(
         "application/json",
-        SearchRequest.model_json_schema(),
+        search_schema(),
         {"query": "two dogs playing in snow", "k": 10},
     ),
 )
@@ -57,7 +53,7 @@ async def search(request: Request, service: CurrentService, gallery: NamedGaller
 @router.post(
     "/{g}/search/upload",
     response_model=SearchResponse,
-    openapi_extra=_body_schema("multipart/form-data", _UPLOAD_SCHEMA, {"k": 10}),
+    openapi_extra=_body_schema("multipart/form-data", upload_schema(), {"k": 10}),
 )
 async def search_upload(
     request: Request, service: CurrentService, gallery: NamedGallery

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -81,7 +82,7 @@ def test_a_length_in_the_file_cannot_take_more_memory_than_the_file(small, tmp_p
     data[at : at + 8] = (10**10).to_bytes(8, "little")
     (tmp_path / "greedy.faiss").write_bytes(data)
     before = faiss.get_deserialization_vector_byte_limit()
-    with pytest.raises(GalleryError, match=r"greedy\.faiss is damaged.*limit"):
+    with pytest.raises(GalleryError, match=r"greedy\.faiss is damaged.*(limit|read error)"):
         open_index(tmp_path / "greedy.faiss", infos["flat"], vectors)
     assert faiss.get_deserialization_vector_byte_limit() == before
 
@@ -275,3 +276,17 @@ def test_a_graph_without_upper_levels_is_refused(small, tmp_path):
     info = IndexInfo(kind="cagra", parameters={"links": 16}, search={"ef_search": 64})
     with pytest.raises(GalleryError, match="no upper levels"):
         open_index(tmp_path / "c.faiss", info, StoredVectors(random_unit(2000, 16)))
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_processes_share_the_pages_of_an_index(small, kind):
+    """It is mapped: /proc names the file among what is in memory."""
+    folder, vectors, infos = small
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here")
+    file = str(folder / f"{kind}.faiss")
+    index = read_index(folder / f"{kind}.faiss", infos[kind], vectors.shape)
+    assert file in maps.read_text("utf-8")
+    del index
+    assert file not in maps.read_text("utf-8")

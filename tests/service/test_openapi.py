@@ -1,0 +1,157 @@
+"""The OpenAPI document: complete, true (schemathesis asks every route), and shown offline."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import validate
+
+from service.openapi import EXAMPLES
+from service.schemas import ErrorResponse
+from tests.service.conftest import Running, error_of
+
+REPOSITORY = Path(__file__).parents[2]
+CASES = 100
+KEY = "a-long-random-key"
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    answer: dict[str, Any] = client.get("/openapi.json").json()
+    return answer
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (path, method, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def test_document_is_valid_openapi(document) -> None:
+    validate(document)
+
+
+def test_every_error_of_every_route_has_an_example_and_a_title(document) -> None:
+    found = operations(document)
+    assert len(found) >= 10
+    for path, method, operation in found:
+        assert operation["summary"], path
+        for status, response in operation["responses"].items():
+            assert response["description"], (path, method, status)
+            if int(status) >= 400 and path != "/readyz":
+                media = response["content"]["application/json"]
+                assert media["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+                assert media["examples"], (path, method, status)
+
+
+def test_every_route_tells_of_what_is_around_it(document) -> None:
+    for path, _, operation in operations(document):
+        is_open = path in ("/livez", "/readyz")
+        wanted = {"413", "500"} if is_open else {"401", "413", "421", "500"}
+        assert wanted <= set(operation["responses"]), path
+        assert ("408" in operation["responses"]) == ("requestBody" in operation), path
+
+
+def test_examples_have_the_shape_of_errors_and_differ() -> None:
+    keys = [(example.status, example.code, example.tags) for example in EXAMPLES]
+    assert len(keys) == len(set(keys))
+    for example in EXAMPLES:
+        assert 400 <= example.status < 600
+        assert re.fullmatch(r"[a-z0-9_]+", example.code)
+
+
+def test_examples_of_the_document_are_errors(document) -> None:
+    for _, _, operation in operations(document):
+        for response in operation["responses"].values():
+            for media in response.get("content", {}).values():
+                for example in media.get("examples", {}).values():
+                    ErrorResponse.model_validate(example["value"])
+
+
+def test_keys_are_described_where_they_are_asked_for(serve, document) -> None:
+    assert "security" not in document
+    server = serve(api_key_sha256=(hashlib.sha256(KEY.encode()).hexdigest(),))
+    headers = {"authorization": f"Bearer {KEY}"}
+    locked = server.client.get("/openapi.json", headers=headers).json()
+    assert set(locked["components"]["securitySchemes"]) == {"key", "browser"}
+    assert locked["security"] == [{"key": []}, {"browser": []}]
+    assert locked["paths"]["/livez"]["get"]["security"] == []
+    assert "security" not in locked["paths"]["/metrics"]["get"]
+
+
+def test_same_document_every_time(client) -> None:
+    assert client.get("/openapi.json").content == client.get("/openapi.json").content
+
+
+def schemathesis(url: str, cases: int, folder: Path, *options: str) -> None:
+    config = REPOSITORY / "benchmarks/schemathesis.toml"
+    program = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "--no-color"]
+    asked = ["run", f"{url}/openapi.json", "--max-examples", str(cases), *options]
+    done = subprocess.run(
+        [*program, *asked], cwd=folder, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(server: Running, tmp_path) -> None:
+    """All its checks on every route; `benchmarks/openapi_fuzz.py` asks 2,000 times each."""
+    schemathesis(server.url, CASES, tmp_path, "--phases", "examples,coverage,fuzzing")
+    assert server.client.get("/readyz").status_code == 200
+
+
+def test_routes_named_in_the_document_ask_for_keys(serve) -> None:
+    server = serve(api_key_sha256=(hashlib.sha256(KEY.encode()).hexdigest(),))
+    headers = {"authorization": f"Bearer {KEY}"}
+    document = server.client.get("/openapi.json", headers=headers).json()
+    for path, method, operation in operations(document):
+        answer = server.client.request(method, path.format(g="pets", item_id="cat.jpg"))
+        is_open = operation.get("security") == []
+        assert (answer.status_code == 401) == (not is_open), path
+
+
+def test_docs_page_needs_nothing_from_the_network(client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    references = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(references) >= 5
+    for reference in references:
+        assert reference.startswith("/")
+        assert client.get(reference).status_code == 200, reference
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", page.text)
+
+
+def test_docs_page_shows_the_routes_in_a_browser_under_its_policy(server: Running) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser here")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    shown = subprocess.run(
+        [chromium, *options, "--virtual-time-budget=15000", "--dump-dom", f"{server.url}/docs"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert "/v1/galleries/{g}/search" in shown.stdout.replace("\u200b", "").replace("<wbr>", "")
+    assert "Content Security Policy" not in shown.stderr
+    assert "No operations defined" not in shown.stdout
+
+
+def test_docs_page_asks_for_a_key_like_everything_else(serve) -> None:
+    server = serve(api_key_sha256=("0" * 64,))
+    for path in ("/docs", "/static/swagger-ui-bundle.js", "/openapi.json"):
+        error_of(server.client.get(path), 401)
