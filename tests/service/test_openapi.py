@@ -115,7 +115,9 @@ def test_routes_named_in_the_document_ask_for_keys(serve) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     document = server.client.get("/openapi.json", headers=headers).json()
     for path, method, operation in operations(document):
-        answer = server.client.request(method, path.format(g="pets", item_id="cat.jpg"))
+        answer = server.client.request(
+            method, path.format(g="pets", item_id="cat.jpg", model="any")
+        )
         is_open = operation.get("security") == []
         assert (answer.status_code == 401) == (not is_open), path
 
