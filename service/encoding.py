@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +17,10 @@ from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CotsError
 from service.worker import Done, WorkerPool
 
+T = TypeVar("T")
+
+_TOGETHER = 32  # texts or pictures in one forward pass
+
 
 def _nobody(kind: str, size: int) -> None:
     """Batches that nobody counts."""
@@ -24,11 +30,18 @@ class ProbeError(CotsError):
     """The model runs and gives something else than unit vectors."""
 
 
+class EncoderMemoryError(CotsError):
+    """The device has no memory for even one text or picture."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """Texts to embed."""
 
     texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,37 @@ class Pixels:
 
     imgs: tuple[Tensor, ...]
 
+    def __len__(self) -> int:
+        return len(self.imgs)
+
+
+class TextCache:
+    """Vectors `[E]` of the texts that were asked for last."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
+
+    def get(self, text: str) -> Vectors | None:
+        """The vector of a text, if it is there."""
+        if text in self._vectors:
+            self._vectors.move_to_end(text)
+        return self._vectors.get(text)
+
+    def add(self, text: str, vector_E: Vectors) -> None:
+        """Keep one more, and drop the one that was not asked for longest."""
+        self._vectors[text] = np.array(vector_E)  # not a view of its whole batch
+        while len(self._vectors) > self._capacity:
+            self._vectors.popitem(last=False)
+
 
 class Embedder:
     """One encoder, one thread, one queue.
 
     Texts of different lengths share a padded batch, so a score may differ from the same query
     alone in the last float32 digits (below 1e-6); ids and their order are those of the scores.
+    Texts that were asked for lately are not embedded again. A batch for which a GPU has no memory
+    is halved; where that does not help, the probe fails too.
     """
 
     def __init__(
@@ -51,6 +89,7 @@ class Embedder:
         *,
         capacity: int,
         max_batch: int,
+        cached_texts: int = 0,
         on_batch: Callable[[str, int], None] = _nobody,
     ) -> None:
         """Start the thread.
@@ -58,14 +97,16 @@ class Embedder:
         Args:
             encoder: the model.
             capacity: jobs that may wait.
-            max_batch: most jobs encoded together.
+            max_batch: most texts or pictures encoded together; a larger job goes alone.
+            cached_texts: how many texts are remembered.
             on_batch: told of each batch, `text` or `image`, and how many.
         """
         self.encoder = encoder
         self._on_batch = on_batch
         self._pool: WorkerPool[Texts | Pixels, Vectors] = WorkerPool(
-            "encoder", self._encode, capacity=capacity, max_batch=max_batch
+            "encoder", self._encode, capacity=capacity, max_batch=max_batch, size=len
         )
+        self._cache = TextCache(cached_texts)
 
     @property
     def waiting(self) -> int:
@@ -73,8 +114,24 @@ class Embedder:
         return len(self._pool)
 
     async def embed(self, job: Texts | Pixels, *, deadline_s: float) -> Done[Vectors]:
-        """Embed: `[B,E]` float32 unit vectors, in order. Raises what `WorkerPool.run` raises."""
-        return await self._pool.run(job, deadline_s=deadline_s)
+        """Embed: `[B,E]` float32 unit vectors, in order; call it from one event loop.
+
+        Raises:
+            EncoderMemoryError: if the device has no memory for it.
+            CotsError: what `WorkerPool.run` raises.
+        """
+        if isinstance(job, Pixels):
+            return await self._pool.run(job, deadline_s=deadline_s)
+        found = {text: self._cache.get(text) for text in job.texts}
+        missing = tuple(text for text, vector_E in found.items() if vector_E is None)
+        done = Done(np.empty((0, self.encoder.dim), np.float32), 0.0, 0.0)
+        if missing:
+            done = await self._pool.run(Texts(missing), deadline_s=deadline_s)
+        for text, vector_E in zip(missing, done.value, strict=True):
+            found[text] = vector_E
+            self._cache.add(text, vector_E)
+        z_BE = np.stack([cast("Vectors", found[text]) for text in job.texts])
+        return Done(z_BE, done.queue_ms, done.work_ms)
 
     async def probe(self, *, timeout_s: float) -> None:
         """Run one text and one picture through the model, ahead of all that waits.
@@ -105,13 +162,32 @@ class Embedder:
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
         self._on_batch("text" if texts else "image", len(texts) or len(imgs))
-        z_BE = self.encoder.encode_texts(texts) if texts else self._encode_pixels(imgs)
-        sizes = [len(job.texts if isinstance(job, Texts) else job.imgs) for job in jobs]
-        return np.split(z_BE, np.cumsum(sizes)[:-1])
+        z_BE = self._encode_texts(texts) if texts else self._in_parts(self._encode_pixels, imgs)
+        return np.split(z_BE, np.cumsum([len(job) for job in jobs])[:-1])
 
-    def _encode_pixels(self, imgs: list[Tensor], batch_size: int = 32) -> Vectors:
-        parts = [
-            self.encoder.encode_pixels(torch.stack(imgs[start : start + batch_size]))
-            for start in range(0, len(imgs), batch_size)
-        ]
-        return np.concatenate(parts)
+    def _encode_texts(self, texts: list[str]) -> Vectors:
+        """Those of like length together, for padding is work too."""
+        order_B = np.argsort([len(text) for text in texts], kind="stable")
+        sorted_BE = self._in_parts(self.encoder.encode_texts, [texts[n] for n in order_B])
+        z_BE = np.empty_like(sorted_BE)
+        z_BE[order_B] = sorted_BE
+        return z_BE
+
+    def _encode_pixels(self, imgs: Sequence[Tensor]) -> Vectors:
+        return self.encoder.encode_pixels(torch.stack(list(imgs)))
+
+    def _in_parts(self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T]) -> Vectors:
+        """Embed so many at a time as fit; half as many where the memory does not suffice."""
+        if len(items) > _TOGETHER:
+            parts = [items[at : at + _TOGETHER] for at in range(0, len(items), _TOGETHER)]
+            return np.concatenate([self._in_parts(encode, part) for part in parts])
+        try:
+            return encode(items)
+        except torch.OutOfMemoryError as err:
+            if len(items) == 1:
+                raise EncoderMemoryError(
+                    f"{self.encoder.device} has no memory for one item: {err}"
+                ) from err
+        middle = len(items) // 2
+        halves = (items[:middle], items[middle:])
+        return np.concatenate([self._in_parts(encode, half) for half in halves])

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
 from index_builder.gallery import ItemNotFoundError
+from service.encoding import EncoderMemoryError
 from service.schemas import ErrorBody, ErrorResponse
 from service.worker import DeadlineError, PoolClosedError, QueueFullError
 
@@ -90,6 +91,10 @@ def to_api_error(err: Exception, *, param: str | None = None) -> ApiError:
         case PoolClosedError():
             message = "the service is shutting down; send the request to another instance"
             return ApiError(503, "shutting_down", message)
+        case EncoderMemoryError():
+            log.error("the model's device is out of memory", exc_info=err)
+            message = "the model's device is out of memory; try again later"
+            return ApiError(503, "out_of_memory", message)
         case ItemNotFoundError():
             return ApiError(404, "item_not_found", str(err), param=param)
         case ImageError():

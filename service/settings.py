@@ -68,7 +68,8 @@ class Settings(BaseSettings):
             each may take what the machine, or the container, has free.
         workers: processes that answer on the one address, each with a model of its own.
         queue_size: jobs waiting for each kind of worker before 429.
-        encode_batch: most jobs encoded together.
+        encode_batch: most texts or pictures encoded together; a larger request goes alone.
+        cached_texts: query texts whose vectors are remembered, about 1 kB each.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
         search_threads: threads that search galleries.
         deadline_s: time a request may take after its body has arrived, before 504.
@@ -118,6 +119,7 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=64)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
+    cached_texts: int = Field(default=4096, ge=0)
     decode_threads: int = Field(default=2, gt=0)
     search_threads: int = Field(default=2, gt=0)
     deadline_s: float = Field(default=10.0, gt=0)

@@ -120,6 +120,7 @@ class Service:
             resources.encoder,
             capacity=settings.queue_size,
             max_batch=settings.encode_batch,
+            cached_texts=settings.cached_texts,
             on_batch=self.metrics.batch,
         )
         self.decoding = pool("decode", threads=settings.decode_threads)

@@ -80,8 +80,9 @@ class WorkerPool(Generic[P, R]):
         handle: turns a batch of payloads into as many results, in order.
         capacity: jobs that may wait; one more raises `QueueFullError`.
         threads: number of threads.
-        max_batch: most jobs given to `handle` at once.
+        max_batch: most that `handle` is given at once, counted by `size`; a larger job goes alone.
         kind: only jobs of one kind share a batch.
+        size: of a job; 1 for each by default.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class WorkerPool(Generic[P, R]):
         threads: int = 1,
         max_batch: int = 1,
         kind: Callable[[P], object] = type,
+        size: Callable[[P], int] = lambda _: 1,
     ) -> None:
         self.name = name
         self._handle = handle
         self._capacity = capacity
         self._max_batch = max_batch
         self._kind = kind
+        self._size = size
         self._jobs: deque[_Job[P, R]] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -185,9 +188,13 @@ class WorkerPool(Generic[P, R]):
             self._changed.wait_for(lambda: self._jobs or self._closed)
             if not self._jobs:
                 return []
-            kind = self._kind(self._jobs[0].payload)
-            batch = [j for j in self._jobs if self._kind(j.payload) == kind][: self._max_batch]
-            for job in batch:
+            kind, room = self._kind(self._jobs[0].payload), self._max_batch
+            batch: list[_Job[P, R]] = []
+            for job in [job for job in self._jobs if self._kind(job.payload) == kind]:
+                room -= self._size(job.payload)
+                if batch and room < 0:
+                    break
+                batch.append(job)
                 self._jobs.remove(job)
             return batch
 

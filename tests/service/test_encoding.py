@@ -1,0 +1,120 @@
+"""The encoder behind its queue: what is embedded together, what not again, too little memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
+from service.errors import to_api_error
+
+
+class Lengths:
+    """Embeds a text as its length, a picture as its first pixel; fails from `too_many` on."""
+
+    dim = 1
+    device = "cuda:0"
+    preprocess = SimpleNamespace(image_size=2)
+
+    def __init__(self, too_many: int = 10**6) -> None:
+        self.too_many = too_many
+        self.batches: list[list[str] | int] = []
+
+    def encode_texts(self, texts):
+        self._check(len(texts))
+        self.batches.append(list(texts))
+        return np.array([[len(text)] for text in texts], np.float32)
+
+    def encode_pixels(self, img_BCHW):
+        self._check(len(img_BCHW))
+        self.batches.append(len(img_BCHW))
+        return img_BCHW[:, 0, 0, :1].numpy()
+
+    def _check(self, count: int) -> None:
+        if count >= self.too_many:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def embed(encoder, *jobs, at_once=False, **options):
+    """Embed jobs one after the other, or all while the thread is held up."""
+
+    async def scenario():
+        embedder = Embedder(encoder, capacity=9, **{"max_batch": 32, **options})
+        far = time.monotonic() + 10
+        if not at_once:
+            return [(await embedder.embed(job, deadline_s=far)).value for job in jobs]
+        with embedder._pool._changed:  # no job is taken before all are there
+            tasks = [asyncio.create_task(embedder.embed(job, deadline_s=far)) for job in jobs]
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return [done.value for done in await asyncio.gather(*tasks)]
+
+    return asyncio.run(scenario())
+
+
+def pixels(*values: float) -> Pixels:
+    return Pixels(tuple(torch.full((3, 2, 2), value) for value in values))
+
+
+def test_texts_of_like_length_are_encoded_together_and_come_back_in_order() -> None:
+    encoder = Lengths()
+    texts = ["x" * (n * 11 % 70 + 1) for n in range(70)]
+    [found_BE] = embed(encoder, Texts(tuple(texts)))
+    assert found_BE[:, 0].tolist() == [len(text) for text in texts]
+    sizes = [[len(text) for text in batch] for batch in encoder.batches]
+    assert [len(batch) for batch in sizes] == [32, 32, 6]
+    assert [*sizes[0], *sizes[1], *sizes[2]] == list(range(1, 71))
+
+
+def test_a_text_is_embedded_once() -> None:
+    encoder = Lengths()
+    jobs = (Texts(("a", "bb", "a")), Texts(("bb",)), Texts(("ccc", "a")))
+    found = embed(encoder, *jobs, cached_texts=10)
+    assert [vectors[:, 0].tolist() for vectors in found] == [[1, 2, 1], [2], [3, 1]]
+    assert encoder.batches == [["a", "bb"], ["ccc"]]
+    encoder = Lengths()
+    embed(encoder, *jobs[1:], jobs[1], cached_texts=0)
+    assert encoder.batches == [["bb"], ["a", "ccc"], ["bb"]]
+
+
+def test_what_was_asked_for_longest_ago_is_forgotten() -> None:
+    cache = TextCache(2)
+    for text in ("a", "b"):
+        cache.add(text, np.zeros(1, np.float32))
+    assert cache.get("a") is not None
+    cache.add("c", np.zeros(1, np.float32))
+    assert cache.get("b") is None
+    assert cache.get("a") is not None
+
+
+def test_a_batch_counts_texts_and_a_larger_job_goes_alone() -> None:
+    encoder = Lengths()
+    jobs = [Texts(("a", "b", "c")), Texts(("d",)), Texts(("e", "f")), Texts(tuple("ghijkl"))]
+    embed(encoder, *jobs, at_once=True, max_batch=4)
+    assert [sorted(batch) for batch in encoder.batches] == [
+        ["a", "b", "c", "d"],
+        ["e", "f"],
+        list("ghijkl"),
+    ]
+
+
+@pytest.mark.parametrize("job", [Texts(tuple("abcdefg")), pixels(*range(7))])
+def test_a_batch_without_memory_is_halved(job) -> None:
+    encoder = Lengths(too_many=3)
+    [found_BE] = embed(encoder, job)
+    [expected_BE] = embed(Lengths(), job)
+    assert np.array_equal(found_BE, expected_BE)
+    assert max(len(b) if isinstance(b, list) else b for b in encoder.batches) == 2
+
+
+def test_a_picture_without_memory_is_503_and_the_probe_fails() -> None:
+    encoder = Lengths(too_many=1)
+    with pytest.raises(EncoderMemoryError) as raised:
+        embed(encoder, pixels(1.0))
+    error = to_api_error(raised.value)
+    assert (error.status, error.code) == (503, "out_of_memory")
