@@ -241,7 +241,9 @@ def _explain(err: OSError, path: str) -> ContentError:
     if err.errno == errno.ENOENT and os.path.islink(path):
         return ContentError("broken_symlink", f"{name} points at nothing; mend or remove the link")
     if err.errno == errno.ENOENT:
-        return ContentError("missing", f"{name} is not there any more; put it back or build again")
+        folder = os.path.dirname(path) or "."
+        why = f"{name} is not in {folder}; put it there, or name the folder that has it"
+        return ContentError("missing", why)
     if err.errno == errno.ENXIO:
         return ContentError("not_a_file", f"{name} is a socket or device; only files are read")
     why = err.strerror or str(err)

@@ -95,7 +95,10 @@ def explain(err: Exception, url: str) -> ContentError:
         return err
     if isinstance(err, TimeoutError):
         return _too_slow(url, None)
-    status = getattr(err.__cause__, "status", None)
+    cause = err.__cause__
+    if isinstance(err, FileNotFoundError) and isinstance(cause, OSError):  # no connection
+        return explain(cause, url)
+    status = getattr(cause, "status", None)
     if isinstance(err, FileNotFoundError) and status in (None, 404, 410):
         hint = "put it back or build again"
         if scheme_of(url) == "memory":

@@ -8,6 +8,7 @@ told otherwise, and ids that `delete` took out stay out.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from index_builder.indexes.base import IndexRequest
 from index_builder.item_join import read_column
 from index_builder.join import Piece
 from index_builder.listing import Entry
+from index_builder.location import is_url, lies_in, place_of
 from index_builder.manifest import ITEMS_FILE, SKIPPED_FILE, Manifest
 from index_builder.options import BuildOptions, BuildReport, Compare, UpdateOptions
 from index_builder.parts import read_skips
@@ -39,6 +41,7 @@ class PublishedBase(Base):
 
     Attributes:
         remove_missing: whether items go whose original is gone.
+        source_roots: where the source is that is listed now.
         num_missing: items whose original was not listed, once all is.
         num_excluded: entries that stayed out because they were deleted.
     """
@@ -51,6 +54,7 @@ class PublishedBase(Base):
         self._listed_N = np.zeros(rows.manifest.count, bool)
         self._held_N = np.zeros(rows.manifest.count, bool)
         self._out_of_reach: set[str] = set()
+        self.source_roots: tuple[str, ...] = ()
         self.folder = rows.folder
         self.sha256 = sha256
         self.excluded = frozenset() if options.restore_deleted else frozenset(rows.excluded())
@@ -89,11 +93,20 @@ class PublishedBase(Base):
         return int((~self._listed_N & ~self._held_N).sum())
 
     def _hold(self) -> None:
-        """Let nothing go that lies in a folder or shard that could not be listed to its end."""
-        if self._out_of_reach:
-            rows = np.flatnonzero(~self._listed_N)
+        """Let nothing go that may well be there, where the listing did not look."""
+        rows = np.flatnonzero(~self._listed_N)
+        if len(rows):
             uris = read_column([self._rows.folder / ITEMS_FILE], "uri").take(rows).to_pylist()
-            self._held_N[rows] = [self._lies_out_of_reach(uri) for uri in uris]
+            self._held_N[rows] = [
+                self._lies_out_of_reach(uri) or self._is_of_another_source(uri) for uri in uris
+            ]
+
+    def _is_of_another_source(self, uri: str) -> bool:
+        """Whether an original lies elsewhere and is there, as in a gallery that was merged."""
+        place = place_of(uri)
+        if any(lies_in(place, root) for root in self.source_roots):
+            return False
+        return is_url(place) or os.path.exists(place)
 
     def _lies_out_of_reach(self, uri: str) -> bool:
         while uri and uri not in self._out_of_reach:
@@ -151,9 +164,32 @@ def update_gallery(
         sha256 = read_pointer(root).manifest_sha256
         base = PublishedBase(VersionRows(folder, manifest), sha256, options)
         build = _as_build(options, manifest)
-        run = start_run(build, encoder, as_progress(progress), base)
-        run.roots = () if options.remove_missing else manifest.roots
+        run = _start(build, encoder, as_progress(progress), base, options)
+        base.source_roots = run.source.roots
+        run.roots = tuple(
+            root
+            for root in manifest.roots
+            if not options.remove_missing or is_url(root) or os.path.exists(root)
+        )
         return _finish(run, base)
+
+
+def _start(
+    build: BuildOptions,
+    encoder: Encoder,
+    progress: Progress,
+    base: PublishedBase,
+    options: UpdateOptions,
+) -> Run:
+    try:
+        return start_run(build, encoder, progress, base)
+    except InputError as err:
+        if options.sources or len(build.sources) < 2:
+            raise
+        raise InputError(
+            f"{options.gallery} was merged of {', '.join(build.sources)}, which are no one source "
+            f"({err}); name one of them behind the gallery, and the items of the others stay"
+        ) from err
 
 
 def check_can_update(root: Path, manifest: Manifest, fingerprint: str) -> None:

@@ -183,7 +183,8 @@ def _check_files(places: Sequence[str], suffix: str) -> None:
     for number, place in enumerate(places):
         if _is_folder(place):
             raise InputError(
-                f"{place} is a folder among several sources; give one folder, or only files"
+                f"{place} is a folder among several sources; give one folder, or only files; "
+                "`cots index merge` joins the galleries of several folders"
             )
         if is_url(place) and number == 0:
             from index_builder.remote import look_at

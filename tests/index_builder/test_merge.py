@@ -156,3 +156,38 @@ def test_merge_refuses_what_does_not_fit_naming_it(pair, build, tmp_path, encode
     with pytest.raises(InputError, match="at least two"):
         merge_galleries(pair[:1], tmp_path / "g")
     assert not (tmp_path / "g").exists()
+
+
+def test_updating_one_source_of_a_merged_gallery_lets_nothing_of_the_others_go(
+    build, encoder, tmp_path
+):
+    for name in ("a", "b"):
+        for number in range(3):
+            save_picture(tmp_path / name / f"{name}{number}.png", seed=number)
+        build(tmp_path / name, tmp_path / f"g-{name}")
+    merged = tmp_path / "both"
+    merge_galleries([tmp_path / "g-a", tmp_path / "g-b"], merged)
+    with pytest.raises(InputError, match=r"merged of .*name one of them behind the gallery"):
+        update_gallery(UpdateOptions(gallery=merged), encoder)
+    (tmp_path / "a/a1.png").unlink()
+    options = UpdateOptions(gallery=merged, sources=(str(tmp_path / "a"),), remove_missing=True)
+    report = update_gallery(options, encoder)
+    assert (report.count, report.missing) == (5, 1)
+    gallery = Gallery.open(merged)
+    assert gallery.ids() == ["a0.png", "a2.png", "b0.png", "b1.png", "b2.png"]
+    assert gallery.read_content(3) == (tmp_path / "b/b1.png").read_bytes()
+    assert not any(verify_gallery(merged).values())
+
+
+def test_a_source_that_moved_lets_go_what_it_has_no_more(build, encoder, tmp_path):
+    for number in range(3):
+        save_picture(tmp_path / f"a/{number}.png", seed=number)
+    build(tmp_path / "a", tmp_path / "g")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b/1.png").unlink()
+    options = UpdateOptions(
+        gallery=tmp_path / "g", sources=(str(tmp_path / "b"),), remove_missing=True
+    )
+    report = update_gallery(options, encoder)
+    assert (report.count, report.missing, report.unchanged) == (2, 1, 2)
+    assert Gallery.open(tmp_path / "g").manifest.roots == (str(tmp_path / "b"),)

@@ -237,15 +237,18 @@ def test_update_interrupted_goes_on(root, source, encoder, monkeypatch, tmp_path
     assert version_content(root) == version_content(tmp_path / "whole")
 
 
-def test_update_of_another_source_looks_there_from_now_on(root, encoder, tmp_path):
+def test_update_of_another_source_looks_there_from_now_on(root, source, encoder, tmp_path):
     save_picture(tmp_path / "other/x.png", seed=80)
     report = update(root, encoder, sources=(str(tmp_path / "other"),))
-    assert (report.count, report.missing) == (13, 12)
+    assert (report.count, report.missing) == (13, 0)
     gallery = Gallery.open(root)
     assert gallery.manifest.recipe.sources == (str(tmp_path / "other"),)
     for name in ("x.png", "05.png"):  # originals of both sources are served
         assert gallery.read_content(gallery.row(name))
-    assert update(root, encoder, remove_missing=True).count == 1
+    assert update(root, encoder, remove_missing=True).count == 13  # they are all where they were
+    shutil.rmtree(source)
+    report = update(root, encoder, remove_missing=True)
+    assert (report.count, report.missing) == (1, 12)
 
 
 def test_update_by_another_model_is_refused_naming_both(root, encoder, tmp_path):
