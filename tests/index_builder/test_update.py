@@ -1,6 +1,7 @@
 """`update`: only what is new or changed is embedded, and the rest stays as it was."""
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
