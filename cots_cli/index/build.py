@@ -116,7 +116,11 @@ def command(
     keep_versions: int,
     as_json: bool,
 ) -> None:
-    """Index SRC and publish it as a gallery."""
+    """Index SRC and publish it as a gallery.
+
+    SRC is a folder, tar shards, a manifest (csv, tsv, json, jsonl, parquet) or annotation file with
+    the folder or shards of its files behind it, or a url of these; docs/sources.md has them all.
+    """
     from cots_model.encoder import Encoder
     from index_builder.build import build_gallery
     from index_builder.indexes.base import IndexRequest
