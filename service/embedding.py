@@ -43,7 +43,9 @@ async def embed_queries(
     )
     parsed = [query for query in asked if not isinstance(query, ApiError)]
     preprocess = service.embedder.encoder.preprocess
-    job = functools.partial(prepare, parsed, gallery, preprocess, settings.max_image_pixels)
+    job = functools.partial(
+        prepare, parsed, gallery, preprocess, settings.max_image_pixels, deadline_s
+    )
     if all(part.spec.text is not None for parts in parsed for part in parts):
         prepared = iter(job())  # texts alone: nothing to decode
     else:

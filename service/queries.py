@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -22,7 +23,7 @@ from service.errors import ApiError, invalid, to_api_error
 from service.fetch.fetcher import no_image_urls
 from service.schemas import QueryPart
 from service.settings import Settings
-from service.worker import Done
+from service.worker import DeadlineError, Done
 
 _FORMS = (
     'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
@@ -131,15 +132,26 @@ def prepare(
     gallery: Gallery | None,
     preprocess: PicturePreprocess,
     max_pixels: int,
+    deadline_s: float,
 ) -> list[Embedded]:
     """Do all that needs no model: decode pictures, look up items, check embeddings.
 
-    Without a gallery there may be texts and pictures only.
+    Args:
+        queries: of one request.
+        gallery: that items are of; without it there may be texts and pictures only.
+        preprocess: of the model.
+        max_pixels: largest width x height of a picture.
+        deadline_s: on the clock of `time.monotonic`; looked at before every part.
+
+    Raises:
+        DeadlineError: if it passes: nobody waits for the rest.
     """
     prepared = []
     for parts in queries:
         query = Embedded(parts)
         for part in parts:
+            if time.monotonic() > deadline_s:
+                raise DeadlineError("decode: not finished before the deadline")
             try:
                 query.vectors.append(_prepare_part(part, gallery, preprocess, max_pixels))
             except CotsError as err:

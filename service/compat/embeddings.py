@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import functools
 from collections.abc import Sequence
@@ -42,9 +41,9 @@ async def embed(
     check_model(body.model, encoder)
     _check_dimensions(body.dimensions, encoder)
     queries = _read_input(body, service.settings)
-    embedded, num_tokens = await asyncio.gather(
-        embed_queries(service, queries, Timing(), gallery=None, deadline_s=deadline_s, whole=True),
-        _count_tokens(service, queries, deadline_s),
+    num_tokens = await _count_tokens(service, queries, deadline_s)
+    embedded = await embed_queries(
+        service, queries, Timing(), gallery=None, deadline_s=deadline_s, whole=True
     )
     encode = _to_base64 if body.encoding_format == "base64" else _to_floats
     return EmbeddingsResponse(
@@ -84,7 +83,11 @@ def describe_model(service: Service) -> ModelBody:
 
 
 def _check_dimensions(dimensions: int | None, encoder: Encoder) -> None:
-    if dimensions in (None, encoder.dim):
+    if dimensions in (
+        None,
+        0,
+        encoder.dim,
+    ):  # 0 is what infinity's client sends if it was told none
         return
     message = (
         f"dimensions is {dimensions}; {encoder.name!r} gives {encoder.dim}, and was not trained "

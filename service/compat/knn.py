@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -26,6 +27,7 @@ from service.schemas import HitBody, QueryPart, SearchOptions
 from service.searching import Search, check_options, run_search
 from service.settings import Settings
 from service.state import Service
+from service.worker import DeadlineError, QueueFullError
 
 THUMBNAIL_PX = 256
 MAX_THUMBNAILS = 100
@@ -95,17 +97,21 @@ async def describe(
     """What is known of items: metadata, `item_id`, of texts `caption`, and the picture as `image`.
 
     Thumbnails are of the first `MAX_THUMBNAILS`, made a few at a time, so that other requests have
-    their turn between them; one whose original cannot be shown is left out.
+    their turn between them. One whose original cannot be shown is left out, and so are those that
+    are not there when half of the time left has passed: the hits matter more.
     """
     if not rows:
         return []
     read = functools.partial(gallery.items, [row.row for row in rows])
     items = (await service.decoding.run(read, deadline_s=deadline_s)).value
     at_once = asyncio.Semaphore(service.settings.decode_threads)
+    latest_s = (time.monotonic() + deadline_s) / 2
 
     async def jpeg(row: Row, item: Item) -> bytes | None:
         async with at_once:
-            return await _jpeg(service, gallery, row, item, deadline_s)
+            if time.monotonic() > latest_s:
+                return None
+            return await _jpeg(service, gallery, row, item, latest_s)
 
     pairs = list(zip(rows, items, strict=True))
     jpegs = await _gather([jpeg(row, item) for row, item in pairs[:MAX_THUMBNAILS]])
@@ -154,7 +160,7 @@ async def _jpeg(
             time_s=shown_time_s(item, row.time_s) if modality == "video" else None,
             deadline_s=deadline_s,
         )
-    except (ContentError, ImageError):
+    except (ContentError, ImageError, DeadlineError, QueueFullError):
         return None
     except ApiError as err:
         if err.code != "thumbnail_not_available":
@@ -173,10 +179,10 @@ async def _gather(jobs: Sequence[Coroutine[Any, Any, bytes | None]]) -> list[byt
 
 
 def _columns(item: Item, jpeg: bytes | None) -> dict[str, Json]:
-    columns: dict[str, Json] = {"item_id": item.id}
+    columns = {key: value for key, value in item.metadata.items() if key != "image"}
+    columns["item_id"] = item.id
     if item.text is not None:
         columns["caption"] = item.text
-    columns.update(item.metadata)
     if jpeg is not None:
         columns["image"] = base64.b64encode(jpeg).decode("ascii")
     return columns

@@ -9,6 +9,8 @@ from service.fetch.fetcher import Fetcher, ImageFetcher, NoImageUrls
 from service.fetch.network import Network, SystemNetwork
 from service.settings import Settings
 
+_LOOKUPS_PER_FETCH = 8
+
 
 def make_fetcher(settings: Settings, network: Network | None = None) -> Fetcher:
     """The fetcher that the settings ask for.
@@ -19,7 +21,9 @@ def make_fetcher(settings: Settings, network: Network | None = None) -> Fetcher:
     """
     if not settings.image_urls:
         return NoImageUrls()
-    return ImageFetcher(settings, network or SystemNetwork(threads=settings.image_url_fetches))
+    if network is None:  # a lookup outlives the fetch that gave up on it
+        network = SystemNetwork(threads=_LOOKUPS_PER_FETCH * settings.image_url_fetches)
+    return ImageFetcher(settings, network)
 
 
 __all__ = ["Fetcher", "ImageFetcher", "Network", "NoImageUrls", "SystemNetwork", "make_fetcher"]

@@ -60,7 +60,9 @@ class SystemNetwork:
         )
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
-        """See `Network.resolve`."""
+        """See `Network.resolve`; a numeric address waits for no name."""
+        if numeric := _resolve(host, port, socket.AI_NUMERICHOST):
+            return numeric
         deadline_s = time.monotonic() + _LOOKUP_S
         try:
             return (await self._lookups.run((host, port), deadline_s=deadline_s)).value
@@ -82,9 +84,9 @@ def _resolve_all(hosts: Sequence[tuple[str, int]]) -> list[list[str]]:
     return [_resolve(host, port) for host, port in hosts]
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolve(host: str, port: int, flags: int = socket.AI_ADDRCONFIG) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, ValueError):  # ValueError: no name at all, such as a label over 63 characters
         return []
     return list(dict.fromkeys(str(address[0]) for *_, address in found))

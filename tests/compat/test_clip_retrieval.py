@@ -115,10 +115,7 @@ def test_the_client_as_it_comes_gets_what_a_search_without_duplicates_gets(clip_
     answer = plain.query(text="a dog")
     body = {"query": "a dog", "k": 40, "deduplicate": True}
     expected = server.client.post("/v1/galleries/photos/search", json=body).json()
-    if "error" in expected:
-        assert answer == expected
-    else:
-        assert [hit["item_id"] for hit in answer] == [hit["id"] for hit in expected["hits"]]
+    assert [hit["item_id"] for hit in answer] == [hit["id"] for hit in expected["hits"]] != []
 
 
 def test_texts_come_as_captions(connect, clip_client):

@@ -44,9 +44,11 @@ def test_texts_get_the_vectors_of_the_encoder(infinity, encoder):
 
 
 def test_a_model_that_is_not_specified_is_the_served_one(infinity, encoder):
-    body = text_body(input="a dog")
-    assert body.model == "default/not-specified" or not body.model
+    body = OpenAIEmbeddingInputText(input_="a dog")
+    assert (body.model, body.dimensions) == ("default/not-specified", 0)  # its defaults
     assert embeddings.sync(client=infinity, body=body).model == encoder.name
+    shown = OpenAIEmbeddingInputImage(input_=[data_uri(picture(1))])
+    assert embeddings.sync(client=infinity, body=shown).model == encoder.name
     named = text_body(input="a dog", model="default/not-specified")
     assert embeddings.sync(client=infinity, body=named).model == encoder.name
 
