@@ -83,11 +83,7 @@ def describe_model(service: Service) -> ModelBody:
 
 
 def _check_dimensions(dimensions: int | None, encoder: Encoder) -> None:
-    if dimensions in (
-        None,
-        0,
-        encoder.dim,
-    ):  # 0 is what infinity's client sends if it was told none
+    if dimensions in (None, 0, encoder.dim):  # infinity's client sends 0 if it was told none
         return
     message = (
         f"dimensions is {dimensions}; {encoder.name!r} gives {encoder.dim}, and was not trained "

@@ -71,6 +71,8 @@ def _publish_photos(gallery: Path, encoder, folder: Path) -> None:
                 metadata={
                     "caption": f"photo {number}",
                     "id": "of the table",
+                    "item_id": "of the table",
+                    "image": "https://example.org/of-the-table.jpg",
                     "year": 2000 + number,
                 },
             )
