@@ -52,7 +52,7 @@ Examples:
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print {\"hits\": …}, each as over HTTP.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"hits": …}, each as over HTTP.')
 def command(
     words: str | None,
     gallery: Path,
