@@ -112,6 +112,9 @@ def test_items_in_another_order_fail(gallery) -> None:
         def find(self, item_id):
             return self._items.find(item_id)
 
+        def metadata_columns(self):
+            return self._items.metadata_columns()
+
     with pytest.raises(SelfTestError, match="another row"):
         self_test(with_parts(gallery, items=Reversed(gallery._items)))
 
