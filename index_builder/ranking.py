@@ -16,6 +16,7 @@ import numpy as np
 from cots_model.errors import InputError
 from index_builder.distinct import distinct_places
 from index_builder.gallery import Gallery
+from index_builder.indexes.among import RANKED_AT_ONCE
 from index_builder.indexes.base import OnBlock
 from index_builder.vectors import Rows, Vectors
 
@@ -27,7 +28,6 @@ DISTINCT_DEPTH = 16_384
 """So many of the best rows are looked at for distinct ones, or as many as are wanted if more."""
 
 _FIRST_DEPTH = 1024
-_RANKED_AT_ONCE = 256 * 1024  # rows of all queries together, between two looks at the clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Ranking:
             return frames.search(query_QE, k, rows_M=self.rows_M, on_block=self.on_block)
         if self.rows_M is not None:
             return self.gallery.search(query_QE, k, rows_M=self.rows_M, on_block=self.on_block)
-        at_once = max(1, _RANKED_AT_ONCE // k)
+        at_once = max(1, RANKED_AT_ONCE // k)
         parts = []
         for start in range(0, len(query_QE), at_once):
             self.on_block()

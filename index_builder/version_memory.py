@@ -1,7 +1,8 @@
 """How much main memory a version takes once it is open, told from its files before they are read.
 
-The index and the table of items are held in memory. Vectors and frames are mapped: their pages are
-the system's, which drops them when memory is needed, so they are not counted.
+The table of items and most indexes are held in memory. Vectors, frames and the indexes of
+`MAPPED` are mapped: their pages are the system's, which drops them when memory is needed, so they
+are not counted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cots_model.errors import GalleryError
+from index_builder.indexes.faiss_file import MAPPED
 from index_builder.manifest import INDEX_FILE, ITEMS_FILE, Manifest
 
 _BASE_BYTES = 1 << 20
@@ -25,7 +27,8 @@ def version_bytes(folder: Path, manifest: Manifest) -> int:
         GalleryError: if the items' file is no parquet file.
     """
     index = manifest.files.get(INDEX_FILE)
-    index_bytes = 0 if index is None else index.size_bytes
+    is_held = index is not None and manifest.index.kind not in MAPPED
+    index_bytes = index.size_bytes if index is not None and is_held else 0
     table_bytes = _table_bytes(folder / ITEMS_FILE) if ITEMS_FILE in manifest.files else 0
     return _BASE_BYTES + index_bytes + _TABLE_FACTOR * table_bytes
 

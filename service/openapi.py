@@ -96,7 +96,8 @@ EXAMPLES = (
             "query.embedding", _SEARCH),
     Example(422, "item_not_found", "gallery photos has no item 'a.jpg'; ids are paths relative to "
             "the source, or keys in its shards", "query.item_id", _SEARCH),
-    Example(422, "invalid_filter", "filter.year.gte is 'x'; a number is accepted",
+    Example(422, "invalid_filter", "filter.year.gte is given a text, and the column holds numbers; "
+            "give a number",
             "filter.year.gte", _SEARCH),
     Example(422, "image_url_refused", "query.image_url leads to an address that is not public",
             "query.image_url", _SEARCH),

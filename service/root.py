@@ -43,4 +43,9 @@ def list_galleries(root: Path) -> list[Path]:
 
 
 def _is_gallery(folder: Path) -> bool:
-    return os.path.lexists(folder / POINTER)  # a folder that may not be entered is none
+    """A folder that may not be entered is none; a disk that fails is an error, not an absence."""
+    try:
+        os.lstat(folder / POINTER)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return True

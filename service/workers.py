@@ -177,6 +177,14 @@ class _Supervisor:
                 self._start(worker)
 
     def _start(self, worker: _Worker) -> None:
+        try:
+            self._start_process(worker)
+        except OSError:  # no process or descriptor to be had right now
+            log.exception("worker could not be started", extra={"worker": worker.number})
+            worker.failures += 1
+            worker.start_at_s = time.monotonic() + pause_s(worker.failures)
+
+    def _start_process(self, worker: _Worker) -> None:
         theirs, ours = self._spawn.Pipe(duplex=True)
         process = self._spawn.Process(
             target=self._target,

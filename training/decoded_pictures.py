@@ -96,7 +96,7 @@ def _decode(
             count.add(len(pixels_KCSS), [error for _, error in errors])
             broken |= {row for row, _ in errors}
             file.write(pixels_KCSS.numpy().tobytes())
-    _list_of(path).write_text(json.dumps(sorted(broken)))
+    _write_list(path, broken)
     unfinished.replace(path)
     return broken
 
@@ -114,8 +114,14 @@ def _tried_again(path: Path, examples: Sequence[Example], count: BrokenCount) ->
     pixels_MCSS[before] = pixels_KCSS.numpy()
     pixels_MCSS.flush()
     broken = {row for row, _ in errors}
-    _list_of(path).write_text(json.dumps(sorted(broken)))
+    _write_list(path, broken)
     return broken
+
+
+def _write_list(path: Path, broken: set[int]) -> None:
+    unfinished = path.with_suffix(".rows")
+    unfinished.write_text(json.dumps(sorted(broken)))
+    unfinished.replace(_list_of(path))
 
 
 @contextmanager

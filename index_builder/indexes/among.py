@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from index_builder.indexes.base import OnBlock
+from index_builder.indexes.base import OnBlock, go_on
 from index_builder.indexes.candidates import Candidates, settle
 from index_builder.indexes.scores import exact_scores
 from index_builder.vectors import Rows, VectorRows, Vectors
 
 BLOCK_ROWS = 8192
+RANKED_AT_ONCE = 256 * 1024  # rows of all queries together, between two looks at the clock
 _SPARE = 32
 
 Search = Callable[[Vectors, int], tuple[Vectors, Rows]]
@@ -67,6 +68,7 @@ def choose_ranked(
     rows_M: Rows,
     num_rows: int,
     scan: Callable[[Vectors], tuple[Vectors, Rows]],
+    on_block: OnBlock = go_on,
 ) -> tuple[Vectors, Rows]:
     """The same from an exact ranking of all rows: those not asked for are left out.
 
@@ -78,6 +80,7 @@ def choose_ranked(
         rows_M: the rows asked for.
         num_rows: N.
         scan: answers the queries that still have too few.
+        on_block: called before some queries are ranked; what it raises ends the search.
     """
     asked_N = np.zeros(num_rows, bool)
     asked_N[rows_M] = True
@@ -86,13 +89,16 @@ def choose_ranked(
     pending = np.arange(len(query_QE))
     for width in widths:
         short = []
-        ranked = zip(pending, *search(query_QE[pending], width), strict=True)
-        for query, scores_W, rows_W in ranked:
-            places = np.flatnonzero(asked_N[rows_W])[:k]
-            if len(places) < k:
-                short.append(query)
-                continue
-            scores_QK[query], rows_QK[query] = scores_W[places], rows_W[places]
+        together = max(1, RANKED_AT_ONCE // width)
+        for at in range(0, len(pending), together):
+            on_block()
+            some = pending[at : at + together]
+            for query, scores_W, rows_W in zip(some, *search(query_QE[some], width), strict=True):
+                places = np.flatnonzero(asked_N[rows_W])[:k]
+                if len(places) < k:
+                    short.append(query)
+                    continue
+                scores_QK[query], rows_QK[query] = scores_W[places], rows_W[places]
         pending = np.array(short, np.int64)
         if not short:
             return scores_QK, rows_QK

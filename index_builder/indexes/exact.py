@@ -75,7 +75,9 @@ class ExactIndex:
         def scan(some_QE: Vectors) -> tuple[Vectors, Rows]:
             return scan_rows(self._vectors, some_QE, k, rows_M, on_block)
 
-        return choose_ranked(self.search, widths, query_QE, k, rows_M, self._num_rows, scan)
+        return choose_ranked(
+            self.search, widths, query_QE, k, rows_M, self._num_rows, scan, on_block
+        )
 
     def _rounding(self, query_E: Vectors) -> float:
         """Bound on the error of a proposed score.

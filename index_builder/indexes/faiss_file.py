@@ -31,7 +31,7 @@ _BYTES_PER_ROW = 1024  # links of all levels, offsets, ids: a generous bound
 # tables that FAISS would compute for distances, which inner products have no use for
 _FLAGS = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE | faiss.IO_FLAG_PQ_SKIP_SDC_TABLE
 # mapped, so that processes share them; of lists that are mapped FAISS would not check the length
-_MAPPED = frozenset({"flat", "hnsw"})
+MAPPED = frozenset({"flat", "hnsw"})
 _parsing = threading.Lock()  # FAISS has one limit for the whole process
 
 
@@ -85,7 +85,7 @@ def _unfit(path: Path, info: IndexInfo, shape: tuple[int, int]) -> str | None:
 
 
 def _parse(path: Path, info: IndexInfo, most_bytes: int) -> faiss.Index:
-    flags = _FLAGS | (faiss.IO_FLAG_MMAP_IFC if info.kind in _MAPPED else 0)
+    flags = _FLAGS | (faiss.IO_FLAG_MMAP_IFC if info.kind in MAPPED else 0)
     with _parsing:
         before = faiss.get_deserialization_vector_byte_limit()
         faiss.set_deserialization_vector_byte_limit(most_bytes)

@@ -26,6 +26,7 @@ STARTUP_LIMIT_S = 180.0
 _END_LIMIT_S = 10.0
 
 _ORDERS_AHEAD = 2
+_MOST_LIMITS = 5
 _PRELOAD = ["cots_model.images", "cots_model.preprocess", "index_builder.pipeline.worker"]
 
 
@@ -133,7 +134,8 @@ class Process:
 
         A process that is ready to run and is not given a core is not: what keeps the machine busy
         is none of its doing. Time on a core counts, from half of the limit on, when it is given
-        ordinary priority too.
+        ordinary priority too, where that is allowed. After five times the limit it always is: on a
+        machine that stays busy, one that computes for ever would never have had its time.
         """
         elapsed_s = time.monotonic() - self.since_s
         if elapsed_s <= limit_s / 2:
@@ -145,7 +147,8 @@ class Process:
             step_forward(self.pid)
             self._looked_at = (self.since_s, usage.cpu_s)
         had_s = usage.cpu_s - self._looked_at[1]
-        return elapsed_s > limit_s and not (usage.runs and had_s < 0.8 * limit_s / 2)
+        starved = usage.runs and had_s < 0.8 * limit_s / 2
+        return elapsed_s > (_MOST_LIMITS * limit_s if starved else limit_s)
 
     def end(self) -> None:
         """Kill it, and wait until it is gone, unless it hangs in the system (a dead disk)."""

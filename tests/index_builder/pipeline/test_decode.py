@@ -140,6 +140,13 @@ def test_decode_pool_does_not_blame_a_picture_for_a_busy_machine(
     assert isinstance(result.value, Decoded) == is_decoded
 
 
+def test_decode_pool_does_not_wait_for_ever_for_a_busy_machine(entries, monkeypatch):
+    monkeypatch.setattr(process, "usage_of", lambda _: Usage(0.0, True))
+    with pool(HostilePreprocess(), timeout_s=0.4, workers=1) as workers:
+        [result] = workers.decode(entries([17]))
+    assert result.value.reason == "decoder_timeout"
+
+
 def test_a_process_that_is_held_up_steps_forward(entries, monkeypatch):
     asked = []
     monkeypatch.setattr(process, "step_forward", asked.append)
