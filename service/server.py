@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -18,6 +21,10 @@ from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
 from service.settings import CLOSE_S, Settings
+
+_ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
+_SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
+_BPF_RETURN = 0x06
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +92,13 @@ class GracefulServer(uvicorn.Server):
         """Stop listening, read what is already on its way, then end as uvicorn does.
 
         uvicorn closes connections without a request at once, also those just accepted whose
-        request has not been read yet.
+        request has not been read yet. The system resets those that nobody has accepted when the
+        listener closes: so that there are none, it is told to complete no more before.
         """
+        for server in self.servers:
+            for listening in server.sockets:
+                _connect_nobody(listening)
+        await asyncio.sleep(_ACCEPT_S)
         for server in self.servers:
             server.close()
         await asyncio.sleep(SETTLE_S)
@@ -94,6 +106,19 @@ class GracefulServer(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _connect_nobody(listening: TransportSocket) -> None:
+    """Drop all that comes for a listening socket; connections that are made already go on.
+
+    Clients try again within a second, and find another process or none. Linux only.
+    """
+    if sys.platform != "linux":
+        return
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))  # 0 bytes of it
+    program = struct.pack("HL", 1, ctypes.addressof(drop))
+    with contextlib.suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -144,9 +144,12 @@ def registry(root: Path, encoder: Encoder) -> Registry:
     return Registry.open(root, expected_fingerprint=encoder.fingerprint)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serve(root: Path, encoder: Encoder, registry: Registry) -> Iterator[Serve]:
-    """Start servers with settings of the test's own; all are stopped at the end."""
+    """Start servers with settings of the test's own; all are stopped behind the package.
+
+    Their probes run the model in threads of this process, which other tests count and measure.
+    """
     with contextlib.ExitStack() as stack:
 
         def start(
@@ -159,7 +162,7 @@ def serve(root: Path, encoder: Encoder, registry: Registry) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(serve: Serve) -> Running:
     """The shared server, with default settings."""
     return serve()

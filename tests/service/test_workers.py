@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -111,24 +112,27 @@ class Load:
 
     def start(self) -> list[threading.Thread]:
         threads = [
-            threading.Thread(target=self._ask, args=(number % 2 == 0,), daemon=True)
+            threading.Thread(target=self._ask, args=(number,), daemon=True)
             for number in range(self.clients)
         ]
         for thread in threads:
             thread.start()
         return threads
 
-    def _ask(self, keeps_alive: bool) -> None:
+    def _ask(self, client_number: int) -> None:
         end_s = time.monotonic() + 60
-        limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
+        limits = httpx.Limits(max_keepalive_connections=1 - client_number % 2)
         with httpx.Client(base_url=self.url, limits=limits, timeout=30) as client:
-            while time.monotonic() < end_s:
+            for number in itertools.count():
+                assert time.monotonic() < end_s
+                request_id = f"{client_number}-{number}"
+                body, headers = {"query": "a dog in the snow", "k": 3}, {"X-Request-Id": request_id}
                 try:
-                    answer = client.post(SEARCH, json={"query": "a dog in the snow", "k": 3})
+                    answer = client.post(SEARCH, json=body, headers=headers)
                 except httpx.ConnectError:  # nobody listens any more
                     return
-                except httpx.TransportError as err:
-                    self.dropped.append(repr(err))
+                except httpx.TransportError:
+                    self.dropped.append(request_id)
                     return
                 self.statuses.append(answer.status_code)
 
