@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import sys
-from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -108,7 +107,7 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _connect_nobody(listening: TransportSocket) -> None:
+def _connect_nobody(listening: socket.socket) -> None:
     """Drop all that comes for a listening socket; connections that are made already go on.
 
     Clients try again within a second, and find another process or none. Linux only.
