@@ -1,7 +1,7 @@
 """Every route under generated requests: schemathesis against the server's own OpenAPI document.
 
-    python benchmarks/openapi_fuzz.py --cases 2000            # every route, all checks
-    python benchmarks/openapi_fuzz.py --cases 200             # a quick look
+    python -m benchmarks.openapi_fuzz --cases 2000            # every route, all checks
+    python -m benchmarks.openapi_fuzz --cases 200             # a quick look
 
 A server with a small random model and a gallery of random pictures is started on loopback and
 ended afterwards. Its document and the answers are checked: no 5xx, no undocumented status, type or
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.server import served
 from cots_model.encoder import Encoder
 from cots_model.hardware import describe_hardware
 from cots_model.testing import make_tiny_checkpoint
@@ -35,7 +36,6 @@ from index_builder.options import BuildOptions
 
 CONFIG = Path(__file__).resolve().parent / "schemathesis.toml"
 NAMES = ("cat.jpg", "wide.png", "dogs/rex in snow.jpg", "other.jpg")
-_START_S = 120
 
 
 def make_gallery(folder: Path) -> tuple[Path, Path]:
@@ -59,47 +59,21 @@ def fuzz_command(url: str, cases: int) -> list[str]:
     return [*program, "run", f"{url}/openapi.json", "--max-examples", str(cases)]
 
 
-def wait_for(url: str) -> None:
-    """Until the server is ready."""
-    end_s = time.monotonic() + _START_S
-    while time.monotonic() < end_s:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise click.ClickException(f"the server at {url} is not ready after {_START_S} s")
-
-
 @click.command()
 @click.option("--cases", default=2000, show_default=True, help="Generated requests per route.")
-@click.option("--port", default=8765, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results"))
-def main(cases: int, port: int, out: Path) -> None:
+def main(cases: int, out: Path) -> None:
     """Fuzz every route; exit as schemathesis does."""
-    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, root = make_gallery(Path(temporary))
-        serve = [sys.executable, "-m", "cots_cli.main", "serve", "--galleries", str(root)]
-        places = ["--checkpoint", str(checkpoint), "--port", str(port), "--device", "cpu"]
-        with Path(temporary, "log").open("w") as log:
-            server = subprocess.Popen([*serve, *places], stderr=log)
-        try:
-            wait_for(url)
+        log = Path(temporary, "log")
+        with served(root, str(checkpoint), log, "--device", "cpu") as (url, _):
             begun_s = time.monotonic()
             done = subprocess.run(
-                fuzz_command(url, cases),
-                cwd=temporary,
-                capture_output=True,
-                text=True,
-                check=False,
+                fuzz_command(url, cases), cwd=temporary, capture_output=True, text=True, check=False
             )
             seconds = time.monotonic() - begun_s
             still_ready = httpx.get(f"{url}/readyz").status_code == 200
-        finally:
-            server.terminate()
-            server.wait(30)
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": asdict(describe_hardware(torch.device("cpu"))),

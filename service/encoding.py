@@ -89,6 +89,7 @@ class Embedder:
         *,
         capacity: int,
         max_batch: int,
+        max_wait_s: float = 0.0,
         cached_texts: int = 0,
         on_batch: Callable[[str, int], None] = _nobody,
     ) -> None:
@@ -98,13 +99,19 @@ class Embedder:
             encoder: the model.
             capacity: jobs that may wait.
             max_batch: most texts or pictures encoded together; a larger job goes alone.
+            max_wait_s: longest time a job waits for others to be encoded with.
             cached_texts: how many texts are remembered.
             on_batch: told of each batch, `text` or `image`, and how many.
         """
         self.encoder = encoder
         self._on_batch = on_batch
         self._pool: WorkerPool[Texts | Pixels, Vectors] = WorkerPool(
-            "encoder", self._encode, capacity=capacity, max_batch=max_batch, size=len
+            "encoder",
+            self._encode,
+            capacity=capacity,
+            max_batch=max_batch,
+            max_wait_s=max_wait_s,
+            size=len,
         )
         self._cache = TextCache(cached_texts)
 

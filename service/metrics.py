@@ -107,7 +107,7 @@ class Metrics:
         )
         self._batches = Histogram(
             "cots_batch_size",
-            "Texts or pictures encoded together.",
+            "Texts or pictures encoded together, or queries searched.",
             ["kind"],
             buckets=_SIZES,
             registry=registry,
@@ -119,7 +119,7 @@ class Metrics:
         self._process = _ProcessFigures(self._worker, registry)
         for stage in STAGES:
             self._stages.labels(stage)
-        for kind in ("text", "image"):
+        for kind in ("text", "image", "search"):
             self._batches.labels(kind)
 
     def build(self, *, version: str, model: str, device: str, precision: str) -> None:

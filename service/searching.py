@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ import numpy as np
 from cots_model.encoder import Vectors
 from index_builder.filter import Filter, FilterError, parse_filter
 from index_builder.gallery import Gallery
-from index_builder.search import Hit, search_gallery
 from service.embedding import embed_queries
 from service.errors import ApiError, error_body, invalid
-from service.hits import hit_body
 from service.queries import Embedded, Part, Timing, combine
 from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
+from service.searcher import SearchJob, invalid_filter
 from service.settings import Settings
 from service.state import Service
-from service.worker import DeadlineError
 
 
 @dataclass(frozen=True)
@@ -115,11 +112,7 @@ def _parse_filter(options: SearchOptions) -> Filter | None:
     try:
         return parse_filter(options.filter)
     except FilterError as err:
-        raise _invalid_filter(err) from err
-
-
-def _invalid_filter(err: FilterError) -> ApiError:
-    return invalid("invalid_filter", str(err), param=err.place)
+        raise invalid_filter(err) from err
 
 
 async def _hits(
@@ -132,50 +125,13 @@ async def _hits(
     if not vectors:
         return []
     similarity = service.settings.duplicate_similarity if search.options.deduplicate else None
-    job = functools.partial(_search, search, np.stack(vectors), where, similarity)
-    done = await service.searching.run(job, deadline_s=search.deadline_s)
+    job = SearchJob(
+        search.gallery, np.stack(vectors), search.options, where, similarity, search.deadline_s
+    )
+    done = await service.searching.run(job)
     timing.queue_ms += done.queue_ms
     timing.search_ms += done.work_ms
     return done.value
-
-
-def _search(
-    search: Search, query_QE: Vectors, where: Filter | None, similarity: float | None
-) -> list[list[HitBody]]:
-    """Runs in a thread, and leaves it free again soon after the deadline."""
-    options = search.options
-    try:
-        found = search_gallery(
-            search.gallery,
-            query_QE,
-            k=options.k,
-            offset=options.offset,
-            min_score=options.min_score,
-            where=where,
-            distinct=similarity,
-            rank_by=options.rank_by,
-            with_frames="frames" in options.include,
-            on_block=functools.partial(_check_deadline, search.deadline_s),
-        )
-    except FilterError as err:
-        raise _invalid_filter(err) from err
-    return [_hit_bodies(search.gallery, hits, options) for hits in found]
-
-
-def _check_deadline(deadline_s: float) -> None:
-    if time.monotonic() >= deadline_s:
-        raise DeadlineError("search: not finished before the deadline")
-
-
-def _hit_bodies(gallery: Gallery, hits: Sequence[Hit], options: SearchOptions) -> list[HitBody]:
-    embeddings: list[list[float] | None] = [None] * len(hits)
-    if "embedding" in options.include:  # all at once: they may be on another machine
-        embeddings = gallery.vectors.rows(np.array([hit.row for hit in hits], np.int64)).tolist()
-    has_metadata = "metadata" in options.include
-    return [
-        hit_body(gallery.name, hit, metadata=has_metadata, embedding=embedding)
-        for hit, embedding in zip(hits, embeddings, strict=True)
-    ]
 
 
 def _took(timing: Timing, arrived_s: float) -> TookMs:

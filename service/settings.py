@@ -69,9 +69,12 @@ class Settings(BaseSettings):
         workers: processes that answer on the one address, each with a model of its own.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most texts or pictures encoded together; a larger request goes alone.
+        encode_wait_ms: longest time a text or picture waits for others to be encoded with; at 0
+            those are encoded together that came while the encoder was at work.
         cached_texts: query texts whose vectors are remembered, about 1 kB each.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
         search_threads: threads that search galleries.
+        search_batch: most queries searched together; a larger request goes alone.
         deadline_s: time a request may take after its body has arrived, before 504.
         grace_s: time between SIGTERM and exit.
         drain_s: part of `grace_s` in which new requests are still answered and `/readyz` is 503.
@@ -119,9 +122,11 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=64)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
+    encode_wait_ms: float = Field(default=0.0, ge=0, le=1000)
     cached_texts: int = Field(default=4096, ge=0)
     decode_threads: int = Field(default=2, gt=0)
     search_threads: int = Field(default=2, gt=0)
+    search_batch: int = Field(default=64, gt=0)
     deadline_s: float = Field(default=10.0, gt=0)
     grace_s: float = Field(default=20.0, gt=0)
     drain_s: float = Field(default=1.0, ge=0)

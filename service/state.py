@@ -18,6 +18,7 @@ from service.metrics import GalleryFigures, Metrics
 from service.readiness import Readiness
 from service.reloading import Reloader
 from service.root import find_galleries
+from service.searcher import Searcher
 from service.settings import CLOSE_S, Settings
 from service.thumbnails import ThumbnailCache
 from service.worker import Done, WorkerPool
@@ -120,12 +121,18 @@ class Service:
             resources.encoder,
             capacity=settings.queue_size,
             max_batch=settings.encode_batch,
+            max_wait_s=settings.encode_wait_ms / 1000,
             cached_texts=settings.cached_texts,
             on_batch=self.metrics.batch,
         )
         self.decoding = pool("decode", threads=settings.decode_threads)
         self.videos = pool("video", threads=settings.decode_threads)
-        self.searching = pool("search", threads=settings.search_threads)
+        self.searching = Searcher(
+            threads=settings.search_threads,
+            capacity=settings.queue_size,
+            max_batch=settings.search_batch,
+            on_batch=self.metrics.batch,
+        )
         self.fetcher = make_fetcher(settings)
         self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
@@ -137,7 +144,7 @@ class Service:
 
     def refresh_metrics(self) -> None:
         """Take down the figures that are looked up, not counted."""
-        pools: dict[str, Embedder | CallPool] = {
+        pools: dict[str, Embedder | CallPool | Searcher] = {
             "encode": self.embedder,
             "decode": self.decoding,
             "video": self.videos,

@@ -53,6 +53,7 @@ class _Job(Generic[P, R]):
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Done[R]]
     submitted_s: float
+    urgent: bool
 
     def wanted(self) -> bool:
         return not self.future.done() and time.monotonic() < self.deadline_s
@@ -81,6 +82,7 @@ class WorkerPool(Generic[P, R]):
         capacity: jobs that may wait; one more raises `QueueFullError`.
         threads: number of threads.
         max_batch: most that `handle` is given at once, counted by `size`; a larger job goes alone.
+        max_wait_s: longest time a job that a thread is free for waits for others of its kind.
         kind: only jobs of one kind share a batch.
         size: of a job; 1 for each by default.
     """
@@ -93,6 +95,7 @@ class WorkerPool(Generic[P, R]):
         capacity: int,
         threads: int = 1,
         max_batch: int = 1,
+        max_wait_s: float = 0.0,
         kind: Callable[[P], object] = type,
         size: Callable[[P], int] = lambda _: 1,
     ) -> None:
@@ -100,6 +103,7 @@ class WorkerPool(Generic[P, R]):
         self._handle = handle
         self._capacity = capacity
         self._max_batch = max_batch
+        self._max_wait_s = max_wait_s
         self._kind = kind
         self._size = size
         self._jobs: deque[_Job[P, R]] = deque()
@@ -125,8 +129,8 @@ class WorkerPool(Generic[P, R]):
             DeadlineError: at the deadline; a job not yet begun is then never begun.
         """
         loop = asyncio.get_running_loop()
-        job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic())
-        self._put(job, urgent)
+        job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic(), urgent)
+        self._put(job)
         waiting = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
         try:
             async with waiting:
@@ -160,11 +164,11 @@ class WorkerPool(Generic[P, R]):
         """Jobs waiting."""
         return len(self._jobs)
 
-    def _put(self, job: _Job[P, R], urgent: bool) -> None:
+    def _put(self, job: _Job[P, R]) -> None:
         with self._changed:
             if self._closed:
                 raise PoolClosedError(f"{self.name}: shutting down")
-            if urgent:
+            if job.urgent:
                 self._jobs.appendleft(job)
             elif len(self._jobs) >= self._capacity:
                 raise QueueFullError(f"{self.name}: {self._capacity} jobs are waiting already")
@@ -185,18 +189,39 @@ class WorkerPool(Generic[P, R]):
     def _take(self) -> list[_Job[P, R]]:
         """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            if not self._jobs:
-                return []
-            kind, room = self._kind(self._jobs[0].payload), self._max_batch
-            batch: list[_Job[P, R]] = []
-            for job in [job for job in self._jobs if self._kind(job.payload) == kind]:
-                room -= self._size(job.payload)
-                if batch and room < 0:
-                    break
-                batch.append(job)
-                self._jobs.remove(job)
-            return batch
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._wait_for_company()
+                if self._jobs:
+                    return self._take_batch()
+                if self._closed:
+                    return []
+
+    def _wait_for_company(self) -> None:
+        """Give others the time to come, while the first job can wait and the batch is not full."""
+        while self._max_wait_s and self._jobs and not self._closed:
+            first = self._jobs[0]
+            left_s = first.submitted_s + self._max_wait_s - time.monotonic()
+            num_together = sum(self._size(job.payload) for job in self._alike())
+            if first.urgent or left_s <= 0 or num_together >= self._max_batch:
+                return
+            self._changed.wait(left_s)
+
+    def _alike(self) -> list[_Job[P, R]]:
+        """The jobs of the kind of the first."""
+        kind = self._kind(self._jobs[0].payload)
+        return [job for job in self._jobs if self._kind(job.payload) == kind]
+
+    def _take_batch(self) -> list[_Job[P, R]]:
+        room = self._max_batch
+        batch: list[_Job[P, R]] = []
+        for job in self._alike():
+            room -= self._size(job.payload)
+            if batch and room < 0:
+                break
+            batch.append(job)
+            self._jobs.remove(job)
+        return batch
 
     def _serve(self, jobs: list[_Job[P, R]]) -> None:
         if not jobs:

@@ -14,7 +14,6 @@ import pytest
 
 from index_builder.build import build_gallery
 from index_builder.gallery import Gallery
-from index_builder.manifest import INDEX_FILE, ITEMS_FILE, VECTORS_FILE
 from index_builder.options import BuildOptions, UpdateOptions
 from index_builder.search import search_gallery
 from index_builder.update import update_gallery
@@ -22,7 +21,7 @@ from service.galleries import Registry
 from service.queries import unit_vector
 from tests.galleries import publish_texts
 from tests.service.conftest import picture, wait_until
-from tests.service.versions import cut, flip_last_byte, publish_copy
+from tests.service.versions import CORRUPT, publish_copy
 
 NUM_VERSIONS, NUM_CLIENTS = 100, 4
 TEXTS = {
@@ -31,13 +30,6 @@ TEXTS = {
 }
 VECTOR_E = np.random.default_rng(0).normal(size=32).astype(np.float32)
 QUERIES = [{"embedding": VECTOR_E.tolist()}, {"item_id": "003"}, "dogs under a tower"]
-CORRUPT = (
-    {"unseen": flip_last_byte(VECTORS_FILE)},
-    {"unseen": cut(INDEX_FILE)},
-    {"unseen": lambda folder: (folder / ITEMS_FILE).unlink()},
-    {"model_fingerprint": "0" * 64},
-)
-
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/self/maps"), reason="open files and mappings are counted in /proc"
 )

@@ -105,7 +105,7 @@ def schemathesis(url: str, cases: int, folder: Path, *options: str) -> None:
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(server: Running, tmp_path) -> None:
-    """All its checks on every route; `benchmarks/openapi_fuzz.py` asks 2,000 times each."""
+    """All its checks on every route; `benchmarks.openapi_fuzz` asks 2,000 times each."""
     schemathesis(server.url, CASES, tmp_path, "--phases", "examples,coverage,fuzzing")
     assert server.client.get("/readyz").status_code == 200
 

@@ -115,3 +115,53 @@ def test_pool_batches_one_kind_in_order() -> None:
 
     assert asyncio.run(scenario()) == ["a", 1, "b", 2, "c", "d"]
     assert batches == [[0.5], ["a", "b", "c"], [1, 2], ["d"]]
+
+
+def test_a_job_waits_for_company_until_the_batch_is_full() -> None:
+    batches = []
+
+    def handle(jobs):
+        batches.append(list(jobs))
+        return jobs
+
+    async def scenario() -> float:
+        pool = WorkerPool("test", handle, capacity=9, max_batch=3, max_wait_s=5.0)
+        begun_s = time.monotonic()
+        far = begun_s + 10
+        tasks = []
+        for number in range(3):
+            tasks.append(asyncio.create_task(pool.run(number, deadline_s=far)))
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*tasks)
+        pool.close()
+        return time.monotonic() - begun_s
+
+    assert asyncio.run(scenario()) < 4
+    assert batches == [[0, 1, 2]]
+
+
+def test_a_job_without_company_goes_alone_after_its_wait_and_an_urgent_one_at_once() -> None:
+    async def scenario() -> tuple[float, float]:
+        pool = WorkerPool("test", list, capacity=9, max_batch=3, max_wait_s=0.3)
+        far = time.monotonic() + 10
+        waited = await pool.run("alone", deadline_s=far)
+        urgent = await pool.run("urgent", deadline_s=far, urgent=True)
+        pool.close()
+        return waited.queue_ms, urgent.queue_ms
+
+    alone_ms, urgent_ms = asyncio.run(scenario())
+    assert alone_ms >= 295
+    assert urgent_ms < 295
+
+
+def test_a_pool_that_is_closed_does_not_wait_for_company() -> None:
+    async def scenario() -> float:
+        pool = WorkerPool("test", list, capacity=9, max_batch=3, max_wait_s=60.0)
+        task = asyncio.create_task(pool.run("last", deadline_s=time.monotonic() + 30))
+        await asyncio.sleep(0.05)
+        begun_s = time.monotonic()
+        pool.close()
+        assert (await task).value == "last"
+        return time.monotonic() - begun_s
+
+    assert asyncio.run(scenario()) < 20

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from index_builder.gallery import read_manifest
-from index_builder.manifest import MANIFEST_FILE, sha256_of
+from index_builder.manifest import (
+    INDEX_FILE,
+    ITEMS_FILE,
+    MANIFEST_FILE,
+    VECTORS_FILE,
+    sha256_of,
+)
 from index_builder.publish import Pointer, new_version_name, partial_version, prune, publish
 
 Change = Callable[[Path], None]
@@ -75,3 +81,12 @@ def cut(name: str) -> Change:
         (folder / name).write_bytes(data[: len(data) // 2])
 
     return change
+
+
+CORRUPT: tuple[dict[str, Any], ...] = (
+    {"unseen": flip_last_byte(VECTORS_FILE)},
+    {"unseen": cut(INDEX_FILE)},
+    {"unseen": lambda folder: (folder / ITEMS_FILE).unlink()},
+    {"model_fingerprint": "0" * 64},
+)
+"""Options of `publish_copy`, each for a version that has to be refused."""

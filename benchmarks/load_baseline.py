@@ -1,0 +1,83 @@
+"""What the model and the index do without a server, in a process of its own; prints JSON.
+
+Offline throughput is that of batches of 32: sentences as they come, pictures as preloaded pixels.
+The bare latencies are of one sentence, one JPEG (decoded and preprocessed too) and one search.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.load_queries import K, jpegs, sentences
+from cots_model.encoder import Encoder
+from cots_model.images import decode_image
+from index_builder.gallery import Gallery
+from index_builder.search import search_gallery
+
+BATCH = 32
+
+
+def median_s(call: Callable[[], object], runs: int) -> float:
+    """Median time of a call, after three to warm up."""
+    times_s = []
+    for run in range(runs + 3):
+        begun_s = time.perf_counter()
+        call()
+        if run >= 3:
+            times_s.append(time.perf_counter() - begun_s)
+    return float(np.median(times_s))
+
+
+@click.command()
+@click.option("--gallery", type=click.Path(path_type=Path), required=True)
+@click.option("--checkpoint", default="cots-mini", show_default=True)
+@click.option("--runs", default=30, show_default=True)
+def main(gallery: Path, checkpoint: str, runs: int) -> None:
+    """Measure."""
+    encoder = Encoder.load(checkpoint, device="cpu")
+    opened = Gallery.open(gallery)
+    words = sentences(seed=10_000)
+    files = cycle(jpegs(BATCH))
+    img_BCHW = torch.stack(
+        [encoder.preprocess.image(decode_image(data)) for data in islice(files, BATCH)]
+    )
+    queries = cycle(encoder.encode_texts([next(words) for _ in range(16)]))
+
+    def texts(count: int) -> Callable[[], object]:
+        return lambda: encoder.encode_texts([next(words) for _ in range(count)])
+
+    def one_image() -> object:
+        img_CHW = encoder.preprocess.image(decode_image(next(files)))
+        return encoder.encode_pixels(img_CHW[None])
+
+    image_s = median_s(lambda: encoder.encode_pixels(img_BCHW), max(5, runs // 4))
+    found = {
+        "offline_per_s": {
+            "text": BATCH / median_s(texts(BATCH), runs),
+            "image": BATCH / image_s,
+        },
+        "bare_ms": {
+            "text": 1000 * median_s(texts(1), 5 * runs),
+            "image": 1000 * median_s(one_image, runs),
+            "search": 1000 * median_s(
+                lambda: search_gallery(opened, next(queries)[None], k=K), 5 * runs
+            ),
+        },
+    }
+    rounded = {
+        name: {key: round(value, 3) for key, value in figures.items()}
+        for name, figures in found.items()
+    }
+    click.echo(json.dumps(rounded))
+
+
+if __name__ == "__main__":
+    main()
