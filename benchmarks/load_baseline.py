@@ -67,9 +67,8 @@ def main(gallery: Path, checkpoint: str, runs: int) -> None:
         "bare_ms": {
             "text": 1000 * median_s(texts(1), 5 * runs),
             "image": 1000 * median_s(one_image, runs),
-            "search": 1000 * median_s(
-                lambda: search_gallery(opened, next(queries)[None], k=K), 5 * runs
-            ),
+            "search": 1000
+            * median_s(lambda: search_gallery(opened, next(queries)[None], k=K), 5 * runs),
         },
     }
     rounded = {

@@ -118,9 +118,10 @@ def run_reloads(
     first = publish_copy(templates[PREFIXES[1]], live)
     environment = {**os.environ, "COTS_RELOAD_INTERVAL_S": "0.2"}
     answers, outcomes, marks = Answers(), list[Outcome](), list[float]()
-    with served(
-        live.parent, checkpoint, folder / "server.log", environment=environment
-    ) as (url, server):
+    with served(live.parent, checkpoint, folder / "server.log", environment=environment) as (
+        url,
+        server,
+    ):
         publisher = _Publisher(url, templates, live)
         publisher.holds[first] = PREFIXES[1]
 
@@ -153,7 +154,9 @@ def run_reloads(
     failures = [*publisher.faults, *answers.mixed(publisher.holds)]
     failures += [f"{count} x {fault}" for fault, count in before.faults.items()]
     statuses = Counter(before.statuses) + Counter(after.statuses)
-    failures += [f"{n} answers {status}" for status, n in statuses.items() if status not in ("200", "0")]
+    failures += [
+        f"{n} answers {status}" for status, n in statuses.items() if status not in ("200", "0")
+    ]
     failures += [
         f"{count} x {fault} after SIGTERM"
         for fault, count in after.faults.items()

@@ -1,4 +1,4 @@
-"""A server of one's own: `cots serve` in a process, on a free port of loopback, ended afterwards."""
+"""A server of one's own: `cots serve` in a process, on a free port of loopback."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ z_BE = encoder.encode_texts(["two dogs playing in snow"])
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,17 @@ from torch import Tensor
 
 from cots_model import checkpoint
 from cots_model.config import Precision
+from cots_model.cores import map_on_cores
 from cots_model.errors import CheckpointError, InputError
 from cots_model.model import CotsModel
 from cots_model.precision import use_int8
 from cots_model.preprocess import PicturePreprocess, Preprocess
 
 Vectors = npt.NDArray[np.float32]
+T = TypeVar("T")
 
-_CPU_CHUNK = 8  # pictures at once on a CPU; 32 fall out of its caches and take twice as long each
+_CORE_PICTURES = 4  # at once on one core; more fall out of its caches
+_CORE_TEXTS = 8
 
 
 class Encoder:
@@ -125,12 +129,13 @@ class Encoder:
         return int(self._preprocess.text(texts)[1].sum())
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
-        """Embed texts: `[B,E]` float32 unit vectors."""
-        parts = [
-            self._encode_text_batch(texts[start : start + batch_size])
-            for start in range(0, len(texts), batch_size)
-        ]
-        return self._stack(parts)
+        """Embed texts: `[B,E]` float32 unit vectors.
+
+        A GPU takes `batch_size` at a time, each core of a CPU a few.
+        """
+        size = _CORE_TEXTS if self._on_cpu else batch_size
+        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        return self._stack(self._map(self._encode_text_batch, parts))
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""
@@ -143,10 +148,10 @@ class Encoder:
     def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
         """Embed preprocessed pixels `[B,3,H,W]`: `[B,E]` float32 unit vectors.
 
-        A GPU takes the batch whole, a CPU a few pictures at a time.
+        A GPU takes the batch whole, each core of a CPU a few pictures at a time.
         """
-        chunk = _CPU_CHUNK if self.device.type == "cpu" else max(len(img_BCHW), 1)
-        return self._stack([self._encode_pixel_chunk(part) for part in img_BCHW.split(chunk)])
+        size = _CORE_PICTURES if self._on_cpu else max(len(img_BCHW), 1)
+        return self._stack(self._map(self._encode_pixel_chunk, img_BCHW.split(size)))
 
     def _encode_pixel_chunk(self, img_BCHW: Tensor) -> Vectors:
         img_BCHW = img_BCHW.to(self.device, memory_format=torch.channels_last)
@@ -154,6 +159,13 @@ class Encoder:
             with self._autocast():
                 feature_BD = self.model.image.feature(img_BCHW)
             return _to_numpy(self.model.project_image(feature_BD.float()))
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def _map(self, call: Callable[[T], Vectors], parts: Sequence[T]) -> list[Vectors]:
+        return map_on_cores(call, parts) if self._on_cpu else [call(part) for part in parts]
 
     def _autocast(self) -> torch.autocast:
         enabled = self._precision == "bfloat16"

@@ -66,14 +66,14 @@ def test_encoder_embeds_pixels_as_pictures(encoder):
     )
 
 
-def test_encoder_takes_pixels_in_small_chunks_on_a_cpu(encoder):
+def test_encoder_takes_pixels_a_few_at_a_time_on_a_cpu(encoder):
     sizes = []
     norm = encoder.model.image.trunk.norm
     hook = norm.register_forward_hook(lambda *call: sizes.append(len(call[2])))
     try:
         pixels_BCHW = encoder.preprocess.images(pictures(19))
         z_BE = encoder.encode_pixels(pixels_BCHW)
-        assert sizes == [8, 8, 3]
+        assert sorted(sizes) == [3, 4, 4, 4, 4]
         each_BE = [encoder.encode_pixels(pixels_BCHW[row : row + 1])[0] for row in range(19)]
     finally:
         hook.remove()

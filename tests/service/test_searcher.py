@@ -119,7 +119,7 @@ def test_a_filter_that_does_not_fit_fails_its_own_jobs_alone(gallery) -> None:
     bad = {"filter": {"colour": {"eq": "red"}}}
     found, _ = search([ask(gallery, 1), ask(gallery, 2, **bad), ask(gallery, 3)])
     assert [isinstance(one, ApiError) for one in found] == [False, True, False]
-    assert found[1].param == "filter.colour"
+    assert found[1].param == "filter.colour.eq"
 
 
 def test_a_search_holds_no_more_queries_than_it_may(gallery) -> None:

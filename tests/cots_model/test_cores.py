@@ -1,0 +1,97 @@
+"""Parts of a batch on cores of their own: order, errors, threads, forks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cots_model.cores import map_on_cores
+from cots_model.encoder import Encoder
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def threads_of(_: object) -> tuple[str, int]:
+    return threading.current_thread().name, torch.get_num_threads()
+
+
+def threads_of_a_new_thread() -> list[int]:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found
+
+
+def test_results_are_in_order_and_each_part_has_one_thread() -> None:
+    assert map_on_cores(lambda n: n * n, range(50)) == [n * n for n in range(50)]
+    found = map_on_cores(threads_of, range(50))
+    assert {count for _, count in found} == {1}
+    assert len({name for name, _ in found}) <= 2
+    assert torch.get_num_threads() == 2
+    assert threads_of_a_new_thread() == [2]
+
+
+def test_parts_run_at_the_same_time() -> None:
+    meeting = threading.Barrier(2)
+    assert len(map_on_cores(lambda _: meeting.wait(20), range(2))) == 2
+
+
+def test_a_single_part_has_all_threads() -> None:
+    assert map_on_cores(threads_of, [1]) == [(threading.current_thread().name, 2)]
+    assert map_on_cores(threads_of, []) == []
+
+
+def test_one_thread_computes_all_parts_itself() -> None:
+    torch.set_num_threads(1)
+    assert map_on_cores(threads_of, range(3)) == [(threading.current_thread().name, 1)] * 3
+
+
+def test_an_error_is_raised_when_all_parts_have_ended() -> None:
+    ended = []
+
+    def call(number: int) -> None:
+        if number == 1:
+            raise ValueError("one is bad")
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="one is bad"):
+        map_on_cores(call, range(6))
+    assert sorted(ended) == [0, 2, 3, 4, 5]
+
+
+def compute_in_child() -> None:
+    torch.set_num_threads(2)
+    assert map_on_cores(lambda n: n + 1, range(8)) == list(range(1, 9))
+
+
+# Python warns of every fork of a process with threads; that is what is tested.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    map_on_cores(threads_of, range(4))
+    child = multiprocessing.get_context("fork").Process(target=compute_in_child)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_vectors_do_not_depend_on_the_number_of_threads(tiny_checkpoint) -> None:
+    encoder = Encoder.load(tiny_checkpoint, device="cpu")
+    side = encoder.preprocess.image_size
+    img_BCHW = torch.randn(23, 3, side, side, generator=torch.Generator().manual_seed(0))
+    texts = [f"{n} dogs in a park" * (1 + n % 3) for n in range(23)]
+    several = encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+    torch.set_num_threads(1)
+    one = encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+    assert (several[0] == one[0]).all()
+    assert (several[1] == one[1]).all()
