@@ -43,12 +43,13 @@ def bind(host: str, port: int) -> socket.socket:
         ServerError: if the port is taken or may not be used.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as err:  # UnicodeError: a label over 63 characters
         raise InputError(f"host {host!r} is not known ({err}); try 127.0.0.1") from err
-    listener = socket.socket(family, kind)
+    # asyncio turns off Nagle's algorithm only where it is told that this is TCP
+    listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
