@@ -16,7 +16,8 @@ import numpy as np
 
 from cots_model.errors import InputError
 from index_builder.filter import AllOf, AnyOf, Condition, Filter, FilterError, Node, Not
-from index_builder.filter_columns import Mask, MetadataColumns
+from index_builder.filter_cells import Mask
+from index_builder.filter_columns import MetadataColumns
 from index_builder.filter_tests import check_types, find_cells
 from index_builder.indexes.base import OnBlock, go_on
 from index_builder.items import ItemRows
@@ -40,6 +41,18 @@ class RowFilters:
         self._capacity = min(_MOST_KEPT, max(1, KEPT_BYTES // max(1, self._num_rows)))
         self._kept: OrderedDict[str, Mask] = OrderedDict()
         self._lock = threading.Lock()
+
+    def decode(self, between: OnBlock = go_on) -> None:
+        """Decode all columns of JSON now, which else the first filter that names one does.
+
+        Args:
+            between: called again and again meanwhile, to let other threads run.
+
+        Raises:
+            GalleryError: naming a column that holds what is no JSON.
+        """
+        if self._columns is not None:
+            self._columns.decode(between)
 
     def rows(self, where: Filter, on_block: OnBlock = go_on) -> Rows:
         """The rows that meet a filter, ascending, int64.
@@ -106,7 +119,7 @@ class _Evaluation:
         if column is None:
             raise FilterError(condition.place, self._unknown(condition.column))
         if condition.test == "exists":
-            present_N: Mask = column.present_N == condition.values[0]
+            present_N: Mask = column.present_N(self._num_rows) == condition.values[0]
             return present_N
         check_types(condition, column)
         mask_N = np.zeros(self._num_rows, bool)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index_builder.filter import Condition, FilterError, Scalar, Test, describe
-from index_builder.filter_columns import Cells, Column, Kind, Mask
+from index_builder.filter_cells import Cells, Column, Kind, Mask
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _COMPARE: Mapping[str, Callable[[Any, Any], Any]] = {

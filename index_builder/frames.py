@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cots_model.errors import GalleryError, InputError
+from cots_model.errors import GalleryError
 from cots_model.videos import NUM_FRAMES
 from index_builder.indexes.base import OnBlock, go_on
 from index_builder.indexes.candidates import Candidates, settle
 from index_builder.indexes.scores import exact_scores
 from index_builder.manifest import FRAME_TIMES_FILE, FRAMES_FILE
+from index_builder.query_vectors import checked_queries
 from index_builder.vectors import Rows, Vectors
 
 BLOCK_ROWS = 1024
@@ -87,12 +88,7 @@ class VideoFrames:
         Raises:
             InputError: if the queries' width is not the frames', or a value is not finite.
         """
-        query_QE = np.ascontiguousarray(query_QE, dtype=np.float32)
-        dim = self._frames_NFE.shape[2]
-        if query_QE.ndim != 2 or query_QE.shape[1] != dim or not np.isfinite(query_QE).all():
-            raise InputError(
-                f"queries of shape {query_QE.shape}; finite numbers [Q, {dim}] are accepted here"
-            )
+        query_QE = checked_queries(query_QE, self._frames_NFE.shape[2])
         if rows_M is None:
             rows_M = np.arange(len(self), dtype=np.int64)
         k = min(k, len(rows_M))

@@ -43,7 +43,8 @@ from index_builder.manifest import (
     Manifest,
     check_file,
 )
-from index_builder.publish import read_pointer
+from index_builder.publish import Pointer, read_pointer
+from index_builder.query_vectors import checked_queries
 from index_builder.vectors import Rows, VectorRows, Vectors, open_vectors
 from index_builder.version import read_manifest
 
@@ -102,6 +103,7 @@ class Gallery:
         cls,
         root: Path,
         *,
+        pointer: Pointer | None = None,
         expected_fingerprint: str | None = None,
         verify_checksums: bool = True,
         device: str = "auto",
@@ -110,6 +112,8 @@ class Gallery:
 
         Args:
             root: the gallery folder.
+            pointer: to the version, where it was read already; else it is read here, and again if
+                the version is replaced and removed while it is opened.
             expected_fingerprint: fingerprint of the model that will embed the queries.
             verify_checksums: hash every file before using it (about a second per GB).
             device: where to search, as `open_index` takes it.
@@ -119,21 +123,23 @@ class Gallery:
                 it (`OtherModelError`, both fingerprints named).
             CotsError: as `open_index`, for the device.
         """
+        options = (expected_fingerprint, verify_checksums, device)
+        if pointer is not None:
+            return cls._open_version(root, pointer, *options)
         for attempt in range(1, _OPEN_ATTEMPTS + 1):
-            version = read_pointer(root).version
+            pointer = read_pointer(root)
             try:
-                return cls._open_current(root, expected_fingerprint, verify_checksums, device)
+                return cls._open_version(root, pointer, *options)
             except GalleryError:
-                replaced = read_pointer(root).version != version  # pruned while being opened
-                if not replaced or attempt == _OPEN_ATTEMPTS:
+                if read_pointer(root) == pointer or attempt == _OPEN_ATTEMPTS:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
     @classmethod
-    def _open_current(
-        cls, root: Path, fingerprint: str | None, checksums: bool, device: str
+    def _open_version(
+        cls, root: Path, pointer: Pointer, fingerprint: str | None, checksums: bool, device: str
     ) -> Gallery:
-        folder, manifest = read_manifest(root)
+        folder, manifest = read_manifest(root, pointer)
         _check_fingerprint(root, manifest, fingerprint)
         for name, expected in manifest.files.items():
             problem = check_file(folder / name, expected, checksum=checksums)
@@ -199,12 +205,7 @@ class Gallery:
         Raises:
             InputError: if the queries' width is not the gallery's, a value is not finite, or k < 1.
         """
-        query_QE = np.ascontiguousarray(query_QE, dtype=np.float32)
-        dim = self.manifest.dim
-        if query_QE.ndim != 2 or query_QE.shape[1] != dim:
-            raise InputError(f"queries have shape {query_QE.shape}; [Q, {dim}] is accepted here")
-        if not np.isfinite(query_QE).all():
-            raise InputError("a query holds NaN or infinity; only finite numbers are accepted")
+        query_QE = checked_queries(query_QE, self.manifest.dim)
         if k < 1:
             raise InputError(f"k is {k}; at least 1 is accepted")
         if rows_M is not None:

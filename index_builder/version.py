@@ -26,7 +26,7 @@ from index_builder.manifest import (
     parse_manifest,
 )
 from index_builder.parts import read_skips
-from index_builder.publish import read_pointer, version_folder
+from index_builder.publish import Pointer, read_pointer, version_folder
 from index_builder.sources.entry import Skip
 from index_builder.vectors import Vectors, open_vectors
 
@@ -95,13 +95,17 @@ class VersionRows:
         )
 
 
-def read_manifest(root: Path) -> tuple[Path, Manifest]:
+def read_manifest(root: Path, pointer: Pointer | None = None) -> tuple[Path, Manifest]:
     """Folder and manifest of the published version.
+
+    Args:
+        root: the gallery folder.
+        pointer: to the version, where it was read already.
 
     Raises:
         GalleryError: if there is no gallery, or the pointer or the manifest is damaged.
     """
-    pointer = read_pointer(root)
+    pointer = pointer or read_pointer(root)
     folder = version_folder(root, pointer.version)
     path = folder / MANIFEST_FILE
     try:

@@ -39,7 +39,11 @@ async def embed_queries(
     """
     settings = service.settings
     asked = await fetch_pictures(
-        queries, service.fetcher, most=settings.max_image_urls, deadline_s=deadline_s
+        queries,
+        service.fetcher,
+        most=settings.max_image_urls,
+        total_bytes=settings.image_url_total_bytes,
+        deadline_s=deadline_s,
     )
     parsed = [query for query in asked if not isinstance(query, ApiError)]
     preprocess = service.embedder.encoder.preprocess

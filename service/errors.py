@@ -67,6 +67,20 @@ def gallery_not_found(name: str) -> ApiError:
     return ApiError(404, "gallery_not_found", message, param="gallery")
 
 
+def gallery_away(name: str) -> ApiError:
+    """A 404 for a reload of a gallery whose folder is not there, while it is still served."""
+    message = (
+        f"the folder of gallery {name!r} is not there; what was loaded of it is served for now; "
+        "put the folder back, or reload again in some seconds to have the gallery dropped"
+    )
+    return ApiError(404, "gallery_not_found", message, param="gallery")
+
+
+def root_at_fault(fault: str) -> ApiError:
+    """A 503 for what cannot be loaded because nothing can."""
+    return ApiError(503, "gallery_unavailable", f"{fault}; check it and reload")
+
+
 def past_deadline() -> ApiError:
     """A 504 for a request whose time is over."""
     message = "the request did not finish before its deadline and was dropped; try again later"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,17 +19,21 @@ from pathlib import Path
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError, GalleryError
 from index_builder.gallery import Gallery
-from index_builder.publish import read_pointer
-from service.errors import ApiError, gallery_not_found
+from index_builder.indexes.base import go_on
+from index_builder.publish import Pointer, read_pointer
+from service.errors import ApiError, gallery_away, gallery_not_found, root_at_fault
 from service.gallery_status import GalleryStatus, Refusal
 from service.opening import Opened, Opener, fault_of, message_of
-from service.root import find_galleries, list_galleries
+from service.presence import Presence
+from service.root import find_galleries
 from service.versions import OpenVersions
 
 log = logging.getLogger(__name__)
 
 _RETRY_FACTOR = 100
 """Of the time that went into a refused version, this much passes before it is tried again."""
+_REST_S = 0.001
+"""Between blocks of work in Python, which else takes its time from the requests."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,11 @@ class Registry:
 
     def __init__(self, root: Path, opener: Opener) -> None:
         """Begin with nothing; `Registry.open` is the way here."""
-        self._root = root
+        self._presence = Presence(root)
         self._opener = opener
         self._slots: Mapping[str, _Slot] = {}
+        self._past: dict[str, GalleryStatus] = {}  # of galleries that are gone: their counts
         self._found_at_start: frozenset[str] = frozenset()
-        self._missing: frozenset[str] = frozenset()
-        self._root_fault: str | None = None
         self._versions = OpenVersions()
         self._loading = threading.Lock()
 
@@ -131,26 +134,29 @@ class Registry:
 
     def warnings(self) -> list[str]:
         """One line for every other thing that is wrong, while all that was served still is."""
-        root = [] if self._root_fault is None else [self._root_fault]
+        root = [] if self.root_fault is None else [self.root_fault]
         return root + self._problems(lambda status: not self._is_lost(status))
+
+    @property
+    def root_fault(self) -> str | None:
+        """Why the root told nothing when it was last looked at; `None` if it did."""
+        return self._presence.fault
 
     def poll(self, *, stop: Callable[[], bool] = lambda: False) -> None:
         """Look for new versions, new galleries and galleries that are gone; load what is new.
 
-        A gallery that is gone is served until a second look, so that its folder can be exchanged
-        for another. A root that cannot be listed changes nothing.
+        A gallery that is away is served until it is gone (`Presence`), so that its folder can be
+        exchanged for another. A root that cannot be listed, or is empty, changes nothing.
 
         Args:
             stop: asked between galleries.
         """
         with self._loading:
-            folders = self._list()
-            if folders is None:
+            seen = self._presence.look(self._slots.keys(), serves=bool(self.loaded))
+            if seen is None:
                 return
-            gone = self._slots.keys() - folders.keys()
-            self._drop(gone & self._missing)
-            self._missing = frozenset(gone)
-            for folder in folders.values():
+            self._drop(seen.gone)
+            for folder in seen.folders.values():
                 if stop():
                     return
                 self._look(folder)
@@ -167,49 +173,62 @@ class Registry:
             how it does; `None` if there is no such gallery.
 
         Raises:
-            GalleryError: if the root cannot be listed.
+            ApiError: 404 if its folder is away and it is still served, 503 if the root cannot be
+                listed, or is empty.
         """
         asked_s = time.monotonic() if asked_s is None else asked_s
         with self._loading:
-            folders = self._list()
-            if folders is None:
-                raise GalleryError(f"{self._root} cannot be listed; check it")
-            if name in folders:
-                self._look(folders[name], asked_s=asked_s)
-            else:
-                self._drop({name})
+            seen = self._presence.look(self._slots.keys(), serves=bool(self.loaded))
+            if seen is None:
+                raise root_at_fault(str(self.root_fault))
+            self._drop(seen.gone)
+            if name in seen.folders:
+                self._look(seen.folders[name], asked_s=asked_s)
+            elif name in seen.away - seen.gone:
+                raise gallery_away(name)
         return self.status(name)
-
-    def _list(self) -> dict[str, Path] | None:
-        try:
-            folders = list_galleries(self._root)
-        except OSError:
-            if self._root_fault is None:
-                log.exception("the root of the galleries cannot be listed")
-            self._root_fault = "the folder of the galleries cannot be listed; see the server's log"
-            return None
-        self._root_fault = None
-        return {folder.name: folder for folder in folders}
 
     def _look(self, folder: Path, *, asked_s: float = 0.0, at_start: bool = False) -> None:
         """Serve what a gallery publishes, if it is new and good (lock held)."""
-        slot = self._slots.get(folder.name) or _Slot(GalleryStatus(folder.name))
-        version, refusal = _published(folder), slot.status.refusal
+        while not self._settle(folder, asked_s=asked_s, at_start=at_start):
+            pass  # another version was published meanwhile
+
+    def _settle(self, folder: Path, *, asked_s: float, at_start: bool) -> bool:
+        """Serve or refuse what is published; false if it was replaced while it was opened.
+
+        Builds remove the versions before the last, also while they are opened, so a failure to open
+        one that is published no more says nothing.
+        """
+        name = folder.name
+        slot = self._slots.get(name) or _Slot(self._past.get(name, GalleryStatus(name)))
+        published, refusal = _published(folder), slot.status.refusal
+        version = published.version if isinstance(published, Pointer) else None
         if slot.gallery is not None and slot.gallery.version == version:
             if refusal is not None:  # it was taken back
                 self._put(_Slot(replace(slot.status, refusal=None), slot.gallery))
-            return
+            return True
         began_s = time.monotonic()
         if refusal is not None and refusal.holds(version, now_s=began_s, asked_s=asked_s):
-            return
+            return True
+        if isinstance(published, GalleryError):
+            self._refuse(slot, None, published, began_s)
+            return True
         try:
-            opened = self._opener.open(folder, held_bytes=self._versions.held_bytes())
+            opened = self._opener.open(
+                folder,
+                pointer=published,
+                held_bytes=self._versions.held_bytes(),
+                between=go_on if at_start else _rest,
+            )
         except Exception as err:  # whatever is wrong with it, the old version goes on
             if at_start and isinstance(err, CotsError) and not isinstance(err, GalleryError):
                 raise
+            if _published(folder) != published:
+                return False
             self._refuse(slot, version, err, began_s)
         else:
             self._take(slot, opened, time.monotonic() - began_s)
+        return True
 
     def _take(self, slot: _Slot, opened: Opened, load_s: float) -> None:
         gallery, before = opened.gallery, slot.status
@@ -248,13 +267,16 @@ class Registry:
     def _put(self, slot: _Slot) -> None:
         self._slots = {**self._slots, slot.status.name: slot}
 
-    def _drop(self, names: set[str]) -> None:
-        """Serve galleries no more whose folders are gone."""
-        for name in names & self._slots.keys():
-            gallery = self._slots[name].gallery
-            self._slots = {other: slot for other, slot in self._slots.items() if other != name}
-            if gallery is not None:
-                self._versions.retire(gallery)
+    def _drop(self, names: Collection[str]) -> None:
+        """Serve galleries no more that are gone; what was counted of them is kept."""
+        for name in self._slots.keys() & names:
+            slot = self._slots[name]
+            self._slots = {other: kept for other, kept in self._slots.items() if other != name}
+            self._past[name] = GalleryStatus(
+                name, num_loaded=slot.status.num_loaded, num_refused=slot.status.num_refused
+            )
+            if slot.gallery is not None:
+                self._versions.retire(slot.gallery)
             log.warning("gallery is gone", extra={"gallery": name})
 
     def _counted(self, status: GalleryStatus) -> GalleryStatus:
@@ -268,9 +290,13 @@ class Registry:
         return [problem for problem in problems if problem is not None]
 
 
-def _published(folder: Path) -> str | None:
-    """The version that a gallery points to; `None` if that cannot be told."""
+def _published(folder: Path) -> Pointer | GalleryError:
+    """What a gallery points to, or why that cannot be told."""
     try:
-        return read_pointer(folder).version
-    except GalleryError:
-        return None
+        return read_pointer(folder)
+    except GalleryError as err:
+        return err
+
+
+def _rest() -> None:
+    time.sleep(_REST_S)

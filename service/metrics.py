@@ -60,10 +60,28 @@ class GalleryFigures:
     num_refused: int = 0
 
 
-def restart_counter(registry: CollectorRegistry) -> Counter:
-    """Workers that ended unasked and were started again; counted by their parent."""
-    return Counter(
-        "cots_worker_restarts", "Workers that ended unasked and were replaced.", registry=registry
+@dataclass(frozen=True)
+class SupervisionCounters:
+    """What the parent of several workers counts.
+
+    Attributes:
+        restarts: workers that ended unasked, or were ended for their silence.
+        silent: the latter alone.
+    """
+
+    restarts: Counter
+    silent: Counter
+
+
+def supervision_counters(registry: CollectorRegistry) -> SupervisionCounters:
+    """The counters that the parent of several workers adds to, at zero."""
+    return SupervisionCounters(
+        Counter("cots_worker_restarts", "Workers that ended and were replaced.", registry=registry),
+        Counter(
+            "cots_silent_workers",
+            "Workers that were ended because their event loop did not answer.",
+            registry=registry,
+        ),
     )
 
 
@@ -115,7 +133,13 @@ class Metrics:
         self._waiting = _gauge("cots_queue_depth", "Waiting jobs.", "livesum", registry, "queue")
         self._ready = _gauge("cots_ready_workers", "Workers that are ready.", "livesum", registry)
         self._galleries = _Galleries(registry)
-        self._restarts = restart_counter(registry)
+        self._root_up = _gauge(
+            "cots_galleries_root_up",
+            "1 if the folder of the galleries can be listed and is not suddenly empty.",
+            "livemin",
+            registry,
+        )
+        self._supervision = supervision_counters(registry)
         self._process = _ProcessFigures(self._worker, registry)
         for stage in STAGES:
             self._stages.labels(stage)
@@ -177,11 +201,13 @@ class Metrics:
         waiting: Mapping[str, int],
         ready: bool,
         galleries: Mapping[str, GalleryFigures],
+        root_up: bool = True,
     ) -> None:
         """Take down what is looked up, not counted: queues, galleries, readiness, the process."""
         for queue, depth in waiting.items():
             self._waiting.labels(queue).set(depth)
         self._ready.set(int(ready))
+        self._root_up.set(int(root_up))
         self._galleries.refresh(galleries)
         self._process.refresh()
 
@@ -221,12 +247,12 @@ class _Galleries:
         self._seen: dict[str, GalleryFigures] = {}
 
     def refresh(self, galleries: Mapping[str, GalleryFigures]) -> None:
-        for name in self._seen.keys() - galleries.keys():
-            self._up.labels(name).set(0)
-        for name, gallery in galleries.items():
+        gone = {name: GalleryFigures(None) for name in self._seen.keys() - galleries.keys()}
+        for name, gallery in {**galleries, **gone}.items():
             self._up.labels(name).set(int(gallery.version is not None))
             self._items.labels(name).set(gallery.count)
             self._version.labels(name).set(version_time(gallery.version or ""))
+        for name, gallery in galleries.items():
             self._count_loads(name, gallery)
 
     def _count_loads(self, name: str, gallery: GalleryFigures) -> None:

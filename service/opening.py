@@ -1,7 +1,7 @@
 """Opening one version for serving: everything that can be wrong is found before a request sees it.
 
 In this order: the memory it takes beside what is free, its checksums and the model that made it
-(`Gallery.open`), and a self-test.
+(`Gallery.open`), a self-test, and the columns of JSON that filters need decoded.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Literal
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError, GalleryError
 from index_builder.gallery import Gallery, OtherModelError, read_manifest
+from index_builder.indexes.base import OnBlock, go_on
 from index_builder.indexes.gpu import GpuMemoryError
 from index_builder.indexes.memory import available_bytes
+from index_builder.publish import Pointer
 from index_builder.self_test import SelfTestError, self_test
 from index_builder.version_memory import version_bytes
 
@@ -81,24 +83,32 @@ class Opener:
     memory_budget_bytes: int | None = None
     free_bytes: Callable[[], int | None] = available_bytes
 
-    def open(self, folder: Path, *, held_bytes: int) -> Opened:
-        """Open the published version of a gallery.
+    def open(
+        self, folder: Path, *, pointer: Pointer, held_bytes: int, between: OnBlock = go_on
+    ) -> Opened:
+        """Open a version of a gallery; all that a request may need of it is there afterwards.
 
         Args:
             folder: of the gallery.
+            pointer: to the version, read once, so that everything is done with the same.
             held_bytes: what the versions that are open already take.
+            between: called again and again during long work in Python, to let other threads run.
 
         Raises:
             GalleryError: if it is damaged, of another model, too big, or fails its self-test.
             CotsError: as `open_index`, for the device.
         """
-        version_folder, manifest = read_manifest(folder)
+        version_folder, manifest = read_manifest(folder, pointer)
         needed_bytes = version_bytes(version_folder, manifest)
         self._check_memory(f"{folder} {manifest.version}", needed_bytes, held_bytes)
         gallery = Gallery.open(
-            folder, expected_fingerprint=self.expected_fingerprint, device=self.device
+            folder,
+            pointer=pointer,
+            expected_fingerprint=self.expected_fingerprint,
+            device=self.device,
         )
         self_test(gallery, self.probe_QE)
+        gallery.filters.decode(between)
         return Opened(gallery, needed_bytes)
 
     def _check_memory(self, what: str, needed_bytes: int, held_bytes: int) -> None:

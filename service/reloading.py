@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from service.errors import ApiError
 from service.galleries import Registry
 from service.gallery_status import GalleryStatus
 from service.worker import PoolClosedError
@@ -58,7 +59,7 @@ class Reloader:
 
         Raises:
             PoolClosedError: if the service shuts down first.
-            GalleryError: if the root cannot be listed.
+            ApiError: as `Registry.reload`.
         """
         asked = _Asked(name)
         with self._changed:
@@ -106,6 +107,9 @@ class Reloader:
         latest_s = max(asked.asked_s for asked in requests)
         try:
             status = self._registry.reload(requests[0].name, asked_s=latest_s)
+        except ApiError as err:
+            self._finish(requests, err)
+            return
         except Exception as err:  # it must not end the thread
             log.exception("reload failed", extra={"gallery": requests[0].name})
             self._finish(requests, err)

@@ -61,12 +61,15 @@ class Settings(BaseSettings):
         image_url_timeout_s: longest time for one picture, redirects and all.
         image_url_fetches: pictures fetched at once.
         max_image_urls: most urls of one request.
+        image_url_total_bytes: of the fetched pictures of one request together.
         max_thumbnail_px: largest side of a thumbnail.
         thumbnail_cache_bytes: memory kept for thumbnails already made.
         reload_interval_s: pause between looks for new versions and galleries; 0 never looks.
         memory_budget_bytes: main memory that all open galleries may take together; without it,
             each may take what the machine, or the container, has free.
         workers: processes that answer on the one address, each with a model of its own.
+        worker_heartbeat_s: pause between the signs of life that several workers give their parent.
+        worker_silent_s: a worker that gave none for so long is ended and replaced.
         queue_size: jobs waiting for each kind of worker before 429.
         encode_batch: most texts or pictures encoded together; a larger request goes alone.
         encode_wait_ms: longest time a text or picture waits for others to be encoded with; at 0
@@ -114,12 +117,15 @@ class Settings(BaseSettings):
     image_url_timeout_s: float = Field(default=5.0, gt=0)
     image_url_fetches: int = Field(default=8, gt=0)
     max_image_urls: int = Field(default=8, gt=0)
+    image_url_total_bytes: int = Field(default=20 * MIB, gt=0)
     max_thumbnail_px: int = Field(default=1024, ge=16)
     thumbnail_cache_bytes: int = Field(default=64 * MIB, ge=0)
 
     reload_interval_s: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     memory_budget_bytes: int | None = Field(default=None, gt=0)
     workers: int = Field(default=1, ge=1, le=64)
+    worker_heartbeat_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    worker_silent_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     queue_size: int = Field(default=64, gt=0)
     encode_batch: int = Field(default=32, gt=0)
     encode_wait_ms: float = Field(default=0.0, ge=0, le=1000)
@@ -186,6 +192,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"grace_s ({self.grace_s:g}) is too short for drain_s ({self.drain_s:g}); "
                 f"set grace_s to {least:g} or more, or drain_s to less"
+            )
+        if self.worker_silent_s < 3 * self.worker_heartbeat_s:
+            raise ValueError(
+                f"worker_silent_s ({self.worker_silent_s:g}) is too short for worker_heartbeat_s "
+                f"({self.worker_heartbeat_s:g}); set it to three times that or more"
             )
         return self
 

@@ -154,6 +154,7 @@ class Service:
             waiting={name: pool.waiting for name, pool in pools.items()},
             ready=not self.readiness.reasons(),
             galleries=self._gallery_figures(),
+            root_up=self.registry.root_fault is None,
         )
 
     def _gallery_figures(self) -> dict[str, GalleryFigures]:

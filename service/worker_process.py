@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker tells its parent once: that it serves, or why it cannot."""
+    """What a worker tells its parent once: that it serves, or why it cannot; then it beats."""
 
     problem: str | None = None
     is_input: bool = False
@@ -38,9 +38,10 @@ def serve_worker(
         number: of this worker.
         values: all settings.
         listener: the common socket.
-        reports: where the parent hears that it serves, or why not.
+        reports: where the parent hears that it serves, or why not, and then the beats.
     """
     from service.app import create_app
+    from service.heartbeat import with_heartbeat
     from service.logs import configure_logging
     from service.server import leave, serve
     from service.state import Resources
@@ -52,6 +53,7 @@ def serve_worker(
         resources = Resources.load(settings)
         _warn_of_gpu(number, settings, resources.encoder.device.type)
         app = create_app(settings, resources, worker=number)
+        with_heartbeat(app, reports.send, interval_s=settings.worker_heartbeat_s)
         ended = serve(app, settings, listener, on_start=lambda _: reports.send(Report()))
     except CotsError as err:
         _refuse(reports, err)

@@ -2,8 +2,9 @@
 
 The parent binds the address and never answers itself. Each worker loads the settings' model and
 galleries, whose vectors are memory-mapped and so in memory once, and accepts from the common
-socket. One that ends unasked is replaced, later and later if that goes on. SIGTERM and SIGINT are
-passed on, and the parent ends when all workers have.
+socket. One that ends unasked is replaced, later and later if that goes on, and so is one whose
+event loop does not answer any more. SIGTERM and SIGINT are passed on, and the parent ends when all
+workers have.
 """
 
 from __future__ import annotations
@@ -11,52 +12,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from cots_model.errors import InputError
+from service.heartbeat import Beat, Pulse
 from service.server import ServerError, address_of
 from service.settings import Settings
+from service.worker_environment import shared_cores, shared_metrics
+from service.worker_place import Place
 from service.worker_process import Report, serve_worker
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
-_SETTLED_S = 60.0
-"""A worker that ran this long may fail again without a longer pause."""
 _MARGIN_S = 3.0
-"""Time beyond the grace time that workers get before they are killed."""
-_THREADS = "OMP_NUM_THREADS"
-
-
-@dataclass
-class _Worker:
-    number: int
-    process: BaseProcess | None = None
-    reports: connection.Connection | None = None
-    begun_s: float = 0.0
-    failures: int = 0
-    start_at_s: float = 0.0
-
-
-def threads_per_worker(workers: int, cores: int) -> int:
-    """How many threads the model of each worker computes with."""
-    return max(1, cores // workers)
-
-
-def pause_s(failures: int) -> float:
-    """Seconds before a worker is started again that failed `failures` times in a row."""
-    return min(_FIRST_PAUSE_S * 2.0 ** max(0, failures - 1), _LONGEST_PAUSE_S)
+"""Time beyond the grace time that workers get before they are killed; silent ones get no other."""
 
 
 def run_workers(
@@ -78,7 +52,7 @@ def run_workers(
         InputError: if no worker could start because of the settings.
         ServerError: if no worker could start for another reason.
     """
-    with _shared_metrics(), _threads(settings.workers):
+    with shared_metrics(), shared_cores(settings.workers):
         supervisor = _Supervisor(settings, listener, on_start, target or serve_worker)
         with supervisor.signals():
             supervisor.run()
@@ -96,7 +70,7 @@ class _Supervisor:
     ) -> None:
         from prometheus_client import CollectorRegistry
 
-        from service.metrics import restart_counter  # only now: the folder is known
+        from service.metrics import supervision_counters  # only now: the folder is known
 
         self._settings = settings
         self._values = settings.model_dump(mode="json")
@@ -104,8 +78,8 @@ class _Supervisor:
         self._on_start = on_start
         self._target = target
         self._spawn = multiprocessing.get_context("spawn")
-        self._workers = [_Worker(number) for number in range(settings.workers)]
-        self._restarts = restart_counter(CollectorRegistry())
+        self._workers = [Place(number) for number in range(settings.workers)]
+        self._counters = supervision_counters(CollectorRegistry())
         self._served = False
         self._kill_at_s: float | None = None
         self._problem: Report | None = None
@@ -135,7 +109,8 @@ class _Supervisor:
             self._wait()
             self._pass_signals_on()
             for worker in self._workers:
-                self._read_report(worker, address)
+                self._read_reports(worker, address)
+                self._end_silent(worker)
                 self._bury(worker)
             self._kill_late()
         if self._problem is not None:
@@ -146,7 +121,7 @@ class _Supervisor:
     def _ending(self) -> bool:
         return self._kill_at_s is not None
 
-    def _running(self) -> list[_Worker]:
+    def _running(self) -> list[Place]:
         return [worker for worker in self._workers if worker.process is not None]
 
     def _on_signal(self, sig: int, frame: object) -> None:
@@ -166,9 +141,7 @@ class _Supervisor:
             self._kill_at_s = time.monotonic() + self._settings.grace_s + _MARGIN_S
             self._listener.close()
         for worker in self._running():
-            if worker.process is not None and worker.process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.process.pid, sig)
+            worker.signal(sig)
 
     def _start_due(self) -> None:
         now_s = time.monotonic()
@@ -176,15 +149,15 @@ class _Supervisor:
             if worker.process is None and not self._ending and worker.start_at_s <= now_s:
                 self._start(worker)
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: Place) -> None:
+        worker.begun_s = time.monotonic()
         try:
             self._start_process(worker)
         except OSError:  # no process or descriptor to be had right now
             log.exception("worker could not be started", extra={"worker": worker.number})
-            worker.failures += 1
-            worker.start_at_s = time.monotonic() + pause_s(worker.failures)
+            worker.fail()
 
-    def _start_process(self, worker: _Worker) -> None:
+    def _start_process(self, worker: Place) -> None:
         theirs, ours = self._spawn.Pipe(duplex=True)
         process = self._spawn.Process(
             target=self._target,
@@ -193,9 +166,13 @@ class _Supervisor:
         )
         process.start()
         theirs.close()
-        worker.process, worker.reports, worker.begun_s = process, ours, time.monotonic()
-        fields = {"worker": worker.number, "worker_pid": process.pid}
-        log.info("worker started", extra=fields)
+        pulse = Pulse(
+            interval_s=self._settings.worker_heartbeat_s,
+            limit_s=self._settings.worker_silent_s,
+            now_s=time.monotonic(),
+        )
+        worker.take(process, ours, pulse)
+        log.info("worker started", extra=worker.fields())
 
     def _wait(self) -> None:
         """Until a worker reports or ends, a signal comes, or something is due."""
@@ -205,33 +182,62 @@ class _Supervisor:
             watched.append(worker.process.sentinel)
             if worker.reports is not None:
                 watched.append(worker.reports)
-        due_s = [w.start_at_s for w in self._workers if w.process is None and not self._ending]
-        if self._kill_at_s is not None:
-            due_s.append(self._kill_at_s)
         now_s = time.monotonic()
-        timeout_s = max(0.0, min(due_s) - now_s) if due_s else None
-        connection.wait(watched, timeout_s)
+        if self._kill_at_s is not None:
+            due_s = [self._kill_at_s]
+        else:
+            due_s = [worker.start_at_s for worker in self._workers if worker.process is None]
+            due_s += [w.told_s + w.patience_s for w in self._running() if w.told_s is not None]
+            due_s.append(now_s + self._settings.worker_heartbeat_s)
+        connection.wait(watched, max(0.0, min(due_s) - now_s))
         with contextlib.suppress(BlockingIOError):
             self._bell.recv(1024)
 
-    def _read_report(self, worker: _Worker, address: str) -> None:
-        if worker.reports is None or not worker.reports.poll():
-            return
-        try:
-            report = worker.reports.recv()
-        except EOFError:
-            report = None
-        if report is not None and report.problem is None:
-            self._serves(worker, address)
-            return
+    def _read_reports(self, worker: Place, address: str) -> None:
+        while worker.reports is not None and worker.reports.poll():
+            try:
+                report = worker.reports.recv()
+            except (EOFError, OSError):
+                report = None
+            match report:
+                case Beat():
+                    self._beats(worker)
+                case Report(problem=None):
+                    self._serves(worker, address)
+                case _:
+                    self._hangs_up(worker, report)
+
+    def _beats(self, worker: Place) -> None:
+        if worker.pulse is not None:
+            worker.pulse.beat()
+        if worker.told_s is not None:  # it came back, and finishes what it has begun
+            worker.patience_s = self._settings.grace_s + _MARGIN_S
+
+    def _hangs_up(self, worker: Place, report: Report | None) -> None:
         if report is not None:
             log.error("worker cannot serve: %s", report.problem, extra={"worker": worker.number})
             if not self._served:
                 self._give_up(report)
-        worker.reports.close()
-        worker.reports = None
+        worker.hang_up()
 
-    def _serves(self, worker: _Worker, address: str) -> None:
+    def _end_silent(self, worker: Place) -> None:
+        """End a worker whose event loop does not answer: by SIGTERM, and if that does nothing."""
+        if worker.process is None or worker.pulse is None or self._ending:
+            return
+        now_s = time.monotonic()
+        if worker.told_s is None and worker.pulse.is_silent(now_s):
+            limit_s = self._settings.worker_silent_s
+            fields = {**worker.fields(), "limit_s": limit_s}
+            log.error("worker is silent; it is told to end", extra=fields)
+            self._counters.silent.inc()
+            worker.told_s, worker.patience_s = now_s, _MARGIN_S
+            worker.signal(signal.SIGTERM)
+        elif worker.told_s is not None and now_s >= worker.told_s + worker.patience_s:
+            log.error("worker did not end; it is killed", extra=worker.fields())
+            worker.patience_s += _MARGIN_S
+            worker.process.kill()
+
+    def _serves(self, worker: Place, address: str) -> None:
         log.info("worker serves", extra={"worker": worker.number})
         if not self._served and self._on_start is not None:
             self._on_start(address)
@@ -242,29 +248,23 @@ class _Supervisor:
         self._problem = self._problem or report
         self._end(signal.SIGTERM)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: Place) -> None:
         process = worker.process
         if process is None or process.exitcode is None:
             return
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(process.pid)
-        fields = {"worker": worker.number, "worker_pid": process.pid, "exit": process.exitcode}
-        if worker.reports is not None:
-            worker.reports.close()
-            worker.reports = None
-        worker.process = None
+        fields = {**worker.fields(), "exit": process.exitcode}
+        worker.leave()
         if self._ending:
             log.info("worker ended", extra=fields)
             return
         if not self._served:
             self._give_up(Report("a worker ended before it could serve; the log says why"))
             return
-        settled = time.monotonic() - worker.begun_s > _SETTLED_S
-        worker.failures = 1 if settled else worker.failures + 1
-        wait_s = pause_s(worker.failures)
-        worker.start_at_s = time.monotonic() + wait_s
-        self._restarts.inc()
+        wait_s = worker.fail()
+        self._counters.restarts.inc()
         log.error("worker ended; it will be started again", extra={**fields, "pause_s": wait_s})
 
     def _kill_late(self) -> None:
@@ -275,35 +275,3 @@ class _Supervisor:
                 log.error("worker did not end in time", extra={"worker": worker.number})
                 worker.process.kill()
         self._kill_at_s = time.monotonic() + _MARGIN_S
-
-
-@contextlib.contextmanager
-def _shared_metrics() -> Iterator[None]:
-    """A folder for the figures of all workers, named to them by a variable."""
-    name = (
-        "PROMETHEUS_MULTIPROC_DIR"  # service.metrics.SHARED_FOLDER, which must not be imported yet
-    )
-    with tempfile.TemporaryDirectory(prefix="cots-metrics-") as folder, _variable(name, folder):
-        yield
-
-
-@contextlib.contextmanager
-def _threads(workers: int) -> Iterator[None]:
-    """Share the cores out, unless the environment says how many threads to use."""
-    cores = len(os.sched_getaffinity(0))
-    chosen = os.environ.get(_THREADS) or str(threads_per_worker(workers, cores))
-    with _variable(_THREADS, chosen):
-        yield
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str | Path) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = str(value)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,16 +36,37 @@ def cache_key(decided: bytes, examples: Sequence[Example]) -> str:
 
 @contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Other processes that want the same file wait here, and find it finished."""
+    """Other processes that want the same file wait here, and find it finished.
+
+    The lock file is removed at the end, so whoever got the lock of one that was removed meanwhile
+    has nothing, and begins again with the one that is there now.
+    """
     lock = file.with_suffix(".lock")
-    with lock.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("waiting for another process that makes %s", file)
-            fcntl.flock(opened, fcntl.LOCK_EX)
+    with _locked(lock, file):
         yield
         lock.unlink(missing_ok=True)  # whoever comes later finds the file
+
+
+@contextmanager
+def _locked(lock: Path, file: Path) -> Iterator[None]:
+    while True:
+        with lock.open("w") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("waiting for another process that makes %s", file)
+                fcntl.flock(opened, fcntl.LOCK_EX)
+            if _is_at(opened.fileno(), lock):
+                yield
+                return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a path still names the file that was opened by it."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _content(path: str) -> str:

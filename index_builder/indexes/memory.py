@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
+
 
 def available_bytes(
     proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
@@ -51,9 +53,15 @@ def _left_in(group: Path, *, old: bool) -> int | None:
 
 
 def _reclaimable(group: Path) -> int:
-    """File pages that the system drops when memory is needed."""
-    pairs = (line.split() for line in _read(group / "memory.stat").splitlines())
-    return sum(int(value) for name, value in pairs if name == "inactive_file")
+    """What the system drops when memory is needed: pages of files, and caches of its own.
+
+    Pages that were read more than once (`active_file`) are among them: those of files that were
+    hashed and mapped would else count as taken for good. Groups of the old kind name their own
+    pages, and with `total_` those of the groups below, which are in what is used.
+    """
+    pairs = [line.split() for line in _read(group / "memory.stat").splitlines()]
+    sizes = {name: int(value) for name, value in pairs}
+    return sum(sizes.get(f"total_{name}", sizes.get(name, 0)) for name in _RECLAIMABLE)
 
 
 def _read(path: Path) -> str:

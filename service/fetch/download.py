@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -43,11 +42,34 @@ class Rules:
 
     Attributes:
         ports: TCP ports that may be connected to.
-        max_bytes: largest body, as it arrives and decompressed.
+        max_bytes: largest body.
     """
 
     ports: frozenset[int]
     max_bytes: int
+
+
+class Budget:
+    """Bytes that the pictures of one request may have together, counted while they arrive.
+
+    It is for the downloads of one event loop.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._left_bytes = max_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Some more have arrived; FetchError if there is no room for them."""
+        if size_bytes > self._left_bytes:
+            most = self._max_bytes
+            message = f"the pictures of the request are together larger than {most:,} bytes"
+            raise failed(f"{message}; send fewer, or smaller ones")
+        self._left_bytes -= size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """So many are not kept."""
+        self._left_bytes += size_bytes
 
 
 class Downloader:
@@ -58,8 +80,12 @@ class Downloader:
         self._tls = tls
         self._rules = rules
 
-    async def download(self, text: str) -> bytes:
+    async def download(self, text: str, budget: Budget) -> bytes:
         """The body of a url, after at most `MAX_REDIRECTS` redirects.
+
+        Args:
+            text: the url.
+            budget: of the request; what was taken for a download that fails is given back.
 
         Raises:
             FetchError: if the url or one it redirects to is not accepted, or does not give what
@@ -67,13 +93,13 @@ class Downloader:
         """
         url = check_url(text, ports=self._rules.ports)
         for _ in range(1 + MAX_REDIRECTS):
-            answer = await self._get(url)
+            answer = await self._get(url, budget)
             if isinstance(answer, bytes):
                 return answer
             url = answer
         raise failed(f"more than {MAX_REDIRECTS} redirects; give the picture's own url")
 
-    async def _get(self, url: httpx.URL) -> bytes | httpx.URL:
+    async def _get(self, url: httpx.URL, budget: Budget) -> bytes | httpx.URL:
         """The body, or where a redirect leads."""
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
@@ -85,12 +111,12 @@ class Downloader:
                 if response.status in _REDIRECTS:
                     location = _header(response, b"location")
                     return check_redirect(url, location, ports=self._rules.ports)
-                return await self._read(response)
+                return await self._read(response, budget)
         except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError, OSError) as err:
             message = "the server broke off, or does not speak HTTP as it should; try another url"
             raise failed(message) from err
 
-    async def _read(self, response: httpcore.Response) -> bytes:
+    async def _read(self, response: httpcore.Response, budget: Budget) -> bytes:
         if response.status != 200:
             raise failed(f"the server answered with status {response.status}; 200 is needed")
         kind = _header(response, b"content-type").partition(b";")[0].strip().lower()
@@ -101,21 +127,22 @@ class Downloader:
         length = _header(response, b"content-length")
         if length.isdigit() and int(length[:20]) > self._rules.max_bytes:
             raise self._too_large()
-        encoding = _header(response, b"content-encoding").strip().lower()
-        return await self._collect(response.aiter_stream(), encoding)
+        if _header(response, b"content-encoding").strip().lower() not in (b"", b"identity"):
+            message = "the server compressed the picture, though it was asked not to"
+            raise failed(f"{message}; give the url of a server that does not")
+        return await self._collect(response.aiter_stream(), budget)
 
-    async def _collect(self, chunks: AsyncIterator[bytes], encoding: bytes) -> bytes:
-        most = self._rules.max_bytes
-        inflate = _inflater(encoding)
+    async def _collect(self, chunks: AsyncIterator[bytes], budget: Budget) -> bytes:
         body = bytearray()
-        received_bytes = 0
-        async for chunk in chunks:
-            received_bytes += len(chunk)
-            body += chunk if inflate is None else _inflated(inflate, chunk, most + 1 - len(body))
-            if max(received_bytes, len(body)) > most:
-                raise self._too_large()
-        if inflate is not None and not inflate.eof:
-            raise failed("the compressed picture ends too early; send the picture itself")
+        try:
+            async for chunk in chunks:
+                budget.take(len(chunk))
+                body += chunk
+                if len(body) > self._rules.max_bytes:
+                    raise self._too_large()
+        except BaseException:
+            budget.give_back(len(body))
+            raise
         return bytes(body)
 
     def _too_large(self) -> FetchError:
@@ -125,20 +152,3 @@ class Downloader:
 
 def _header(response: httpcore.Response, name: bytes) -> bytes:
     return next((value for key, value in response.headers if key.lower() == name), b"")
-
-
-def _inflater(encoding: bytes) -> zlib._Decompress | None:
-    """For servers that compress though they are asked not to."""
-    if encoding in (b"", b"identity"):
-        return None
-    if encoding in (b"gzip", b"x-gzip", b"deflate"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
-    raise failed("the server compressed the picture in a way not accepted here; accepted: gzip")
-
-
-def _inflated(inflate: zlib._Decompress, chunk: bytes, most: int) -> bytes:
-    """At most `most` bytes; what is beyond them need not be made to know that it is too much."""
-    try:
-        return inflate.decompress(chunk, most)
-    except zlib.error as err:
-        raise failed("the compressed picture is damaged; send the picture itself") from err

@@ -1,7 +1,7 @@
 """The thread that fetches pictures, and the door to it from the event loop of the server.
 
 Fetching has an event loop of its own, because a server elsewhere decides how much work it is: a
-body in pieces of one byte, a handshake, a compressed bomb. None of this may hold up other requests.
+body in pieces of one byte, a handshake, redirects. None of this may hold up other requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import httpcore
 
 from service.errors import ApiError, invalid
-from service.fetch.download import Downloader, Rules
+from service.fetch.download import Budget, Downloader, Rules
 from service.fetch.network import Network
 from service.fetch.urls import FetchError, failed
 from service.settings import Settings
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Fetcher(Protocol):
     """Whoever gives pictures for urls."""
 
-    async def fetch(self, url: str, *, param: str, deadline_s: float) -> bytes:
+    async def fetch(self, url: str, *, param: str, deadline_s: float, budget: Budget) -> bytes:
         """The bytes that a url gives, not yet known to be a picture.
 
         Cancelling the call ends the download.
@@ -36,6 +36,7 @@ class Fetcher(Protocol):
             url: http or https, from whoever sent the request.
             param: the field that held it, for messages.
             deadline_s: on the clock of `time.monotonic`.
+            budget: of the request.
 
         Raises:
             ApiError: 422 `image_url_refused` for a url that is not followed, `image_url_failed`
@@ -67,7 +68,7 @@ def no_image_urls(param: str) -> ApiError:
 class NoImageUrls:
     """The fetcher of a server that takes no urls."""
 
-    async def fetch(self, url: str, *, param: str, deadline_s: float) -> NoReturn:
+    async def fetch(self, url: str, *, param: str, deadline_s: float, budget: Budget) -> NoReturn:
         """Refuse."""
         raise no_image_urls(param)
 
@@ -102,7 +103,7 @@ class ImageFetcher:
         """Urls that are fetched, or wait to be."""
         return self._waiting
 
-    async def fetch(self, url: str, *, param: str, deadline_s: float) -> bytes:
+    async def fetch(self, url: str, *, param: str, deadline_s: float, budget: Budget) -> bytes:
         """See `Fetcher.fetch`."""
         if self._waiting >= self._capacity:
             raise QueueFullError(f"fetch: {self._capacity} urls are waiting already")
@@ -110,7 +111,7 @@ class ImageFetcher:
         waiting = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
         try:
             async with waiting:
-                return await self._thread.run(self._download(url))
+                return await self._thread.run(self._download(url, budget))
         except FetchError as err:
             raise invalid(err.code, f"{param}: {err}", param=param) from err
         except TimeoutError as err:
@@ -129,12 +130,12 @@ class ImageFetcher:
         """See `Fetcher.join`."""
         return self._thread.join(until_s=until_s)
 
-    async def _download(self, url: str) -> bytes:
+    async def _download(self, url: str, budget: Budget) -> bytes:
         async with self._slots:
             whole = asyncio.timeout(self._timeout_s)
             try:
                 async with whole:
-                    return await self._downloader.download(url)
+                    return await self._downloader.download(url, budget)
             except TimeoutError as err:
                 if not whole.expired():
                     raise
@@ -148,6 +149,7 @@ class _LoopThread:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._closed = asyncio.Event()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -155,18 +157,24 @@ class _LoopThread:
         """Run `job` there; cancelling the call cancels it.
 
         Raises:
-            PoolClosedError: if the thread has ended.
+            PoolClosedError: if the thread ends before the job does.
         """
-        try:
-            running = asyncio.run_coroutine_threadsafe(job, self._loop)
-        except RuntimeError as err:
+        if self._is_closed:
             job.close()
-            raise PoolClosedError("fetch: shutting down") from err
-        return await asyncio.wrap_future(running)
+            raise _closed()
+        running = asyncio.run_coroutine_threadsafe(job, self._loop)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            waiter = asyncio.current_task()
+            if self._is_closed and waiter is not None and not waiter.cancelling():
+                raise _closed() from None  # nobody cancelled the call: the job was, by `close`
+            raise
 
     def close(self) -> None:
-        """Cancel what runs, and end."""
-        if not self._loop.is_closed():
+        """Cancel what runs, and end. From the thread that calls `run`, as nothing is locked."""
+        if not self._is_closed:
+            self._is_closed = True
             self._loop.call_soon_threadsafe(self._closed.set)
 
     def join(self, *, until_s: float) -> bool:
@@ -180,3 +188,7 @@ class _LoopThread:
 
     async def _until_closed(self) -> None:
         await self._closed.wait()
+
+
+def _closed() -> PoolClosedError:
+    return PoolClosedError("fetch: shutting down")

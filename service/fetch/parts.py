@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from service.errors import ApiError, invalid
+from service.fetch.download import Budget
 from service.fetch.fetcher import Fetcher
 from service.queries import Part
 
@@ -14,7 +15,7 @@ Queries = Sequence[tuple[Part, ...] | ApiError]
 
 
 async def fetch_pictures(
-    queries: Queries, fetcher: Fetcher, *, most: int, deadline_s: float
+    queries: Queries, fetcher: Fetcher, *, most: int, total_bytes: int, deadline_s: float
 ) -> Queries:
     """Put the bytes of pictures in the place of their urls.
 
@@ -22,6 +23,7 @@ async def fetch_pictures(
         queries: of one request; an entry that failed already stays as it is.
         fetcher: fetches.
         most: urls accepted in one request.
+        total_bytes: that their pictures may have together; the one that goes beyond fails.
         deadline_s: on the clock of `time.monotonic`.
 
     Returns:
@@ -29,7 +31,7 @@ async def fetch_pictures(
 
     Raises:
         ApiError: 422 if there are too many urls.
-        QueueFullError, DeadlineError: see `Fetcher.fetch`.
+        QueueFullError, DeadlineError, PoolClosedError: see `Fetcher.fetch`.
     """
     named = [part for parts in queries if isinstance(parts, tuple) for part in parts if _url(part)]
     if not named:
@@ -39,7 +41,8 @@ async def fetch_pictures(
         raise invalid(
             "image_url_count", f"{message}; send fewer", param=named[most].field("image_url")
         )
-    running = [asyncio.create_task(_fetch(part, fetcher, deadline_s)) for part in named]
+    budget = Budget(total_bytes)
+    running = [asyncio.create_task(_fetch(part, fetcher, deadline_s, budget)) for part in named]
     try:
         fetched = await asyncio.gather(*running)
     finally:
@@ -53,11 +56,13 @@ def _url(part: Part) -> str | None:
     return part.spec.image_url if part.file is None else None
 
 
-async def _fetch(part: Part, fetcher: Fetcher, deadline_s: float) -> bytes | ApiError:
+async def _fetch(
+    part: Part, fetcher: Fetcher, deadline_s: float, budget: Budget
+) -> bytes | ApiError:
     assert part.spec.image_url is not None
-    param = part.field("image_url")
+    url, param = part.spec.image_url, part.field("image_url")
     try:
-        return await fetcher.fetch(part.spec.image_url, param=param, deadline_s=deadline_s)
+        return await fetcher.fetch(url, param=param, deadline_s=deadline_s, budget=budget)
     except ApiError as err:  # one bad url in a batch fails alone
         return err
 

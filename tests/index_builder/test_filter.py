@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cots_model.errors import InputError
-from index_builder import filter_columns, filter_rows
+from index_builder import filter_columns, filter_json, filter_rows
 from index_builder.filter import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, FilterError, parse_filter
 from index_builder.filter_rows import RowFilters
 from index_builder.items import Item, read_items, write_items
@@ -300,9 +300,9 @@ def test_true_and_one_are_different_filters(tmp_path):
 
 def test_columns_are_decoded_once_and_masks_kept_within_their_bounds(items, tmp_path, monkeypatch):
     decoded, tested = [], []
-    decode, find = filter_columns._decode, filter_rows.find_cells
+    decode, find = filter_columns.decode_column, filter_rows.find_cells
     monkeypatch.setattr(
-        filter_columns, "_decode", lambda *given: decoded.append(1) or decode(*given)
+        filter_columns, "decode_column", lambda *given: decoded.append(1) or decode(*given)
     )
     monkeypatch.setattr(filter_rows, "find_cells", lambda *given: tested.append(1) or find(*given))
     monkeypatch.setattr(filter_rows, "KEPT_BYTES", 3 * COUNT)
@@ -320,14 +320,14 @@ def test_columns_are_decoded_once_and_masks_kept_within_their_bounds(items, tmp_
 def test_who_waits_for_a_column_may_give_up(items, tmp_path, monkeypatch):
     """The thread that decodes goes on, and its work is kept."""
     gate, begun = threading.Event(), threading.Event()
-    decode = filter_columns._decode
+    decode = filter_columns.decode_column
 
     def slow(*given):
         begun.set()
         assert gate.wait(30)
         return decode(*given)
 
-    monkeypatch.setattr(filter_columns, "_decode", slow)
+    monkeypatch.setattr(filter_columns, "decode_column", slow)
     filters = opened(items, tmp_path)
     raw = {"mixed": {"eq": 1}}
     first = threading.Thread(target=rows, args=(filters, raw))
@@ -348,7 +348,7 @@ def test_who_waits_for_a_column_may_give_up(items, tmp_path, monkeypatch):
 
 
 def test_keys_that_are_data_are_no_fields(tmp_path, monkeypatch):
-    monkeypatch.setattr(filter_columns, "MAX_FIELDS", 50)
+    monkeypatch.setattr(filter_json, "MAX_FIELDS", 50)
     items = plain_items([f"{n:03d}" for n in range(100)])
     items = [
         Item(**{**vars(i), "metadata": {"by_user": {f"user {n}": 1}}}) for n, i in enumerate(items)

@@ -184,3 +184,29 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert ".py" not in answer.text
     error: dict[str, Any] = body["error"]
     return error
+
+
+@pytest.fixture(scope="session")
+def live_templates(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two galleries of texts, which a `place` publishes as one version after another."""
+    from tests.galleries import publish_texts
+    from tests.service.places import FEW, MANY
+
+    folder = tmp_path_factory.mktemp("templates")
+    for name, texts in (("few", FEW), ("many", MANY)):
+        source = folder / f"{name}.txt"
+        source.write_text("\n".join(texts), "utf-8")
+        publish_texts(folder / name, encoder, texts, source)
+    return {"few": folder / "few", "many": folder / "many"}
+
+
+@pytest.fixture
+def place(live_templates: dict[str, Path], encoder: Encoder, tmp_path: Path) -> Any:
+    """A `tests.service.places.Place` with `few` in it."""
+    from tests.service.places import Place
+    from tests.service.versions import publish_copy
+
+    (tmp_path / "root").mkdir()
+    place = Place(tmp_path / "root", live_templates["few"], live_templates["many"], encoder)
+    publish_copy(place.few, place.live)
+    return place

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from cots_cli.search import command
 from cots_model.encoder import Encoder
+from index_builder import filter_columns
 from index_builder.filter import parse_filter
 from index_builder.gallery import Gallery, read_manifest
 from index_builder.indexes import among
@@ -27,6 +31,7 @@ from index_builder.vectors import Rows, StoredVectors, Vectors
 from service.galleries import Registry
 from tests.index_builder.stores import plain_items, publish_gallery, unit_vectors
 from tests.service.conftest import error_of, picture
+from tests.service.versions import publish_copy
 
 SEARCH = "/v1/galleries/photos/search"
 COUNT = 200
@@ -208,3 +213,59 @@ def test_a_search_past_its_deadline_gives_its_thread_free(photos, serve, monkeyp
     vectors.gate.set()
     assert len(hits_of(client.post(SEARCH, json={"query": WORDS, "k": 3}))) == 3
     assert vectors.read.count(8) == 1  # of the 6 that the filter leaves
+
+
+def test_columns_of_json_are_decoded_before_a_version_is_served(
+    serve, photos, encoder, tmp_path, monkeypatch
+):
+    """At the start, and before the new version is taken: no request does it, and none waits."""
+    root = tmp_path / "root"
+    old = publish_copy(photos, root / "photos")
+    registry = Registry.open(root, expected_fingerprint=encoder.fingerprint)
+    client = serve(found=registry, reload_interval_s=0).client
+    begun, gate = threading.Event(), threading.Event()
+    decode = filter_columns.decode_column
+
+    def held(*given):
+        begun.set()
+        assert gate.wait(30)
+        return decode(*given)
+
+    def ask(element: str) -> tuple[str, int]:
+        body = {"query": WORDS, "filter": {"tags": {"contains": element}}, "k": 1000}
+        answer = client.post(SEARCH, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["version"], len(answer.json()["hits"])
+
+    monkeypatch.setattr(filter_columns, "decode_column", held)
+    expected = sum(number % 3 > 0 for number in range(COUNT))
+    new = publish_copy(photos, root / "photos")
+    with ThreadPoolExecutor(1) as pool:
+        reloading = pool.submit(client.post, "/v1/galleries/photos/reload")
+        assert begun.wait(10)
+        assert ask("red") == (old, expected)
+        gate.set()
+        assert reloading.result().json()["version"] == new
+    monkeypatch.setattr(filter_columns, "decode_column", None)
+    assert ask("red") == (new, expected)
+
+
+def test_version_whose_metadata_are_no_json_is_refused(serve, photos, encoder, tmp_path):
+    root = tmp_path / "root"
+    old = publish_copy(photos, root / "photos")
+    registry = Registry.open(root, expected_fingerprint=encoder.fingerprint)
+    client = serve(found=registry, reload_interval_s=0).client
+
+    def spoil(folder: Path) -> None:
+        table = pq.read_table(folder / ITEMS_FILE)
+        at = table.column_names.index("metadata.tags")
+        texts = table.column(at).to_pylist()
+        texts[1] = "[1,"  # in a row that no self-test looks at
+        column = pa.array(texts, pa.string())
+        pq.write_table(table.set_column(at, table.schema.field(at), column), folder / ITEMS_FILE)
+
+    publish_copy(photos, root / "photos", signed=spoil)
+    error_of(client.post("/v1/galleries/photos/reload"), 409)
+    body = client.get("/v1/galleries/photos").json()
+    assert (body["version"], body["refused"]["reason"]) == (old, "damaged")
+    assert "'tags' holds what is no JSON in row 1" in registry.statuses()[0].refusal.message

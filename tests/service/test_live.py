@@ -3,69 +3,20 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cots_model.encoder import Encoder
 from index_builder.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, VECTORS_FILE
-from service import galleries
+from service import galleries, opening
 from service.galleries import Registry
 from service.opening import Opener
-from tests.galleries import publish_texts
-from tests.service.conftest import GatedEncoder, Running, error_of, wait_until
+from tests.service.conftest import GatedEncoder, error_of, wait_until
+from tests.service.places import FEW, MANY, count, reload
 from tests.service.versions import cut, flip_last_byte, publish_copy
-
-FEW = [f"a picture of {n} dogs" for n in range(8)]
-MANY = [f"a city of {n} towers" for n in range(20)]
-
-
-@dataclass
-class Place:
-    """A root of its own with one gallery, `live`, and two templates beside it."""
-
-    root: Path
-    few: Path
-    many: Path
-    encoder: Encoder
-
-    @property
-    def live(self) -> Path:
-        return self.root / "live"
-
-    def open(self, **options) -> Registry:
-        return Registry.open(self.root, expected_fingerprint=self.encoder.fingerprint, **options)
-
-
-@pytest.fixture(scope="module")
-def templates(encoder, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("templates")
-    for name, texts in (("few", FEW), ("many", MANY)):
-        source = folder / f"{name}.txt"
-        source.write_text("\n".join(texts), "utf-8")
-        publish_texts(folder / name, encoder, texts, source)
-    return {"few": folder / "few", "many": folder / "many"}
-
-
-@pytest.fixture
-def place(templates, encoder, tmp_path) -> Place:
-    (tmp_path / "root").mkdir()
-    place = Place(tmp_path / "root", templates["few"], templates["many"], encoder)
-    publish_copy(place.few, place.live)
-    return place
-
-
-def count(server: Running, name: str = "live") -> int:
-    return server.client.get(f"/v1/galleries/{name}").json().get("count", -1)
-
-
-def reload(server: Running, name: str = "live"):
-    return server.client.post(f"/v1/galleries/{name}/reload")
 
 
 def test_new_version_is_noticed_without_being_told(serve, place) -> None:
@@ -107,52 +58,48 @@ def test_no_interval_never_looks(serve, place) -> None:
     assert len(polls) == seen
 
 
-def test_galleries_appear_and_disappear(serve, place) -> None:
-    server = serve(found=place.open(), reload_interval_s=0.05)
-    publish_copy(place.many, place.root / "late")
-    wait_until(lambda: count(server, "late") == len(MANY))
-    shutil.rmtree(place.live)
-    wait_until(lambda: server.client.get("/v1/galleries/live").status_code == 404)
-    assert reload(server).status_code == 404
-    assert server.client.get("/readyz").status_code == 200
-    shutil.rmtree(place.root / "late")
-    wait_until(lambda: server.client.get("/readyz").status_code == 503)
-    assert server.client.get("/readyz").json()["reasons"] == ["no gallery is served"]
+def publish_in_the_middle(monkeypatch, publish) -> list[str]:
+    """Have the first opening interrupted by `publish`, after its memory was reckoned."""
+    published: list[str] = []
+    reckon = opening.version_bytes
+
+    def reckoned(*given):
+        if not published:
+            published.append(publish())
+        return reckon(*given)
+
+    monkeypatch.setattr(opening, "version_bytes", reckoned)
+    return published
 
 
-def test_reload_finds_a_gallery_that_no_look_has_seen(serve, place) -> None:
-    server = serve(found=place.open(), reload_interval_s=0)
-    assert error_of(reload(server, "late"), 404)["code"] == "gallery_not_found"
-    version = publish_copy(place.many, place.root / "late")
-    answer = reload(server, "late").json()
-    assert answer == {"gallery": "late", "previous_version": None, "version": version}
+def test_version_is_the_one_that_was_looked_at_whatever_is_published_meanwhile(
+    place, monkeypatch
+) -> None:
+    registry = place.open()
+    needed = registry.statuses()[0].memory_bytes
+    first = publish_copy(place.few, place.live)
+    later = publish_in_the_middle(monkeypatch, lambda: publish_copy(place.many, place.live))
+    registry.poll()
+    [status] = registry.statuses()
+    assert (status.version, status.count, status.memory_bytes) == (first, len(FEW), needed)
+    registry.poll()
+    assert registry.statuses()[0].version == later[0]
+
+
+def test_version_that_is_replaced_while_it_is_opened_is_no_refusal(place, monkeypatch) -> None:
+    registry = place.open()
+    publish_copy(place.few, place.live, unseen=cut(INDEX_FILE))
+    later = publish_in_the_middle(monkeypatch, lambda: publish_copy(place.many, place.live))
+    registry.poll()
+    [status] = registry.statuses()
+    assert (status.version, status.num_refused, status.refusal) == (later[0], 0, None)
+    assert len(registry.get("live")) == len(MANY)
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2flive", ".", "li%00ve", "live%2fversions"])
 def test_reload_takes_no_path(serve, place, name) -> None:
     server = serve(found=place.open(), reload_interval_s=0)
     assert server.client.post(f"/v1/galleries/{name}/reload").status_code in (404, 405)
-
-
-def test_root_that_cannot_be_listed_changes_nothing(serve, place) -> None:
-    server = serve(found=place.open(), reload_interval_s=0.05)
-    place.root.rename(place.root.with_name("away"))
-    wait_until(lambda: server.client.get("/readyz").json()["warnings"])
-    assert server.client.get("/readyz").status_code == 200
-    assert count(server) == len(FEW)
-    assert error_of(reload(server), 503)["code"] == "gallery_unavailable"
-    place.root.with_name("away").rename(place.root)
-    wait_until(lambda: not server.client.get("/readyz").json()["warnings"])
-
-
-def test_gallery_exchanged_for_another_is_never_missing(place) -> None:
-    registry = place.open()
-    shutil.rmtree(place.live)
-    registry.poll()
-    assert len(registry.get("live")) == len(FEW)
-    publish_copy(place.many, place.live)
-    registry.poll()
-    assert len(registry.get("live")) == len(MANY)
 
 
 def no_unit(folder: Path) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
-from service.openapi import EXAMPLES
+from service.openapi_examples import EXAMPLES
 from service.schemas import ErrorResponse
 from tests.service.conftest import Running, error_of
 

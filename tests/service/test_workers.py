@@ -16,7 +16,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.workers import pause_s, threads_per_worker
+from service.worker_environment import threads_per_worker
+from service.worker_place import pause_s
 from tests.service.conftest import wait_until
 from tests.service.test_serve_command import COMMAND, Process, process
 

@@ -23,13 +23,14 @@ def test_without_a_container_the_system_says(tmp_path):
     assert system(tmp_path) == 8000 * MIB
 
 
-def test_a_container_s_limit_counts_less_what_is_used(tmp_path):
+def test_a_container_s_limit_counts_less_what_is_used_for_good(tmp_path):
     files = {
         "app/memory.max": 1000 * MIB,
         "app/memory.current": 700 * MIB,
-        "app/memory.stat": f"anon 5\ninactive_file {200 * MIB}\nactive_file 7",
+        "app/memory.stat": f"anon 5\ninactive_file {200 * MIB}\nactive_file {50 * MIB}\n"
+        f"slab_reclaimable {10 * MIB}\nslab_unreclaimable {5 * MIB}\nunevictable 9",
     }
-    assert system(tmp_path, group="0::/app", files=files) == 500 * MIB
+    assert system(tmp_path, group="0::/app", files=files) == (300 + 200 + 50 + 10) * MIB
 
 
 def test_a_limit_further_up_counts_too(tmp_path):
@@ -47,7 +48,9 @@ def test_a_limit_further_up_counts_too(tmp_path):
 def test_the_old_kind_of_groups_counts(tmp_path):
     files = {
         "memory/docker/1/memory.limit_in_bytes": 600 * MIB,
-        "memory/docker/1/memory.usage_in_bytes": 100 * MIB,
+        "memory/docker/1/memory.usage_in_bytes": 300 * MIB,
+        "memory/docker/1/memory.stat": f"active_file 1\ninactive_file 2\n"
+        f"total_active_file {120 * MIB}\ntotal_inactive_file {80 * MIB}",
     }
     group = "5:cpu:/docker/1\n4:memory:/docker/1"
     assert system(tmp_path, group=group, files=files) == 500 * MIB

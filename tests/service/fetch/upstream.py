@@ -161,7 +161,6 @@ def _countdown(handler: _Handler, steps: str) -> None:
 
 
 _GZIP = gzip.compress(PICTURE)
-_BOMB = gzip.compress(bytes(5_000_000))
 _PAGES: dict[str, Callable[[_Handler, str], None]] = {
     "/ok.jpg": lambda h, _: h.answer(PICTURE),
     "/other.jpg": lambda h, _: h.answer(picture(4)),
@@ -170,13 +169,7 @@ _PAGES: dict[str, Callable[[_Handler, str], None]] = {
     "/parameters": lambda h, _: h.answer(PICTURE, content_type="Image/JPEG; q=1"),
     "/streamed": lambda h, _: h.stream(iter([PICTURE])),
     "/gzip": lambda h, _: h.answer(_GZIP, content_encoding="gzip"),
-    "/gzip-cut": lambda h, _: h.answer(_GZIP[:-20], content_encoding="gzip"),
-    "/gzip-damaged": lambda h, _: h.answer(b"x" * 100, content_encoding="gzip"),
     "/brotli": lambda h, _: h.answer(PICTURE, content_encoding="br"),
-    "/bomb": lambda h, _: h.answer(_BOMB, content_encoding="gzip"),
-    "/empty-blocks": lambda h, _: h.stream(
-        iter([_GZIP[:10], *[b"\x00\x00\x00\xff\xff" * 20_000] * 50]), content_encoding="gzip"
-    ),
     "/html": lambda h, _: h.answer(b"<p>hello", content_type="text/html"),
     "/text.jpg": lambda h, _: h.answer(b"no picture"),
     "/missing": lambda h, _: h.answer(b"secret words", status=404),
