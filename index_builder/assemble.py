@@ -19,14 +19,18 @@ from index_builder.join import Joined, Piece, join
 from index_builder.manifest import (
     EXCLUDED_FILE,
     FORMAT_VERSION,
+    FRAME_TIMES_FILE,
     INDEX_FILE,
+    ITEMS_FILE,
     MANIFEST_FILE,
+    SKIPPED_FILE,
     VECTORS_FILE,
     IndexInfo,
     Manifest,
     Modality,
     Recipe,
     ShardInfo,
+    check_file,
     sha256_of,
     version_files,
 )
@@ -82,23 +86,38 @@ class Plan:
 
 @dataclass(frozen=True)
 class Published:
-    """The version that was published.
+    """What came of it.
 
     Attributes:
-        manifest: its manifest.
+        manifest: of the version that is published now.
         joined: what the join found.
         seconds: `join` and `index`.
+        is_new: whether it was made just now; else it would only have been made again.
     """
 
     manifest: Manifest
     joined: Joined
     seconds: dict[str, float]
+    is_new: bool = True
 
 
 def assemble(
-    root: Path, pieces: Sequence[Piece], plan: Plan, progress: Progress | None = None
+    root: Path,
+    pieces: Sequence[Piece],
+    plan: Plan,
+    progress: Progress | None = None,
+    *,
+    base: Manifest | None = None,
 ) -> Published:
     """Make a version of pieces and publish it (lock held).
+
+    Args:
+        root: the gallery.
+        pieces: what to join.
+        plan: what the version is to be.
+        progress: told which stage it is at.
+        base: of the version that is published, if there is one that would do as well: then
+            nothing is published that holds the same.
 
     Raises:
         InputError: if no item is left.
@@ -111,6 +130,8 @@ def assemble(
         progress.enter("join")
         joined = _join(pieces, plan, folder)
         joined_s = time.perf_counter()
+        if base is not None and _is_same(folder, plan, base):
+            return Published(base, joined, {"join": joined_s - start_s}, is_new=False)
         progress.enter("index", total=joined.count)
         index = _build_index(folder, plan, joined, progress)
         indexed_s = time.perf_counter()
@@ -124,6 +145,20 @@ def assemble(
     return Published(manifest, joined, seconds)
 
 
+def _is_same(folder: Path, plan: Plan, base: Manifest) -> bool:
+    """Whether a joined version holds what a published one does, however its vectors are rounded.
+
+    Vectors follow from the model and the items, whose hashes are compared.
+    """
+    planned = (plan.recipe, plan.source, set(plan.roots), plan.model_name, plan.shard)
+    if planned != (base.recipe, base.source, set(base.roots), base.model_name, base.shard):
+        return False
+    names = [ITEMS_FILE, SKIPPED_FILE, EXCLUDED_FILE]
+    if plan.modality == "video":
+        names.append(FRAME_TIMES_FILE)
+    return all(check_file(folder / name, base.files[name]) is None for name in names)
+
+
 def _join(pieces: Sequence[Piece], plan: Plan, folder: Path) -> Joined:
     joined = join(
         pieces,
@@ -135,7 +170,7 @@ def _join(pieces: Sequence[Piece], plan: Plan, folder: Path) -> Joined:
         interleaved=plan.interleaved,
         excluded=plan.excluded,
     )
-    if not joined.count:
+    if not joined.count and plan.shard is None:
         raise InputError("no item would be left, so nothing was published; a gallery needs one")
     write_excluded(plan.excluded, folder / EXCLUDED_FILE)
     return joined

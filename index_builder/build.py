@@ -21,45 +21,24 @@ from typing import Any
 from cots_model.encoder import Encoder
 from cots_model.errors import InputError
 from index_builder.assemble import Plan, Published, assemble
-from index_builder.join import Piece, part_piece
-from index_builder.listing import Entry, Listing, PartSpec, plain, shard_info, share
+from index_builder.base import Base
+from index_builder.encode import PartEncoder
+from index_builder.join import part_piece
+from index_builder.listing import Entry, Listing, PartSpec, shard_info, share
+from index_builder.lock import builder_lock
 from index_builder.manifest import Recipe
 from index_builder.options import BuildOptions, BuildReport, absolute_sources
 from index_builder.part_builder import PartBuilder, PartSettings, device_of
-from index_builder.parts import Part, open_part, remove_others
+from index_builder.parts import Part, open_part, remove_others, write_part
 from index_builder.pipeline.background import Background
-from index_builder.presence import check_roots, is_back
+from index_builder.presence import check_roots, gone_rows, is_back
 from index_builder.progress import Progress, as_progress
-from index_builder.publish import WORK, builder_lock, writing
+from index_builder.publish import PARTS, WORK, writing
 from index_builder.report import build_report, nothing_indexed
-from index_builder.sources.entry import Candidate, Skip, Source
+from index_builder.sources.entry import Source
 from index_builder.sources.metadata_file import MetadataFile, read_metadata_file
 from index_builder.sources.open import open_source
 from index_builder.sources.stages import with_metadata
-
-
-class Base:
-    """The published version that an update starts from; of a build there is none.
-
-    Attributes:
-        folder: of the version.
-        sha256: of its manifest.
-        excluded: ids that stay out.
-        remove_missing: whether rows go whose original is gone.
-    """
-
-    folder: Path | None = None
-    sha256: str | None = None
-    excluded: frozenset[str] = frozenset()
-    remove_missing: bool = False
-
-    def mark(self, entries: Iterator[Candidate | Skip]) -> Iterator[Entry]:
-        """Say of each entry which rows still hold for it."""
-        return plain(entries)
-
-    def leftover(self) -> list[Piece]:
-        """Rows to be taken over that no entry was listed for."""
-        return []
 
 
 @dataclass
@@ -74,6 +53,12 @@ class Run:
         progress: who is told.
         base: what an update starts from.
         roots: where originals lie besides the source's own roots.
+        seconds: by stage.
+        parts: those that are ready.
+        num_continued: how many of them an earlier run had finished.
+        num_listed: parts of the whole source.
+        gone_rows: of the base, whose original was listed and gone when it was to be read.
+        listing_sha256: hash of the listing.
     """
 
     options: BuildOptions
@@ -86,8 +71,8 @@ class Run:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     parts: list[Part] = field(default_factory=list)
     num_continued: int = 0
-    num_unchanged: int = 0
-    num_missing: int = 0
+    num_listed: int = 0
+    gone_rows: list[int] = field(default_factory=list)
     listing_sha256: str = ""
 
     @property
@@ -129,11 +114,16 @@ def start_run(
         _ray_engine()
     elif options.jpeg_decoder == "gpu" and encoder.device.type != "cuda":
         raise InputError(
-            f"jpeg_decoder gpu needs a GPU, and the model runs on {encoder.device}; leave it out"
+            f"--jpeg-decoder gpu needs a GPU, and the model runs on {encoder.device}; leave it out"
         )
-    source = open_source(options.sources, modality=options.modality, exclude=options.gallery)
-    metadata = read_metadata_file(options.metadata) if options.metadata else None
+    source, metadata = open_inputs(options)
     return Run(options, encoder, source, metadata, progress, base or Base())
+
+
+def open_inputs(options: BuildOptions) -> tuple[Source, MetadataFile | None]:
+    """The source, and the metadata file if there is one; raises as `build_gallery`."""
+    source = open_source(options.sources, modality=options.modality, exclude=options.gallery)
+    return source, read_metadata_file(options.metadata) if options.metadata else None
 
 
 def finish_run(run: Run) -> BuildReport:
@@ -141,13 +131,17 @@ def finish_run(run: Run) -> BuildReport:
     start_s = time.perf_counter()
     _build_parts(run)
     run.parts.sort(key=lambda part: part.number)
-    pieces = [part_piece(p, part_items=run.options.entries_per_part) for p in run.parts]
+    is_share = run.options.shard is not None and run.num_listed > 0
+    parts = [_empty_part(run)] if is_share and not run.parts else run.parts
+    pieces = [part_piece(p, part_items=run.options.entries_per_part) for p in parts]
     pieces += run.base.leftover()
-    if not any(len(piece.places_N) for piece in pieces):
+    if not is_share and not any(len(piece.places_N) for piece in pieces):
         why = nothing_indexed(run.source, run.options, run.parts)
         shutil.rmtree(run.work)
         raise InputError(why)
-    published = assemble(run.options.gallery, pieces, _plan(run), run.progress)
+    published = assemble(
+        run.options.gallery, pieces, _plan(run), run.progress, base=run.base.manifest
+    )
     shutil.rmtree(run.work, ignore_errors=True)
     run.progress.enter("done")
     run.seconds.update(published.seconds)
@@ -157,7 +151,7 @@ def finish_run(run: Run) -> BuildReport:
 
 def _build_parts(run: Run) -> None:
     """Have every part of the source on disk, and no other."""
-    listings, parts = run.work / "listing", run.work / "parts"
+    listings, parts = run.work / "listing", run.work / PARTS
     shutil.rmtree(listings, ignore_errors=True)
     for folder in (listings, parts):
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,10 +168,22 @@ def _build_parts(run: Run) -> None:
             run.parts.append(part)
     finally:
         specs.stop()
-    listing.check_share(run.options.shard)
+    run.num_listed = listing.num_parts
     run.listing_sha256 = listing.sha256
     check_roots(run.source.roots)
     remove_others(parts, names)
+    if run.base.folder is not None:
+        for part in run.parts:
+            run.gone_rows += gone_rows(part, listings / f"{part.folder.name}.jsonl")
+
+
+def _empty_part(run: Run) -> Part:
+    """What a share holds to which no part of the source has fallen."""
+    options = run.options
+    rows = PartEncoder(
+        run.encoder, modality=options.modality, batch_size=options.batch_size
+    ).finish()
+    return write_part(run.work / PARTS, PartSpec(0, "", Path(), 0), rows)
 
 
 def _unfinished(
@@ -215,7 +221,6 @@ def _engine(
     finally:
         for stage, seconds in builder.seconds.items():
             run.seconds[stage] += seconds
-        run.num_unchanged, run.num_missing = builder.unchanged, builder.missing
 
 
 def _ray_engine() -> Any:
@@ -293,5 +298,4 @@ def _report(run: Run, published: Published) -> BuildReport:
         seconds=run.seconds,
         parts=len(run.parts),
         parts_continued=run.num_continued,
-        unchanged=run.num_unchanged,
     )

@@ -20,6 +20,7 @@ from cots_model.errors import CotsError
 from cots_model.images import decode_image
 from index_builder.duplicate_report import Duplicate, DuplicateGroup, DuplicateReport
 from index_builder.gallery import Gallery
+from index_builder.report import counted
 
 MAX_GROUPS = 200
 MAX_PICTURES = 12
@@ -114,8 +115,9 @@ def _head(report: DuplicateReport, num_shown: int) -> str:
 </head>
 <main>
 <h1>{escape(title)}</h1>
-<p>{report.num_groups:,} groups of items whose similarity is at least {report.threshold:g}, among
-{report.num_items:,} items of version {escape(report.version)}. {how}{more}</p>
+<p>{counted(report.num_groups, "group")} of items whose similarity is at least
+{report.threshold:g}, among
+{counted(report.num_items, "item")} of version {escape(report.version)}. {how}{more}</p>
 <p class="note">Nothing was deleted. The item marked <span class="badge">keep</span> has the most
 pixels of its group, of equals the most bytes. A group can hold items that are less similar to it
 than the threshold, joined by others between them: look before you delete.</p>

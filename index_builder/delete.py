@@ -15,9 +15,11 @@ import numpy as np
 from cots_model.errors import InputError
 from index_builder.assemble import Plan, Published, assemble
 from index_builder.gallery import ItemNotFoundError
+from index_builder.lock import builder_lock
 from index_builder.manifest import Manifest
 from index_builder.progress import Progress
-from index_builder.publish import builder_lock, read_pointer, writing
+from index_builder.publish import read_pointer, writing
+from index_builder.report import counted
 from index_builder.version import VersionRows, check_version, read_manifest
 
 _NAMED = 10
@@ -108,8 +110,8 @@ def _keep(root: Path, rows: VersionRows, ids: Sequence[str]) -> np.ndarray:
         )
     if not keep_N.any():
         raise InputError(
-            f"these are all {len(keep_N):,} items of {root}, and a gallery needs one; remove the "
-            "folder to be rid of it"
+            f"nothing of the {counted(len(keep_N), 'item')} of {root} would be left, and a gallery "
+            "needs one; remove the folder to be rid of it"
         )
     return keep_N
 

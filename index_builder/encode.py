@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -174,6 +174,19 @@ def text_item(candidate: Candidate) -> Item:
         mtime_s=candidate.stamp.mtime_s if candidate.stamp else 0.0,
         sha256=hashlib.sha256(data).hexdigest(),
         text=candidate.text,
+        metadata=candidate.metadata,
+    )
+
+
+def refreshed_item(old: Item, candidate: Candidate) -> Item:
+    """The item of an unchanged entry, with metadata, place and time as the source has them now."""
+    if candidate.text is not None:
+        return text_item(candidate)
+    return replace(
+        old,
+        uri=candidate.uri,
+        mtime_s=candidate.stamp.mtime_s if candidate.stamp else old.mtime_s,
+        offset_bytes=candidate.location.offset_bytes,
         metadata=candidate.metadata,
     )
 

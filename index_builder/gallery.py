@@ -141,6 +141,8 @@ class Gallery:
     ) -> Gallery:
         folder, manifest = read_manifest(root, pointer)
         _check_fingerprint(root, manifest, fingerprint)
+        if not manifest.count:
+            raise GalleryError(f"{root} is a shard without items; merge it with the others")
         for name, expected in manifest.files.items():
             problem = check_file(folder / name, expected, checksum=checksums)
             if problem:

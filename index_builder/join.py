@@ -133,7 +133,7 @@ def join(
 
     write_skips(skips(), folder / SKIPPED_FILE)
     info = VectorsInfo(type=vectors)
-    if count:
+    if count or keep_places:  # a share of a gallery may be empty
         join_items(paths, chosen.rows_M, folder / ITEMS_FILE)
         info = write_vectors(
             folder / VECTORS_FILE,

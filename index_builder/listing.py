@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cots_model.errors import InputError
 from index_builder.content import Location, Stamp
 from index_builder.manifest import ShardInfo
 from index_builder.sources.entry import Candidate, Skip
@@ -106,19 +105,6 @@ class Listing:
     def sha256(self) -> str:
         """Hash of how the source was cut so far, all parts: the ids in order, and the part size."""
         return self._digest.hexdigest()
-
-    def check_share(self, shard: tuple[int, int] | None) -> None:
-        """Refuse a shard that no part has fallen to; the listing is finished.
-
-        Raises:
-            InputError: saying how many parts there are.
-        """
-        if shard is not None and self.num_parts and not self.num_entries:
-            raise InputError(
-                f"shard {shard[0]}/{shard[1]} has nothing to do: the source has only "
-                f"{self.num_parts} parts of {self._part_items} entries; use fewer shards, or a "
-                "smaller --part-items for all"
-            )
 
     def _write(self, number: int, entries: list[Entry]) -> PartSpec:
         data = b"".join(_to_line(entry) for entry in entries)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cots_model.errors import GalleryError
 
@@ -157,7 +157,7 @@ class Manifest(_Frozen):
         version: name of the version's folder; sorts by time.
         modality: what the items are.
         dim: width E of the vectors.
-        count: number N of items.
+        count: number N of items; only a share of a gallery may have none.
         index: the search index.
         vectors: how vectors are stored.
         model_fingerprint: hash of the weights, configuration and preprocessing that embedded it.
@@ -175,7 +175,7 @@ class Manifest(_Frozen):
     version: str
     modality: Modality
     dim: int = Field(gt=0)
-    count: int = Field(gt=0)
+    count: int = Field(ge=0)
     index: IndexInfo
     vectors: VectorsInfo = VectorsInfo()
     model_fingerprint: str
@@ -187,6 +187,12 @@ class Manifest(_Frozen):
     roots: tuple[str, ...]
     recipe: Recipe
     shard: ShardInfo | None = None
+
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        if not self.count and self.shard is None:
+            raise ValueError("count is 0, and only a shard may be empty")
+        return self
 
     def to_bytes(self) -> bytes:
         """The bytes of `manifest.json`."""

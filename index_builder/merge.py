@@ -15,9 +15,10 @@ from cots_model.errors import InputError
 from index_builder.assemble import Plan, assemble
 from index_builder.delete import ChangeReport, plan_of
 from index_builder.indexes.base import IndexRequest
+from index_builder.lock import builder_lock
 from index_builder.manifest import Manifest, ShardInfo
 from index_builder.progress import Progress
-from index_builder.publish import builder_lock, writing
+from index_builder.publish import writing
 from index_builder.version import VersionRows, check_version, read_manifest
 
 _ALIKE = ("model_fingerprint", "dim", "modality")

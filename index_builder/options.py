@@ -12,6 +12,7 @@ from typing import Literal
 from cots_model.errors import InputError
 from index_builder.indexes.base import IndexRequest
 from index_builder.manifest import MODALITIES, JpegDecoder, Modality
+from index_builder.sources.entry import Unit
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = ("local", "ray")
@@ -65,36 +66,38 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Check the values."""
         if self.batch_size < 1 or self.keep_versions < 1:
-            raise InputError("batch_size and keep_versions must be at least 1")
+            raise InputError("--batch-size and --keep-versions must be at least 1")
         if self.workers < 0 or self.part_items < 0:
-            raise InputError("workers and part_items must be 0 or more")
+            raise InputError("--workers and --part-items must be 0 or more")
         if not self.decode_timeout_s > 0:
-            raise InputError(f"decode_timeout_s is {self.decode_timeout_s:g}; it must be above 0")
+            raise InputError(
+                f"--decode-timeout is {self.decode_timeout_s:g} seconds; it must be above 0"
+            )
         if self.modality not in MODALITIES:
             accepted = ", ".join(MODALITIES)
             raise InputError(f"unknown modality {self.modality!r}; accepted: {accepted}")
         if self.engine not in ENGINES:
             raise InputError(f"unknown engine {self.engine!r}; accepted: {', '.join(ENGINES)}")
         if self.engine == "ray" and self.checkpoint is None:
-            raise InputError("checkpoint must be given with engine ray: other machines load it")
+            raise InputError("--checkpoint must be given with --engine ray: other machines load it")
         if self.jpeg_decoder == "gpu" and self.modality != "image":
-            raise InputError("jpeg_decoder gpu is for pictures; leave it out for other galleries")
+            raise InputError("--jpeg-decoder gpu is for pictures; leave it out for other galleries")
         if self.segment_seconds is not None:
             self._check_segments(self.segment_seconds)
         if self.shard is not None and not 0 <= self.shard[0] < self.shard[1]:
             raise InputError(
-                f"shard {self.shard[0]}/{self.shard[1]} is none; i/n counts from 0/n to n-1/n"
+                f"--shard {self.shard[0]}/{self.shard[1]} is none; i/n counts from 0/n to n-1/n"
             )
 
     def _check_segments(self, seconds: float) -> None:
         if self.modality != "video":
             raise InputError(
                 f"segments are for videos, and this is a gallery of modality {self.modality}; "
-                "leave segment_seconds out"
+                "leave --segment-seconds out"
             )
         if not _SHORTEST_SEGMENT_S <= seconds < math.inf:
             raise InputError(
-                f"segment_seconds is {seconds:g}; it must be a number of {_SHORTEST_SEGMENT_S:g} "
+                f"--segment-seconds is {seconds:g}; it must be a number of {_SHORTEST_SEGMENT_S:g} "
                 "or more"
             )
 
@@ -144,27 +147,74 @@ class UpdateOptions:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class BuildReport:
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What an update found in the source beside the published version; of a build nothing.
+
+    Attributes:
+        new: entries that the version has no item of.
+        changed: entries whose original is another one now.
+        unchanged: entries taken over without embedding them again.
+        touched: of the unchanged, those with other metadata, another place or another time.
+        retried: entries tried again, since they, or parts of them, were skipped or taken out.
+        unreadable: entries that could not be read to be compared; their items stay.
+        missing: items whose original is no longer there.
+        gone: the ids of these, in order.
+        deleted: entries that stayed out because `delete` took them out.
+    """
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    touched: int = 0
+    retried: int = 0
+    unreadable: int = 0
+    missing: int = 0
+    gone: tuple[str, ...] = ()
+    deleted: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdatePreview(Changes):
+    """What an update would find.
+
+    Attributes:
+        gallery: the gallery folder.
+        version: the version that is published, and stays so.
+        modality: what the items are.
+        count: items that it holds.
+        ignored: files that are nothing to be indexed, or empty lines.
+        dry_run: that nothing was embedded or written.
+    """
+
+    gallery: str
+    version: str
+    modality: Modality
+    count: int
+    ignored: int
+    dry_run: Literal[True] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport(Changes):
     """What was built.
 
     Attributes:
         gallery: the gallery folder.
-        version: the version published.
+        version: the version published, or, of an update that found nothing to do, the one before.
+        published: whether that is a new one.
         modality: what the items are.
         segment_seconds: length of the segments that long videos were cut into, if they were.
         count: items indexed; segments count each.
         skipped: entries left out, by reason.
-        ignored: files that are nothing to be indexed.
+        ignored: files that are nothing to be indexed, or empty lines.
+        ignored_unit: `file` or `line`, whichever these are.
         bad_sidecars: metadata files beside originals that could not be read.
         first_bad_sidecar: what was wrong with the first of them.
         metadata_rows: rows of the metadata file.
         metadata_matched: items that had a row there.
         parts: parts that the source was cut into (of this shard).
         parts_continued: how many of them an earlier, interrupted run had finished.
-        unchanged: of an update, entries taken over without embedding them again.
-        missing: of an update, items whose original is no longer there.
-        deleted: of an update, entries that stayed out because `delete` took them out.
         index: kind of the index, and why where that was chosen.
         seconds: by stage: `list`, `read`, `decode` (all workers together), `wait` (for decoded
             pictures), `encode`, `write` (parts), `join`, `index` and `total`.
@@ -174,20 +224,19 @@ class BuildReport:
 
     gallery: str
     version: str
+    published: bool
     modality: Modality
     segment_seconds: float | None
     count: int
     skipped: dict[str, int]
     ignored: int
+    ignored_unit: Unit
     bad_sidecars: int
     first_bad_sidecar: str | None
     metadata_rows: int
     metadata_matched: int
     parts: int
     parts_continued: int
-    unchanged: int
-    missing: int
-    deleted: int
     index: dict[str, str]
     seconds: dict[str, float]
     images_per_s: float

@@ -11,15 +11,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from cots_model.encoder import Encoder
 from cots_model.errors import CotsError
-from index_builder.encode import PartEncoder, text_item
-from index_builder.items import Item
+from index_builder.encode import PartEncoder, refreshed_item
 from index_builder.listing import Entry, PartSpec, read_listing
 from index_builder.manifest import FORMAT_VERSION, JpegDecoder, Modality
 from index_builder.parts import Part, PartRows, write_part
@@ -84,8 +83,6 @@ class PartBuilder:
         parts: the folder for finished parts.
         advance: called for every entry dealt with.
         seconds: time by stage, so far.
-        unchanged: entries taken over from the published version, so far.
-        missing: rows of that version whose original is listed but gone, so far.
     """
 
     settings: PartSettings
@@ -93,8 +90,6 @@ class PartBuilder:
     parts: Path
     advance: Callable[[int], object] = lambda _: None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    unchanged: int = 0
-    missing: int = 0
     _base: VersionRows | None = None
 
     def __post_init__(self) -> None:
@@ -164,15 +159,13 @@ class PartBuilder:
         if keeps and not encoder.holds(offset):
             for row in entry.old_rows:
                 encoder.reuse(offset, self._old.item(row), *self._old.vectors_of(row))
-        self.missing += len(entry.old_rows) * is_gone
         encoder.skip(offset, skip)
 
     def _reuse(self, encoder: PartEncoder, offset: int, entry: Entry) -> None:
         """Old vectors, with metadata, place and time as they are now."""
         assert isinstance(entry.value, Candidate)
-        self.unchanged += 1
         for row in entry.rows:
-            item = _fresh(self._old.item(row), entry.value)
+            item = refreshed_item(self._old.item(row), entry.value)
             encoder.reuse(offset, item, *self._old.vectors_of(row))
 
     @property
@@ -265,16 +258,3 @@ def _as_skip(value: Candidate | Skip) -> Skip:
     if isinstance(value, Skip):
         return value
     return Skip(value.id, value.uri, "", "")  # never written: only passes the decoders by
-
-
-def _fresh(old: Item, candidate: Candidate) -> Item:
-    """An unchanged item, as the source tells of it now."""
-    if candidate.text is not None:
-        return text_item(candidate)
-    return replace(
-        old,
-        uri=candidate.uri,
-        mtime_s=candidate.stamp.mtime_s if candidate.stamp else old.mtime_s,
-        offset_bytes=candidate.location.offset_bytes,
-        metadata=candidate.metadata,
-    )

@@ -32,12 +32,11 @@ from index_builder.manifest import (
     check_file,
     sha256_of,
 )
-from index_builder.publish import sync
+from index_builder.publish import UNFINISHED_PART, sync
 from index_builder.sources.entry import Skip
 from index_builder.vectors import Rows, Vectors
 
 PART_FILE = "part.json"
-_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class _PartInfo(BaseModel):
 
 def write_part(parts: Path, spec: PartSpec, rows: PartRows) -> Part:
     """Write a part, replacing what there may be under its name; OSError if it cannot be written."""
-    folder = parts / (spec.name + _PARTIAL)
+    folder = parts / (spec.name + UNFINISHED_PART)
     for leftover in (folder, parts / spec.name):
         if leftover.exists():
             shutil.rmtree(leftover)

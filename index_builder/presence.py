@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from pathlib import Path
 
 from cots_model.errors import CotsError
 from index_builder.listing import PartSpec, read_listing
@@ -70,6 +71,21 @@ def is_back(part: Part, spec: PartSpec) -> bool:
         for offset, entry in enumerate(read_listing(spec.path))
         if offset in offsets and isinstance(entry.value, Candidate)
     )
+
+
+def gone_rows(part: Part, listing: Path) -> list[int]:
+    """Rows of the published version whose original is listed in a part, and was gone when read.
+
+    Args:
+        part: a finished part.
+        listing: the file of its entries.
+    """
+    skips = zip(part.skip_offsets, part.skips(), strict=True)
+    offsets = {offset for offset, skip in skips if skip.reason in GONE}
+    if not offsets:
+        return []
+    entries = enumerate(read_listing(listing))
+    return [row for offset, entry in entries if offset in offsets for row in entry.old_rows]
 
 
 def _is_readable(candidate: Candidate) -> bool:

@@ -6,6 +6,7 @@ Credentials and endpoints come from fsspec's own settings and the protocol's env
 
 from __future__ import annotations
 
+import http
 import queue
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from index_builder.location import ContentError, redact, scheme_of, url_problem
 
 T = TypeVar("T")
 
+_STATUSES = range(100, 600)
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -98,7 +100,10 @@ def explain(err: Exception, url: str) -> ContentError:
     cause = err.__cause__
     if isinstance(err, FileNotFoundError) and isinstance(cause, OSError):  # no connection
         return explain(cause, url)
-    status = getattr(cause, "status", None)
+    status = _status_of(err)
+    if status is not None and (status >= 500 or status == 429):
+        why = f"the server answered {_named(status)}, which may pass; try again later"
+        return ContentError("unreadable", f"{name} could not be read ({why})")
     if isinstance(err, FileNotFoundError) and status in (None, 404, 410):
         hint = "put it back or build again"
         if scheme_of(url) == "memory":
@@ -107,12 +112,34 @@ def explain(err: Exception, url: str) -> ContentError:
     if isinstance(err, PermissionError):
         why = "access denied; check the credentials and their rights"
         return ContentError("unreadable", f"{name} could not be read ({why})")
-    if isinstance(err, FileNotFoundError):  # fsspec's word for any answer but a good one
-        why = f"the server answered {status}; see that it is up and lets this machine read it"
+    if isinstance(err, FileNotFoundError) and status is not None:  # fsspec's word for most answers
+        why = f"the server answered {_named(status)}; see that it lets this machine read it"
         return ContentError("unreadable", f"{name} could not be read ({why})")
     said = " ".join(redact(f"{type(err).__name__}: {err}").split())[:300]
     why = f"{said}; check the endpoint, the network and the credentials"
     return ContentError("unreadable", f"{name} could not be read ({why})")
+
+
+def _status_of(err: BaseException | None) -> int | None:
+    """The status of the answer behind an error, as the packages of the protocols keep it."""
+    while err is not None:
+        answer = getattr(err, "response", None)
+        if isinstance(answer, dict):  # botocore's
+            return cast(int | None, answer.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+        for holder in (err, answer):
+            words = (getattr(holder, word, None) for word in ("status", "status_code", "code"))
+            status = next((word for word in words if isinstance(word, int)), None)
+            if status in _STATUSES:
+                return status
+        err = err.__cause__
+    return None
+
+
+def _named(status: int) -> str:
+    try:
+        return f"{status} {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
 
 
 def _too_slow(url: str, limit_s: float | None) -> ContentError:

@@ -1,7 +1,8 @@
-"""Versions on disk: one builder at a time, and a reader sees the old version or the new one, whole.
+"""Versions on disk: a reader sees the old version or the new one, whole.
 
     GALLERY/current                      name of the published version, and its manifest's sha256
-    GALLERY/versions/<version>/...       the published version and the one before it
+    GALLERY/withdrawn                    versions that were published and then rolled back from
+    GALLERY/versions/<version>/...       the published version and those before it
     GALLERY/versions/.partial-<version>  a build in progress, or what a killed one left behind
     GALLERY/.build/                      listing and finished parts of a build that is not through
     GALLERY/.lock                        held (flock) while a build runs
@@ -12,31 +13,28 @@ A version is written under `.partial-`, synced to disk, renamed into place, and 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cots_model.errors import CotsError, GalleryError, InputError
+from cots_model.errors import CotsError, GalleryError
 
 POINTER = "current"
+WITHDRAWN = "withdrawn"
 VERSIONS = "versions"
 LOCK = ".lock"
 WORK = ".build"
+PARTS = "parts"
+UNFINISHED_PART = ".partial"
 _PARTIAL = ".partial-"
 _FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _VERSION = re.compile(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}Z$")
 _DIGEST = re.compile(r"^[0-9a-f]{64}$")
-
-
-class GalleryBusyError(CotsError):
-    """Another builder is at work on the gallery."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,12 @@ def version_folder(root: Path, version: str) -> Path:
 
 
 def new_version_name(root: Path | None = None) -> str:
-    """A version name that sorts by time: behind the current one of `root` in any case."""
+    """A version name that sorts by time: behind all that `root` has published in any case."""
     name = datetime.now(UTC).strftime(_FORMAT)
-    current = _current_or_none(root) if root else None
-    if not current or name > current:
+    latest = max(_current_or_none(root) or "", *withdrawn_versions(root), "") if root else ""
+    if not latest or name > latest:
         return name
-    return (datetime.strptime(current, _FORMAT) + timedelta(microseconds=1)).strftime(_FORMAT)
+    return (datetime.strptime(latest, _FORMAT) + timedelta(microseconds=1)).strftime(_FORMAT)
 
 
 def read_pointer(root: Path) -> Pointer:
@@ -78,30 +76,23 @@ def read_pointer(root: Path) -> Pointer:
     return Pointer(words[0], words[1])
 
 
-@contextmanager
-def builder_lock(root: Path) -> Iterator[None]:
-    """Make the gallery folder and hold its lock; it goes with the process, however that ends.
+def published_versions(root: Path) -> list[str]:
+    """The versions on disk that were published, oldest first; raises as `read_pointer`.
 
-    Raises:
-        InputError: if `root` is something else than a gallery or a new or empty folder.
-        GalleryBusyError: if another builder holds it, naming that one.
+    One that is later than the current, and was not withdrawn, never was: its builder was killed
+    before it moved the pointer.
     """
-    _check_is_gallery_or_empty(root)
-    (root / VERSIONS).mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("a+", encoding="ascii") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise GalleryBusyError(
-                f"another build is writing {root} ({holder}); wait for it or choose another gallery"
-            ) from err
-        handle.truncate(0)
-        since = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        handle.flush()
-        yield
+    current, withdrawn = read_pointer(root).version, withdrawn_versions(root)
+    return [name for name in whole_versions(root) if name <= current or name in withdrawn]
+
+
+def withdrawn_versions(root: Path) -> frozenset[str]:
+    """The versions that were rolled back from."""
+    try:
+        lines = (root / WITHDRAWN).read_text("ascii").split()
+    except (OSError, UnicodeDecodeError):
+        return frozenset()
+    return frozenset(line for line in lines if _VERSION.match(line))
 
 
 @contextmanager
@@ -132,16 +123,62 @@ def writing(root: Path) -> Iterator[None]:
 def start_partial(root: Path, version: str) -> Path:
     """Remove what killed builds left behind, and make the folder of a new one (lock held).
 
-    That includes a whole version that no pointer was ever moved to: one later than the current.
+    That includes a whole version that no pointer was ever moved to.
     """
-    current = _current_or_none(root)
+    current, withdrawn = _current_or_none(root), withdrawn_versions(root)
     for path in sorted((root / VERSIONS).iterdir()):
-        unpublished = current is not None and _VERSION.match(path.name) and path.name > current
-        if unpublished or path.name.startswith(_PARTIAL):
+        later = current is not None and _VERSION.match(path.name) and path.name > current
+        if path.name.startswith(_PARTIAL) or (later and path.name not in withdrawn):
             shutil.rmtree(path)
+    if current in withdrawn:  # a rollback was killed before it moved the pointer
+        _write_withdrawn(root, withdrawn - {current})
     folder = root / VERSIONS / f"{_PARTIAL}{version}"
     folder.mkdir()
     return folder
+
+
+def publish(root: Path, partial: Path, pointer: Pointer) -> None:
+    """Put a complete version in place and point at it (lock held)."""
+    for path in sorted(partial.iterdir()):
+        sync(path)
+    sync(partial)
+    os.rename(partial, version_folder(root, pointer.version))
+    sync(root / VERSIONS)
+    _point_at(root, pointer)
+
+
+def move_pointer(root: Path, pointer: Pointer) -> None:
+    """Point at another published version (lock held); those later than it become withdrawn."""
+    _write_withdrawn(root, {name for name in published_versions(root) if name > pointer.version})
+    _point_at(root, pointer)
+
+
+def prune(root: Path, *, keep: int) -> None:
+    """Remove all but the current version and the `keep - 1` newest others (lock held).
+
+    Those that were rolled back from go first, however new they are.
+    """
+    current, withdrawn = read_pointer(root).version, withdrawn_versions(root)
+    others = [name for name in whole_versions(root) if name != current]
+    others.sort(key=lambda name: (name not in withdrawn, name), reverse=True)
+    for name in others[max(keep - 1, 0) :]:
+        shutil.rmtree(version_folder(root, name))
+    if withdrawn:
+        _write_withdrawn(root, withdrawn & set(whole_versions(root)))
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def whole_versions(root: Path) -> list[str]:
+    """Whole versions on disk, oldest first."""
+    return sorted(path.name for path in (root / VERSIONS).iterdir() if _VERSION.match(path.name))
 
 
 def _current_or_none(root: Path) -> str | None:
@@ -154,36 +191,25 @@ def _current_or_none(root: Path) -> str | None:
         return None
 
 
-def publish(root: Path, partial: Path, pointer: Pointer) -> None:
-    """Put a complete version in place and point at it (lock held)."""
-    for path in sorted(partial.iterdir()):
-        sync(path)
-    sync(partial)
-    os.rename(partial, version_folder(root, pointer.version))
-    sync(root / VERSIONS)
-    fresh = root / f".{POINTER}.new"
-    fresh.write_text(f"{pointer.version} {pointer.manifest_sha256}\n", "ascii")
+def _point_at(root: Path, pointer: Pointer) -> None:
+    _replace(root / POINTER, f"{pointer.version} {pointer.manifest_sha256}\n")
+
+
+def _write_withdrawn(root: Path, versions: Iterable[str]) -> None:
+    text = "".join(f"{version}\n" for version in sorted(versions))
+    if text:
+        _replace(root / WITHDRAWN, text)
+    else:
+        (root / WITHDRAWN).unlink(missing_ok=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees what it was or what it becomes."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, "ascii")
     sync(fresh)
-    os.replace(fresh, root / POINTER)
-    sync(root)
-
-
-def prune(root: Path, *, keep: int) -> None:
-    """Remove all but the current version and the `keep - 1` newest others (lock held)."""
-    current = read_pointer(root).version
-    names = [path.name for path in (root / VERSIONS).iterdir() if _VERSION.match(path.name)]
-    others = sorted((name for name in names if name != current), reverse=True)
-    for name in others[max(keep - 1, 0) :]:
-        shutil.rmtree(version_folder(root, name))
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.replace(fresh, path)
+    sync(path.parent)
 
 
 def _why_no_pointer(root: Path) -> str:
@@ -197,13 +223,3 @@ def _why_no_pointer(root: Path) -> str:
     if inside:
         return f"{root} is no gallery but holds some; name one: {root / inside[0]}"
     return f"{root} is not a gallery (it has no file {POINTER}); name a folder that a build made"
-
-
-def _check_is_gallery_or_empty(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; --gallery takes a folder, new or an existing gallery")
-    if root.is_dir() and not (root / VERSIONS).is_dir() and any(root.iterdir()):
-        raise InputError(
-            f"{root} holds files and is no gallery; --gallery takes a new or empty folder, "
-            "or an existing gallery"
-        )

@@ -9,12 +9,15 @@ import functools
 import io
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, cast
 
 from fsspec.caching import BlockCache
+from fsspec.utils import glob_translate
 
 from cots_model.errors import InputError
 from index_builder.content import MAX_FILE_BYTES, Section, too_large, too_short
@@ -96,11 +99,49 @@ def list_folder(url: str) -> list[Listed]:
     return sorted(listed, key=lambda entry: entry.url)
 
 
+def is_pattern(url: str) -> bool:
+    """Whether a url may stand for several files; in web addresses `?` begins a query."""
+    return any(sign in url for sign in _magic(url))
+
+
 def matching(pattern: str) -> list[str]:
-    """The files that match a pattern with `*`, `?` or `[...]`, sorted; raises as `look_at`."""
-    files = filesystem(pattern)
-    found = within(LISTING_LIMIT_S, pattern, lambda: files.glob(pattern))
-    return sorted(str(files.unstrip_protocol(name)) for name in found)
+    """What matches a pattern with `*`, `**`, `?` or `[...]`, sorted; raises as `look_at`.
+
+    The folders are listed one by one, since fsspec's own search leaves out those that it cannot
+    list: a store that is down would look empty.
+    """
+    parts, magic = pattern.split("/"), _magic(pattern)
+    first = next(at for at, part in enumerate(parts) if any(sign in part for sign in magic))
+    folder, names = "/".join(parts[:first]), parts[first:]
+    try:
+        fits = re.compile(glob_translate(pattern)).match
+    except ValueError as err:
+        raise InputError(f"{redact(pattern)} is no pattern ({err}); `**` stands alone") from err
+    return sorted(url for url in _below(folder, names) if fits(url))
+
+
+def _below(folder: str, names: list[str]) -> Iterator[str]:
+    """All that lies in a folder, and in those of its folders whose names may match the first."""
+    try:
+        entries = list_folder(folder)
+    except ContentError as err:
+        if err.reason == "missing":
+            return
+        raise
+    first, *rest = names
+    for entry in entries:
+        url = entry.url.rstrip("/")
+        if url == folder.rstrip("/") or not lies_in(url, folder):
+            continue  # a marker of the folder itself, or a link that leads elsewhere
+        yield url
+        if entry.is_folder and first == "**":
+            yield from _below(url, names)
+        elif entry.is_folder and rest and fnmatchcase(name_of(url), first):
+            yield from _below(url, rest)
+
+
+def _magic(url: str) -> str:
+    return "*[" if scheme_of(url) in ("http", "https") else "*?["
 
 
 def open_url(location: Location, *, block_bytes: int = BLOCK_BYTES) -> tuple[BinaryIO, Stamp]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from cots_cli import options
-from cots_cli.index import common
+from cots_cli.index import common, reports
 
 if TYPE_CHECKING:
     from cots_model.config import Precision
@@ -149,4 +149,4 @@ def command(
     encoder = Encoder.load(checkpoint, device=device, precision=precision)
     with common.progress_on_stderr(modality, as_json=as_json) as progress:
         report = build_gallery(build, encoder, progress=progress)
-    common.print_report(report, as_json=as_json)
+    reports.print_build(report, as_json=as_json)

@@ -1,12 +1,10 @@
-"""What the commands that change a gallery share: options, progress and reports."""
+"""What the commands that change a gallery share: options, progress, sizes in words."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from index_builder.delete import ChangeReport
     from index_builder.indexes.base import IndexRequest
     from index_builder.manifest import Modality
-    from index_builder.options import BuildReport
     from index_builder.progress import Progress
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -137,67 +133,17 @@ def progress_on_stderr(modality: Modality, *, as_json: bool) -> Iterator[Progres
         yield LogProgress()
 
 
-def print_report(report: BuildReport, *, as_json: bool, remove_missing: bool = False) -> None:
-    """The report of a build or an update.
+@contextmanager
+def bytes_on_stderr(what: str) -> Iterator[Callable[[int], object]]:
+    """A bar of bytes on a terminal, and nothing elsewhere; gives what moves it."""
+    from tqdm import tqdm
 
-    Args:
-        report: of it.
-        as_json: print it for machines.
-        remove_missing: items whose original is gone were dropped.
-    """
-    from index_builder.report import NOUNS
-
-    if as_json:
-        click.echo(json.dumps(asdict(report), ensure_ascii=False))
-        return
-    noun, nouns = NOUNS[report.modality]
-    what = noun if report.count == 1 else nouns
-    if report.segment_seconds is not None:
-        what += " and segments"
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in report.seconds.items())
-    click.echo(f"{report.gallery}: {report.count:,} {what} indexed, version {report.version}")
-    click.echo(f"seconds: {stages}; {report.images_per_s:.1f} {nouns}/s")
-    if report.index["reason"]:
-        click.echo(f"index: {report.index['kind']}, {report.index['reason']}")
-    if report.parts_continued:
-        click.echo(f"continued: {report.parts_continued:,} of {report.parts:,} parts were ready")
-    if report.unchanged or report.missing or report.deleted:
-        fate = ", dropped" if remove_missing else ", kept (--remove-missing drops them)"
-        gone = f"{report.missing:,}{fate if report.missing else ''}"
-        click.echo(
-            f"unchanged: {report.unchanged:,}; originals gone: {gone}; "
-            f"deleted earlier and left out: {report.deleted:,}"
-        )
-    if report.skipped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in report.skipped.items())
-        click.echo(f"skipped: {reasons}; listed in {report.skipped_file}")
-    if report.ignored:
-        click.echo(f"ignored: {report.ignored:,} files that are no {nouns}, or hidden")
-    _print_metadata(report)
+    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    with tqdm(unit="B", unit_scale=True, disable=quiet, file=sys.stderr, desc=what) as bar:
+        yield bar.update
 
 
-def _print_metadata(report: BuildReport) -> None:
-    if report.bad_sidecars:
-        click.echo(
-            f"unusable sidecars: {report.bad_sidecars:,}; the first: {report.first_bad_sidecar}",
-            err=True,
-        )
-    if report.metadata_rows:
-        matched, rows = report.metadata_matched, report.metadata_rows
-        line = f"metadata: {matched:,} items matched one of {rows:,} rows"
-        click.echo(line, err=not report.metadata_matched)
-
-
-def print_change(report: ChangeReport, *, as_json: bool) -> None:
-    """The report of a delete or a merge."""
-    if as_json:
-        click.echo(json.dumps(asdict(report), ensure_ascii=False))
-        return
-    click.echo(f"{report.gallery}: {report.count:,} items, version {report.version}")
-    if report.deleted:
-        click.echo(f"deleted: {report.deleted:,}")
-    if report.duplicates:
-        click.echo(f"skipped: {report.duplicates:,} whose id was taken")
-    if report.missing_shards:
-        numbers = ", ".join(map(str, report.missing_shards))
-        click.echo(f"this is still a shard; to be merged with: {numbers}", err=True)
+def megabytes(size_bytes: int) -> str:
+    """A size for people, in MB of a million bytes: "0.021 MB", "1,234.5 MB"."""
+    size_mb = size_bytes / 1e6
+    return f"{size_mb:,.1f} MB" if size_mb >= 10 else f"{size_mb:.3f} MB"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cots_cli.index import common
+from cots_cli.index import common, reports
 
 
 @click.command(
@@ -49,4 +49,4 @@ def command(
     _, manifest = read_manifest(gallery)
     with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
         report = delete_items(gallery, names, keep_versions=keep_versions, progress=progress)
-    common.print_change(report, as_json=as_json)
+    reports.print_change(report, as_json=as_json)

@@ -86,6 +86,7 @@ def command(
 
 def _write_ids(report: DuplicateReport, path: Path) -> str:
     from cots_model.errors import CotsError
+    from index_builder.report import counted
 
     extra = [item.id for group in report.groups for item in group.items if not item.keep]
     usable = [item_id for item_id in extra if item_id.splitlines() == [item_id]]
@@ -94,30 +95,33 @@ def _write_ids(report: DuplicateReport, path: Path) -> str:
     except OSError as err:
         raise CotsError(f"{path} could not be written ({err}); choose another file") from err
     left_out = len(extra) - len(usable)
-    but = f", but for {left_out:,} that hold line breaks" if left_out else ""
-    return f"{path}: {len(usable):,} ids to delete{but}"
+    but = f", but for {left_out:,} with line breaks" if left_out else ""
+    return f"{path}: {counted(len(usable), 'id')} to delete{but}"
 
 
 def _write_sheet(gallery: Gallery, report: DuplicateReport, path: Path, *, quiet: bool) -> str:
     from tqdm import tqdm
 
     from index_builder.contact_sheet import write_contact_sheet
+    from index_builder.report import counted
 
     total = len(report.groups)
     with tqdm(total=total, unit=" groups", disable=quiet, file=sys.stderr) as bar:
         shown = write_contact_sheet(path, gallery, report, progress=bar.update)
-    return f"{path}: {shown:,} groups to look at"
+    return f"{path}: {counted(shown, 'group')} to look at"
 
 
 def _print(report: DuplicateReport) -> None:
+    from index_builder.report import counted
+
     how = (
         "every pair compared"
         if report.method == "exact"
         else "nearest neighbours only, through the gallery's index"
     )
     click.echo(
-        f"{report.num_groups:,} groups at {report.threshold:g} or above among "
-        f"{report.num_items:,} items ({how}); {report.num_extra:,} items could go"
+        f"{counted(report.num_groups, 'group')} at {report.threshold:g} or above among "
+        f"{counted(report.num_items, 'item')} ({how}); {counted(report.num_extra, 'item')} could go"
     )
     for group in report.groups[:_SHOWN]:
         first, *others = group.items
@@ -128,4 +132,5 @@ def _print(report: DuplicateReport) -> None:
         more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
         click.echo(f"{len(group.items):4}  keep {first.id}; {listed}{more}")
     if len(report.groups) > _SHOWN:
-        click.echo(f"and {len(report.groups) - _SHOWN:,} groups more; --json or --html has them")
+        more = counted(len(report.groups) - _SHOWN, "group")
+        click.echo(f"and {more} more; --json or --html has them")

@@ -56,6 +56,7 @@ def command(
     from index_builder.gallery import read_manifest
     from index_builder.milvus.export import export_gallery
     from index_builder.milvus.options import ExportOptions
+    from index_builder.report import counted
 
     options = ExportOptions(gallery=gallery, to=url, target=target, index=index, replace=replace)
     total = 3 * read_manifest(gallery)[1].count  # hashed, written, read back
@@ -66,7 +67,7 @@ def command(
         click.echo(json.dumps(asdict(report), ensure_ascii=False))
         return
     click.echo(
-        f"{report.collection}: {report.count:,} items, {report.written:,} written now, all read "
-        f"back; {report.seconds:.1f} s"
+        f"{report.collection}: {counted(report.count, 'item')}, {report.written:,} written now, "
+        f"all read back; {report.seconds:.1f} s"
     )
     click.echo(f"{report.gallery}: version {report.version} names it")

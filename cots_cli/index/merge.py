@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cots_cli.index import common
+from cots_cli.index import common, reports
 
 
 @click.command(
@@ -46,4 +46,4 @@ def command(
         report = merge_galleries(
             galleries, gallery, index=request, keep_versions=keep_versions, progress=progress
         )
-    common.print_change(report, as_json=as_json)
+    reports.print_change(report, as_json=as_json)

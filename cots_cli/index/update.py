@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from cots_cli.index import common
+from cots_cli.index import common, reports
 
 if TYPE_CHECKING:
     from index_builder.manifest import VectorType
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   cots index update galleries/photos
+  cots index update galleries/photos --dry-run
   cots index update galleries/photos --compare hash --remove-missing
   cots index update galleries/photos --index hnsw
 """,
@@ -35,6 +36,7 @@ Examples:
 )
 @click.option("--remove-missing", is_flag=True, help="Drop items whose original is gone.")
 @click.option("--restore-deleted", is_flag=True, help="Let ids back in that were deleted.")
+@click.option("--dry-run", is_flag=True, help="Only say what is new, changed and gone.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common.decoding
 @click.option(
@@ -54,6 +56,7 @@ def command(
     compare: Literal["stamp", "hash"],
     remove_missing: bool,
     restore_deleted: bool,
+    dry_run: bool,
     device: str,
     workers: int,
     part_items: int,
@@ -62,11 +65,13 @@ def command(
     keep_versions: int,
     as_json: bool,
 ) -> None:
-    """Embed what is new or has changed in the source of GALLERY, or in SRC from now on."""
-    from cots_model.encoder import Encoder
+    """Embed what is new or has changed in the source of GALLERY, or in SRC from now on.
+
+    Where all is as it was nothing is published.
+    """
     from index_builder.gallery import read_manifest
     from index_builder.options import UpdateOptions, absolute_sources
-    from index_builder.update import update_gallery
+    from index_builder.update import preview_update, update_gallery
 
     _, manifest = read_manifest(gallery)  # a wrong folder should not wait for the model
     request = common.changed_index(gallery, index, target_recall, vectors)
@@ -86,8 +91,15 @@ def command(
         checkpoint=absolute_sources((checkpoint,))[0] if Path(checkpoint).is_dir() else checkpoint,
         device=device,
     )
+    if dry_run:
+        with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
+            preview = preview_update(options, progress=progress)
+        reports.print_preview(preview, as_json=as_json, remove_missing=remove_missing)
+        return
+    from cots_model.encoder import Encoder
+
     precision = manifest.recipe.precision
     encoder = Encoder.load(checkpoint, device=device, precision=precision)  # type: ignore[arg-type]
     with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
         report = update_gallery(options, encoder, progress=progress)
-    common.print_report(report, as_json=as_json, remove_missing=remove_missing)
+    reports.print_update(report, as_json=as_json, remove_missing=remove_missing)

@@ -73,6 +73,8 @@ def build_index(
     index = _make(request, choice, parameters, vectors, gpus, progress or _silent)
     write_index(index, path)
     info = IndexInfo(kind=choice.kind, parameters=parameters, reason=choice.reason)
+    if not vectors.shape[0]:  # an empty share of a gallery, which is never asked
+        return info
     return _measured(index, info, vectors, request.target_recall, path.stat().st_size)
 
 

@@ -23,6 +23,7 @@ from cots_model.errors import CotsError, InputError
 from index_builder.gallery import Gallery
 from index_builder.indexes.measure import make_sample, measure
 from index_builder.items import Item
+from index_builder.lock import builder_lock
 from index_builder.manifest import (
     ITEMS_FILE,
     MANIFEST_FILE,
@@ -42,7 +43,6 @@ from index_builder.milvus.open import Opened, content_fingerprint, open_collecti
 from index_builder.milvus.options import ExportOptions, ExportReport
 from index_builder.publish import (
     Pointer,
-    builder_lock,
     new_version_name,
     prune,
     publish,

@@ -289,7 +289,7 @@ class DecodePool:
 
 def _check(modality: str, jpeg_decoder: str) -> None:
     if modality == "video" and jpeg_decoder == "gpu":
-        raise InputError("jpeg_decoder gpu is for pictures; take jpeg_decoder cpu for videos")
+        raise InputError("--jpeg-decoder gpu is for pictures; take --jpeg-decoder cpu for videos")
 
 
 def _skip(candidate: Candidate, reason: str, message: str) -> Skip:

@@ -68,8 +68,8 @@ class JpegDecoder:
 
         if not isinstance(preprocess, Preprocess):
             raise InputError(
-                "jpeg_decoder gpu works for a checkpoint, not for an ensemble; take "
-                "jpeg_decoder cpu"
+                "--jpeg-decoder gpu works for a checkpoint, not for an ensemble; take "
+                "--jpeg-decoder cpu"
             )
         self._preprocess: Preprocess = preprocess
         self._device = device

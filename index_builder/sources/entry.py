@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from index_builder.items import Json
 from index_builder.location import Location, Stamp
+
+Unit = Literal["file", "line"]
 
 IMAGE_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"]
@@ -80,11 +82,13 @@ class ReaderCounts:
 
     Attributes:
         ignored: files of other kinds, or hidden; empty lines of a text file.
+        unit: what these are.
         bad_sidecars: metadata files that could not be read.
         first_bad_sidecar: what was wrong with the first of them.
     """
 
     ignored: int = 0
+    unit: Unit = "file"
     bad_sidecars: int = 0
     first_bad_sidecar: str | None = None
 

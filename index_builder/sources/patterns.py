@@ -52,11 +52,10 @@ def _matching_files(name: str) -> list[str]:
 
 
 def _matching_urls(name: str) -> list[str]:
-    from index_builder.remote import canonical, matching
+    from index_builder.remote import canonical, is_pattern, matching
 
     url = canonical(name)
-    magic = "*[" if scheme_of(url) in ("http", "https") else "*?["
-    found = matching(url) if any(sign in url for sign in magic) else []
+    found = matching(url) if is_pattern(url) else []
     return found if found or "*" in url else [url]  # a key may have ? and [] in its name
 
 

@@ -20,7 +20,7 @@ class LineSource:
         """Take files, absolute paths or urls, which are read in the order given."""
         self._files = tuple(files)
         self.name = ", ".join(files)
-        self.counts = ReaderCounts()
+        self.counts = ReaderCounts(unit="line")
 
     @property
     def roots(self) -> tuple[str, ...]:

@@ -58,14 +58,14 @@ def test_duplicates_writes_ids_one_per_line_and_leaves_out_those_with_line_break
     status, out, _ = cots("index", "duplicates", gallery, "--ids-file", ids_file)
     assert status == 0
     assert ids_file.read_text("utf-8") == "a\ne\n"
-    assert f"{ids_file}: 2 ids to delete, but for 1 that hold line breaks" in out
+    assert f"{ids_file}: 2 ids to delete, but for 1 with line breaks" in out
     status, out, err = cots(
         "index", "duplicates", gallery, "--ids-file", ids_file, "--max-groups", 1, "--json"
     )
     assert status == 0
     assert json.loads(out)["num_groups"] == 2
     assert ids_file.read_text("utf-8") == "a\n"
-    assert "1 ids to delete" in err
+    assert "1 id to delete" in err
 
 
 def test_duplicates_writes_a_contact_sheet(cots, gallery, tmp_path):

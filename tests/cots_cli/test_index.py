@@ -48,7 +48,7 @@ def test_build_prints_what_was_done_and_where_the_skipped_are(built):
     assert "continued" not in result.stdout
     assert "pictures/s" in result.stdout
     assert "skipped: unsupported_format 1" in result.stdout
-    assert "ignored: 1 files" in result.stdout
+    assert "ignored: 1 file that is no picture, or hidden" in result.stdout
     [listed] = root.glob("versions/*/skipped.jsonl")
     assert str(listed) in result.stdout
     assert result.stderr == ""  # no progress bar where stderr is no terminal
@@ -118,14 +118,15 @@ def test_build_refuses_sources_before_loading_a_model(tmp_path, source, message)
 
 
 def test_build_speaks_of_texts_where_it_indexes_texts(tiny_checkpoint, tmp_path):
-    (tmp_path / "t.txt").write_text("a dog\ntwo cats\n")
+    (tmp_path / "t.txt").write_text("a dog\n\n\n")
     arguments = ["--gallery", tmp_path / "g", "--checkpoint", tiny_checkpoint, "--modality", "text"]
     result = run("build", tmp_path / "t.txt", *arguments)
-    assert "2 texts indexed" in result.stdout
+    assert "1 text indexed" in result.stdout
+    assert "ignored: 2 empty lines" in result.stdout
     assert "texts/s" in result.stdout
 
 
-def test_info_prints_the_manifest(built):
+def test_info_prints_the_manifest_as_json(built):
     root, _ = built
     manifest = json.loads(run("info", root, "--json").stdout)
     assert manifest["count"] == 6
@@ -134,8 +135,6 @@ def test_info_prints_the_manifest(built):
     for name, info in manifest["files"].items():
         data = (root / "versions" / manifest["version"] / name).read_bytes()
         assert info == {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    text = run("info", root).stdout
-    assert manifest["model_fingerprint"] in text
     assert isinstance(refusal(run("info", root.parent)), GalleryError)
 
 
@@ -166,7 +165,10 @@ def test_verify_fails_naming_the_damaged_file(photos, tiny_checkpoint, tmp_path)
     assert isinstance(refusal(run("verify", root.parent)), InputError)  # exit code 2
 
 
-@pytest.mark.parametrize("name", ["build", "update", "delete", "merge", "info", "verify"])
+@pytest.mark.parametrize(
+    "name",
+    ["build", "update", "delete", "merge", "info", "verify", "versions", "rollback"],
+)
 def test_help_shows_an_example(name):
     result = run(name, "--help")
     assert result.exit_code == 0
@@ -194,16 +196,20 @@ def test_update_delete_and_merge_say_what_they_did(photos, tiny_checkpoint, tmp_
 
     updated = run("update", root)  # the checkpoint is in the recipe
     assert updated.exit_code == 0, updated.output
-    assert "3 pictures indexed" in updated.stdout
-    assert "unchanged: 3; originals gone: 0; deleted earlier and left out: 3" in updated.stdout
+    assert "nothing to do" in updated.stdout
+    assert "(3 pictures)" in updated.stdout
+    assert (
+        "source: 0 new, 0 changed, 3 unchanged, 0 gone, 1 tried again, 3 deleted" in updated.stdout
+    )
     restored = json.loads(run("update", root, "--restore-deleted", "--json").stdout)
     assert (restored["count"], restored["unchanged"]) == (6, 3)
 
     (source / "3.png").unlink()
-    assert "originals gone: 1, kept (--remove-missing drops them);" in run("update", root).stdout
+    kept = run("update", root).stdout
+    assert "gone, kept (--remove-missing drops them):\n  3.png\n" in kept
     dropped = run("update", root, "--remove-missing").stdout
     assert "5 pictures indexed" in dropped
-    assert "originals gone: 1, dropped;" in dropped
+    assert "gone, dropped:\n  3.png\n" in dropped
     shutil.copy(photos / "3.png", source)
     run("update", root)
 
@@ -216,8 +222,7 @@ def test_update_remembers_the_checkpoint_it_was_given(photos, tiny_checkpoint, t
     moved = shutil.copytree(tiny_checkpoint, tmp_path / "moved")
     run("build", photos, "--gallery", tmp_path / "g", "--checkpoint", tiny_checkpoint)
     assert run("update", tmp_path / "g", "--checkpoint", moved).exit_code == 0
-    [line] = [line for line in run("info", tmp_path / "g").stdout.splitlines() if "recipe" in line]
-    assert str(moved) in line
+    assert str(moved) in run("info", tmp_path / "g").stdout
 
 
 def test_update_and_delete_leave_a_folder_that_is_no_gallery_alone(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from cots_model.videos import NUM_FRAMES
 from index_builder.items import Item, write_items
+from index_builder.lock import builder_lock
 from index_builder.manifest import (
     FORMAT_VERSION,
     FRAME_TIMES_FILE,
@@ -26,7 +27,7 @@ from index_builder.manifest import (
     sha256_of,
     version_files,
 )
-from index_builder.publish import Pointer, builder_lock, new_version_name, publish, start_partial
+from index_builder.publish import Pointer, new_version_name, publish, start_partial
 
 
 def unit_vectors(count: int, dim: int = 16, *, seed: int = 0) -> np.ndarray:

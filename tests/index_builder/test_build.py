@@ -20,8 +20,8 @@ from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from index_builder.gallery import Gallery
 from index_builder.indexes.base import IndexRequest
+from index_builder.lock import GalleryBusyError, builder_lock
 from index_builder.options import BuildOptions
-from index_builder.publish import GalleryBusyError, builder_lock
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture
 
@@ -108,8 +108,7 @@ def test_build_without_any_good_picture_publishes_nothing(build, tmp_path, photo
     (tmp_path / "bad/text.jpg").write_text("text")
     with pytest.raises(InputError, match=r"empty: 1, unsupported_format: 1"):
         build(tmp_path / "bad", tmp_path / "g")
-    assert not (tmp_path / "g/current").exists()
-    assert list((tmp_path / "g/versions").iterdir()) == []
+    assert not (tmp_path / "g").exists()
 
     build(photos, tmp_path / "g")
     version = Gallery.open(tmp_path / "g").version
@@ -120,6 +119,63 @@ def test_build_without_any_good_picture_publishes_nothing(build, tmp_path, photo
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="holds no picture"):
         build(tmp_path / "none", tmp_path / "g")
+
+
+def test_a_first_build_that_fails_leaves_nothing_behind(build, tmp_path, monkeypatch):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "zero.jpg").write_bytes(b"")
+    with pytest.raises(InputError):
+        build(bad, tmp_path / "galleries/new/g")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad"]
+
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError):
+        build(bad, tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+    save_picture(bad / "good.png")
+    monkeypatch.setattr(Encoder, "encode_pixels", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(bad, tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_first_build_that_can_be_gone_on_with_stays(build, tmp_path, photos, monkeypatch):
+    encode, calls = Encoder.encode_pixels, []
+
+    def interrupt_late(self: Encoder, img_BCHW: object) -> object:
+        calls.append(None)
+        return interrupt() if len(calls) == 5 else encode(self, img_BCHW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_pixels", interrupt_late)
+        with pytest.raises(KeyboardInterrupt):
+            build(photos, tmp_path / "g")
+    assert build(photos, tmp_path / "g").parts_continued >= 1
+
+
+def test_a_lock_that_is_removed_while_one_waits_for_it_is_made_anew(tmp_path, monkeypatch):
+    """The first builder fails and takes its folder away just before the second gets the lock."""
+    from index_builder import lock
+
+    root, hold, held = tmp_path / "g", lock._hold, []
+
+    def remove_first(handle, folder):
+        if not held:
+            held.append(handle)
+            shutil.rmtree(folder)
+        hold(handle, folder)
+
+    monkeypatch.setattr(lock, "_hold", remove_first)
+    with builder_lock(root):
+        with pytest.raises(GalleryBusyError), builder_lock(root):
+            pass
+        assert (root / ".lock").read_text().startswith(f"process {os.getpid()}")
 
 
 def test_build_of_shards_keeps_keys_captions_and_the_bytes_within_the_shard(
@@ -319,7 +375,7 @@ from index_builder.build import Run, finish_run
 from index_builder.content import Location
 from index_builder.options import BuildOptions
 from index_builder.progress import Progress
-from index_builder.publish import builder_lock
+from index_builder.lock import builder_lock
 from index_builder.sources.entry import Candidate, ReaderCounts, Skip
 
 class Texts:

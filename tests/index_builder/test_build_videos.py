@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cots_model.encoder import Encoder
-from index_builder import update
+from index_builder import changes
 from index_builder.delete import delete_items
 from index_builder.gallery import Gallery
 from index_builder.merge import merge_galleries
@@ -112,7 +112,7 @@ def test_update_of_videos_brings_back_segments_and_tries_again_what_was_skipped(
 
     broken = Skip("b.mp4", "file:///b.mp4", "decoder_timeout", "the rest of it")
     with monkeypatch.context() as patch:
-        patch.setattr(update, "read_skips", lambda _: iter([broken]))
+        patch.setattr(changes, "read_skips", lambda _: iter([broken]))
         assert update_gallery(options, encoder).unchanged == len(LENGTHS) - 1
     assert update_gallery(options, encoder).unchanged == len(LENGTHS)
 

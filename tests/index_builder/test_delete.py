@@ -10,7 +10,7 @@ import pytest
 from cots_model.errors import GalleryError, InputError
 from index_builder.delete import delete_items
 from index_builder.gallery import Gallery, ItemNotFoundError
-from index_builder.publish import GalleryBusyError, builder_lock
+from index_builder.lock import GalleryBusyError, builder_lock
 from index_builder.verify import verify_gallery
 
 
@@ -60,7 +60,7 @@ def test_delete_of_unknown_ids_changes_nothing(root, ids, error, message):
 
 
 def test_delete_of_everything_is_refused(root):
-    with pytest.raises(InputError, match="all 20 items"):
+    with pytest.raises(InputError, match="nothing of the 20 items"):
         delete_items(root, Gallery.open(root).ids())
     assert len(Gallery.open(root)) == 20
 

@@ -15,12 +15,13 @@ from index_builder.content import Location, Stamp
 from index_builder.delete import delete_items
 from index_builder.encode import PartEncoder
 from index_builder.gallery import Gallery
+from index_builder.lock import builder_lock
 from index_builder.manifest import FRAME_TIMES_FILE, FRAMES_FILE
 from index_builder.options import BuildOptions, UpdateOptions
 from index_builder.part_builder import PartBuilder
 from index_builder.pipeline.result import Clip, Decoded, Result
 from index_builder.progress import Progress
-from index_builder.publish import builder_lock, version_folder
+from index_builder.publish import version_folder
 from index_builder.sources.entry import Candidate, ReaderCounts, Skip
 from index_builder.update import update_gallery
 from index_builder.verify import verify_gallery

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cots_model.encoder import Encoder
-from cots_model.errors import InputError
+from cots_model.errors import GalleryError, InputError
 from cots_model.testing import make_tiny_checkpoint
 from index_builder.build import build_gallery
 from index_builder.delete import delete_items
@@ -19,6 +19,7 @@ from index_builder.parts import read_skips
 from index_builder.update import update_gallery
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture, version_content
+from tests.videos import write_clip
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,54 @@ def test_merge_of_some_shards_can_be_merged_on(build, shards, tmp_path):
         merge_galleries([tmp_path / "a", roots[0]], tmp_path / "c")
     merge_galleries([tmp_path / "a", tmp_path / "b"], tmp_path / "g")
     assert version_content(tmp_path / "g") == version_content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["pictures", "videos"])
+def test_merge_takes_shards_without_items(build, encoder, tmp_path, kind):
+    """One to which no part fell, and one of whose parts all was skipped."""
+    source, options = tmp_path / "src", {"part_items": 2}
+    if kind == "videos":
+        options |= {"modality": "video", "batch_size": 16}
+    for number in range(4):
+        if kind == "pictures":
+            save_picture(source / f"{number}.png", seed=number)
+        else:
+            source.mkdir(exist_ok=True)
+            write_clip(source / f"{number}.mp4", 3)
+    for path in sorted(source.iterdir())[2:]:
+        path.write_bytes(b"")
+    build(source, tmp_path / "whole", **options)
+    roots = [tmp_path / f"{number}" for number in range(3)]
+    reports = [build(source, root, shard=(at, 3), **options) for at, root in enumerate(roots)]
+    assert [report.count for report in reports] == [2, 0, 0]
+    assert [report.parts for report in reports] == [1, 1, 0]
+    assert [sum(report.skipped.values()) for report in reports] == [0, 2, 0]
+    for root in roots[1:]:
+        assert not any(verify_gallery(root).values())
+        with pytest.raises(GalleryError, match="is a shard without items; merge it"):
+            Gallery.open(root)
+        with pytest.raises(GalleryError, match="is only shard"):
+            update_gallery(UpdateOptions(gallery=root), encoder)
+    assert merge_galleries([roots[2], roots[1]], tmp_path / "ab").missing_shards == (0,)
+    assert merge_galleries([tmp_path / "ab", roots[0]], tmp_path / "g").missing_shards == ()
+    assert version_content(tmp_path / "g") == version_content(tmp_path / "whole")
+
+
+def test_merge_of_shards_that_are_all_empty_is_refused(build, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/x.png").write_bytes(b"")
+    for number in range(2):
+        build(tmp_path / "bad", tmp_path / f"e{number}", shard=(number, 2))
+    with pytest.raises(InputError, match="a gallery needs one"):
+        merge_galleries([tmp_path / "e0", tmp_path / "e1"], tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_shard_of_a_source_that_holds_nothing_is_refused(build, tmp_path):
+    (tmp_path / "src").mkdir()
+    with pytest.raises(InputError, match="holds no picture"):
+        build(tmp_path / "src", tmp_path / "g", shard=(0, 2))
+    assert not (tmp_path / "g").exists()
 
 
 @pytest.mark.parametrize("changed", ["source", "part_items"])

@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -15,6 +16,8 @@ from cots_model.errors import InputError
 from index_builder import remote
 from index_builder.content import ContentError, Location, open_location, read_location
 from index_builder.location import Stamp
+from index_builder.protocols import explain
+from index_builder.sources.open import open_source
 from tests.index_builder.counting import CountingFileSystem
 
 
@@ -172,3 +175,116 @@ def test_a_missing_package_is_named(url, cure):
 def test_memory_files_are_missing_elsewhere():
     with pytest.raises(ContentError, match="process that wrote it"):
         read_location(Location("memory://nowhere/x.jpg"))
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A store that answers everything with one status; gives the list that holds it."""
+    statuses = [503]
+
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.send_response(statuses[0])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-shown")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        yield address, statuses
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        server.shutdown()
+        thread.join()
+
+
+CALLS = {
+    "look": remote.look_at,
+    "list": remote.list_folder,
+    "match": lambda url: remote.matching(f"{url}/*.tar"),
+    "match below": lambda url: remote.matching(f"{url}/**/*.tar"),
+    "source": lambda url: open_source([f"{url}/*.tar"]),
+    "read": lambda url: read_location(Location(f"{url}/x.jpg")),
+    "open": lambda url: open_location(Location(f"{url}/x.jpg")),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("protocol", ["s3", "http"])
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [
+        (500, "500 Internal Server Error"),
+        (503, "503 Service Unavailable"),
+        (504, "504 Gateway Timeout"),
+    ],
+)
+def test_a_store_that_is_down_is_not_taken_for_empty(failing, protocol, call, status, name):
+    address, statuses = failing
+    statuses[0] = status
+    url = "s3://bucket/photos" if protocol == "s3" else f"{address}/photos"
+    with pytest.raises(ContentError, match="which may pass; try again later") as caught:
+        CALLS[call](url)
+    assert f"the server answered {name}" in str(caught.value)
+    assert caught.value.reason == "unreadable"
+
+
+class StoreError(Exception):
+    """What a package of some store raises."""
+
+    def __init__(self, **words: object) -> None:
+        vars(self).update(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"status": 502},
+        {"code": 502},
+        {"response": SimpleNamespace(status_code=502)},
+        {"response": {"ResponseMetadata": {"HTTPStatusCode": 502}}},
+    ],
+)
+def test_whoever_keeps_the_status_it_is_found(words):
+    error = FileNotFoundError("x")
+    error.__cause__ = StoreError(**words)
+    for one in (error, StoreError(**words)):
+        told = explain(one, "gs://bucket/x.jpg")
+        assert (told.reason, "answered 502 Bad Gateway" in str(told)) == ("unreadable", True)
+    assert explain(FileNotFoundError("x"), "gs://bucket/x.jpg").reason == "missing"
+
+
+def test_a_pattern_finds_what_fits_and_enters_only_what_may(counting):
+    for name in ("a.tar", "b.jpg", "2024/a.tar", "2024/x/b.tar", "old/c.tar"):
+        put(f"counting://root/{name}", b"x")
+    found = {
+        "*.tar": ["a.tar"],
+        "20*/*.tar": ["2024/a.tar"],
+        "*/?.tar": ["2024/a.tar", "old/c.tar"],
+        "**/*.tar": ["2024/a.tar", "2024/x/b.tar", "a.tar", "old/c.tar"],
+        "[a-c].*": ["a.tar", "b.jpg"],
+        "20*": ["2024"],
+        "none/*.tar": [],
+    }
+    for pattern, names in found.items():
+        matched = remote.matching(f"counting:///root/{pattern}")
+        assert [url.partition("/root/")[2] for url in matched] == names, pattern
+    counting.clear()
+    remote.matching("counting:///root/20*/*.tar")
+    assert [note[1] for note in counting if note[0] == "ls"] == [
+        "counting:///root",
+        "counting:///root/2024",
+    ]
+    with pytest.raises(InputError, match="is no pattern"):
+        remote.matching("counting:///root/a**b")

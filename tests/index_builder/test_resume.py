@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cots_model.encoder import Encoder
-from cots_model.errors import CotsError, InputError
+from cots_model.errors import CotsError
 from index_builder.gallery import Gallery
 from tests.index_builder.conftest import save_picture, version_content
 
@@ -215,12 +215,6 @@ def test_build_tries_originals_again_that_were_gone_when_it_stopped(build, tmp_p
     report = build(source, root, part_items=4)
     assert (report.count, report.skipped) == (40, {})
     assert report.parts_continued == num_finished - 1
-
-
-def test_build_of_a_shard_without_a_part_says_so(build, photos, tmp_path):
-    with pytest.raises(InputError, match=r"shard 3/4 has nothing to do: .* 3 parts of 8 entries"):
-        build(photos, tmp_path / "g", shard=(3, 4))
-    assert not (tmp_path / "g/current").exists()
 
 
 def test_build_where_nothing_can_be_written_is_an_error(build, photos):

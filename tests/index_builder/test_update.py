@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from cots_model.encoder import Encoder
-from cots_model.errors import GalleryError
+from cots_model.errors import GalleryError, InputError
 from cots_model.testing import make_tiny_checkpoint
 from index_builder.delete import delete_items
 from index_builder.gallery import Gallery
+from index_builder.indexes.base import IndexRequest
+from index_builder.lock import GalleryBusyError, builder_lock
 from index_builder.options import UpdateOptions
-from index_builder.publish import GalleryBusyError, builder_lock
-from index_builder.update import update_gallery
+from index_builder.update import preview_update, update_gallery
 from index_builder.verify import verify_gallery
 from tests.index_builder.conftest import save_picture, version_content
 
@@ -194,10 +195,128 @@ def test_update_removes_nothing_from_a_shard_that_is_damaged(build, encoder, tmp
     assert update(root, encoder, remove_missing=True).count == 5
 
 
-def test_update_without_a_change_gives_the_same_gallery(root, encoder):
-    before = version_content(root)
+@pytest.mark.parametrize("vectors_type", ["float32", "int8"])
+def test_update_without_a_change_publishes_nothing(
+    source, build, encoder, tmp_path, embedded, vectors_type
+):
+    root = tmp_path / "g"
+    (source / "bad.png").write_text("text")
+    build(source, root, index=IndexRequest(vectors=vectors_type))
+    embedded.clear()
+    before = set(root.rglob("*"))
+    report = update(root, encoder)
+    assert not report.published
+    assert report.version == Gallery.open(root).version
+    assert (report.count, report.unchanged, report.retried) == (12, 12, 1)
+    assert report.skipped == {"unsupported_format": 1}
+    assert set(root.rglob("*")) == before
+    assert embedded == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["metadata", "time", "skipped", "index", "target_recall", "vectors", "checkpoint", "restored"],
+)
+def test_update_publishes_whatever_is_another_thing_now(root, source, encoder, embedded, change):
+    if change == "restored":
+        delete_items(root, ["03.png"])
+    version = Gallery.open(root).version
+    options: dict[str, object] = {
+        "index": {"index": IndexRequest(kind="hnsw")},
+        "target_recall": {"index": IndexRequest(target_recall=0.9)},
+        "vectors": {"index": IndexRequest(vectors="float16")},
+        "checkpoint": {"checkpoint": "elsewhere"},
+        "restored": {"restore_deleted": True},
+    }.get(change, {})
+    if change == "metadata":
+        (source / "04.json").write_text('{"year": 2024}')
+    elif change == "time":
+        (source / "04.png").touch()
+        options = {"compare": "hash"}
+    elif change == "skipped":
+        (source / "bad.png").write_text("text")
+    report = update(root, encoder, **options)
+    assert report.published
+    assert report.version == Gallery.open(root).version > version
+    assert report.touched == (change in ("metadata", "time"))
+    assert sum(embedded) == (change == "restored")
+    assert not update(root, encoder).published
+
+
+def test_update_without_a_change_gives_the_bytes_it_would_publish(root, encoder, tmp_path):
+    shutil.copytree(root, tmp_path / "copy")
+    update(root, encoder, checkpoint="elsewhere")
+    before, after = version_content(tmp_path / "copy"), version_content(root)
+    assert before.pop("manifest.json")["recipe"] != after.pop("manifest.json")["recipe"]
+    assert after == before
+
+
+def test_update_counts_and_lists_what_it_found(root, source, encoder):
+    (source / "bad.png").write_text("text")
     update(root, encoder)
-    assert version_content(root) == before
+    delete_items(root, ["00.png"])
+    save_picture(source / "new.png", seed=50)
+    save_picture(source / "01.png", seed=51, side=30)
+    (source / "02.json").write_text('{"year": 2024}')
+    for name in ("10.png", "05.png"):
+        (source / name).unlink()
+    preview = preview_update(UpdateOptions(gallery=root))
+    report = update(root, encoder)
+    for found in (preview, report):
+        assert (found.new, found.changed, found.unchanged, found.touched) == (1, 1, 8, 1)
+        assert (found.retried, found.deleted, found.unreadable) == (1, 1, 0)
+        assert (found.missing, found.gone) == (2, ("05.png", "10.png"))
+    assert (preview.count, report.count) == (11, 12)
+    assert report.skipped == {"unsupported_format": 1}
+
+
+def test_a_preview_writes_nothing_and_waits_for_no_build(root, source):
+    save_picture(source / "new.png", seed=50)
+
+    def everything() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    with builder_lock(root):
+        before = everything()
+        preview = preview_update(UpdateOptions(gallery=root, remove_missing=True))
+        assert everything() == before
+    assert (preview.version, preview.new) == (Gallery.open(root).version, 1)
+    with pytest.raises(InputError, match="is not there"):
+        preview_update(UpdateOptions(gallery=root, sources=("nowhere",)))
+
+
+def test_a_preview_of_a_manifest_says_which_originals_are_gone(source, build, encoder, tmp_path):
+    manifest, root = tmp_path / "m.csv", tmp_path / "m"
+    manifest.write_text("path\n" + "".join(f"src/{n:02d}.png\n" for n in range(12)))
+    build(manifest, root)
+    (source / "03.png").unlink()
+    preview = preview_update(UpdateOptions(gallery=root))
+    assert (preview.gone, preview.changed, preview.unchanged) == (("src/03.png",), 0, 11)
+    report = update(root, encoder)
+    assert (report.gone, report.changed, report.unchanged) == (("src/03.png",), 0, 11)
+
+
+def test_counts_of_an_update_that_was_interrupted_are_of_the_whole(
+    root, source, encoder, monkeypatch
+):
+    for number in range(20, 32):
+        save_picture(source / f"{number}.png", seed=number)
+    encode = Encoder.encode_pixels
+    calls = []
+
+    def stop(self: Encoder, img_BCHW: object) -> object:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(self, img_BCHW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode_pixels", stop)
+        with pytest.raises(KeyboardInterrupt):
+            update(root, encoder)
+    report = update(root, encoder)
+    assert report.parts_continued >= 2
+    assert (report.new, report.unchanged) == (12, 12)
 
 
 def test_update_leaves_deleted_ids_out_until_they_are_restored(root, encoder):
@@ -212,8 +331,6 @@ def test_update_leaves_deleted_ids_out_until_they_are_restored(root, encoder):
 
 
 def test_update_interrupted_goes_on(root, source, encoder, monkeypatch, tmp_path):
-    import shutil
-
     for number in range(20, 32):
         save_picture(source / f"{number}.png", seed=number)
     shutil.copytree(root, tmp_path / "whole")
@@ -280,8 +397,6 @@ def test_update_of_a_shard_a_busy_or_a_damaged_gallery_is_refused(
 def test_update_keeps_vectors_of_other_types_as_they_are_stored(
     source, build, encoder, tmp_path, vectors_type
 ):
-    from index_builder.indexes.base import IndexRequest
-
     root = tmp_path / vectors_type
     build(source, root, index=IndexRequest(vectors=vectors_type))
     before = Gallery.open(root)
@@ -301,8 +416,6 @@ def test_update_keeps_vectors_of_other_types_as_they_are_stored(
 def test_update_from_int8_to_a_finer_type_gives_unit_vectors(
     source, build, encoder, tmp_path, wanted
 ):
-    from index_builder.indexes.base import IndexRequest
-
     root = tmp_path / "g"
     build(source, root, index=IndexRequest(vectors="int8"))
     before = vectors(root)

@@ -123,5 +123,5 @@ def test_the_pool_mixes_both_ways_in_order(encoder, tmp_path, device):
 
 def test_an_ensemble_is_told_to_take_the_usual_way(encoder):
     packed = PackedPreprocess([encoder.preprocess])
-    with pytest.raises(InputError, match="jpeg_decoder cpu"):
+    with pytest.raises(InputError, match="--jpeg-decoder cpu"):
         JpegDecoder(packed, "cpu")

@@ -119,5 +119,5 @@ def test_reading_a_large_file_is_progress_and_takes_no_memory(encoder, tmp_path)
 
 
 def test_decoding_jpegs_on_a_gpu_is_for_pictures(encoder):
-    with pytest.raises(InputError, match="jpeg_decoder cpu"):
+    with pytest.raises(InputError, match="--jpeg-decoder cpu"):
         pool(encoder, jpeg_decoder="gpu")
