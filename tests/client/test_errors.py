@@ -97,12 +97,12 @@ def page(status: int, text: str = "<h1>Bad Gateway</h1>", **headers: str):
 
 
 def test_an_answer_of_something_in_between_is_told_as_that(script) -> None:
-    with pytest.raises(APIError, match="answered 502 Bad Gateway: .* check base_url") as caught:
+    with pytest.raises(APIError, match=r"answered 502 Bad Gateway: .* check base_url") as caught:
         script(page(502)).ask("search", "photos", "a dog")
     assert caught.value.code == "http_502"
     with pytest.raises(UnavailableError, match="no answer of COTS Retrieval"):
         script(page(503)).ask("readiness")
-    with pytest.raises(APIError, match="redirects to https://x.test/; set base_url"):
+    with pytest.raises(APIError, match=r"redirects to https://x\.test/; set base_url"):
         script(page(308, location="https://x.test/")).ask("galleries")
 
 
