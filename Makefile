@@ -24,9 +24,9 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "Error: $(PYTHON) cannot make an environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
 
-$(STAMP): pyproject.toml constraints.txt $(CLIENTS) | $(BIN)/python
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt $(CLIENTS) | $(BIN)/python
 	@echo "Installing into $(VENV): several minutes, about 7 GB with PyTorch" >&2
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,demo]" --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,demo]" --editable ./client --constraint constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement $(CLIENTS)
 	@touch $@
 
@@ -50,5 +50,5 @@ bench: setup ## measure speed on this machine, into benchmarks/results
 	$(BIN)/cots bench query --out benchmarks/results
 
 clean: ## remove caches and build products; .venv and galleries stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist client/dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

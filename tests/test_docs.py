@@ -20,7 +20,7 @@ from training.tokenizer_config import TokenizerTrainConfig, load_tokenizer_confi
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted(path.name for path in (REPOSITORY / "docs").glob("*.md"))
-PACKAGES = "benchmarks|cots_cli|cots_model|docs|index_builder|service|tests|training"
+PACKAGES = "benchmarks|client|cots_cli|cots_model|docs|index_builder|service|tests|training"
 NAMED = re.compile(rf"(?:{PACKAGES})/[\w./*{{}},-]*(?:::[\w.]+)?")
 CONFIGS = REPOSITORY / "training/configs"
 COMMAND = re.compile(

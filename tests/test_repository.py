@@ -84,7 +84,12 @@ def test_setup_refuses_an_old_python_in_one_line(tmp_path):
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt", "tests/compat/requirements.txt"):
+    for name in (
+        "pyproject.toml",
+        "client/pyproject.toml",
+        "constraints.txt",
+        "tests/compat/requirements.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     old = tmp_path / "old-python"

@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
+from cots_client import Client, CotsError, QueryError, SearchResult, embedding, item
 from index_builder.build import build_gallery
 from index_builder.gallery import Gallery
 from index_builder.options import BuildOptions, UpdateOptions
@@ -29,7 +29,8 @@ TEXTS = {
     "towers": [f"{n} towers of a city" for n in range(30)],
 }
 VECTOR_E = np.random.default_rng(0).normal(size=32).astype(np.float32)
-QUERIES = [{"embedding": VECTOR_E.tolist()}, {"item_id": "003"}, "dogs under a tower"]
+QUERIES = [embedding(VECTOR_E), item("003"), "dogs under a tower"]
+
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/self/maps"), reason="open files and mappings are counted in /proc"
 )
@@ -40,17 +41,15 @@ class Traffic:
     """Clients that search all the time, and what they were told.
 
     Attributes:
-        url: of the server.
-        path: of the search.
-        body: of every request.
+        url: of the server, whose gallery is `live`.
+        queries: of every request.
         answers: distinct (version, (id, text, score) of the hits of each query), counted.
         failures: anything else.
         versions: that were named in answers.
     """
 
     url: str
-    path: str
-    body: dict
+    queries: list
     answers: Counter = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     versions: set[str] = field(default_factory=set)
@@ -69,24 +68,22 @@ class Traffic:
             thread.join(30)
 
     def _search(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
+        with Client(self.url, max_retries=0) as client:
             while not self._ended.is_set():
                 try:
-                    answer = client.post(self.path, json=self.body)
-                    if answer.status_code == 200:
-                        self._note(answer.json())
-                    else:
-                        self.failures.append(answer.text)
-                except httpx.HTTPError as err:
+                    self._note(client.search_many("live", self.queries, k=100))
+                except CotsError as err:
                     self.failures.append(repr(err))
 
-    def _note(self, body: dict) -> None:
-        found = tuple(
-            tuple((hit["id"], hit.get("text"), hit["score"]) for hit in result["hits"])
-            for result in body["results"]
-        )
-        self.answers[body["version"], found] += 1
-        self.versions.add(body["version"])
+    def _note(self, results: list[SearchResult | QueryError]) -> None:
+        found = []
+        for result in results:
+            if isinstance(result, QueryError):
+                raise result
+            found.append(tuple((hit.id, hit.text, hit.score) for hit in result.hits))
+        [version] = {result.version for result in results}
+        self.answers[version, tuple(found)] += 1
+        self.versions.add(version)
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +132,8 @@ def test_hundred_versions_under_traffic_fail_nothing_and_mix_nothing(
     holds = {publish_copy(templates["dogs"], live): "dogs"}
     registry = Registry.open(root, expected_fingerprint=encoder.fingerprint)
     server = serve(found=registry, reload_interval_s=0.02)
-    body = {"queries": QUERIES, "k": 100}
     refused = set()
-    with Traffic(server.url, "/v1/galleries/live/search", body) as traffic:
+    with Traffic(server.url, QUERIES) as traffic:
         wait_until(lambda: traffic.versions)
         files_before = num_open_files()
         for number in range(NUM_VERSIONS):
@@ -178,8 +174,7 @@ def test_builds_and_updates_are_served_while_they_are_made(serve, encoder, tmp_p
     registry = Registry.open(root, expected_fingerprint=encoder.fingerprint)
     server = serve(found=registry, reload_interval_s=0.02)
     counts = {registry.get("live").version: 6}
-    body = {"queries": ["a dog", {"item_id": "3.jpg"}], "k": 100}
-    with Traffic(server.url, "/v1/galleries/live/search", body) as traffic:
+    with Traffic(server.url, ["a dog", item("3.jpg")]) as traffic:
         for number, change in enumerate((update, build, update), start=1):
             (source / f"new {number}.jpg").write_bytes(picture(50 + number))
             change(options, encoder)

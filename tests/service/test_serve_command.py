@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from cots_cli.search import command as search_command
+from cots_client import Client
 from cots_model.errors import CheckpointError
 from service.settings import Settings
 from service.state import Resources
@@ -93,9 +94,8 @@ class Process:
 
 
 def answers(url: str) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/livez").status_code == 200
-    return False
+    with Client(url) as client:
+        return client.is_live()
 
 
 @contextlib.contextmanager
@@ -128,11 +128,12 @@ def test_serve_gives_the_hits_of_cots_search(served, root, checkpoint) -> None:
         arguments = ["--gallery", str(root / "pets"), "--checkpoint", str(checkpoint), "--json"]
         done = CliRunner().invoke(search_command, [*arguments, words], catch_exceptions=False)
         offline = json.loads(done.stdout)["hits"]
-        online = httpx.post(f"{url}/v1/galleries/pets/search", json={"query": words}).json()["hits"]
-        assert [hit["id"] for hit in online] == [hit["id"] for hit in offline]
-        assert [hit["thumbnail"] for hit in online] == [hit["thumbnail"] for hit in offline]
+        with Client(url) as client:
+            online = client.search("pets", words).hits
+        assert [hit.id for hit in online] == [hit["id"] for hit in offline]
+        assert [hit.thumbnail for hit in online] == [hit["thumbnail"] for hit in offline]
         expected = pytest.approx([hit["score"] for hit in offline], abs=1e-6)
-        assert [hit["score"] for hit in online] == expected
+        assert [hit.score for hit in online] == expected
 
 
 def test_serve_logs_json_lines(served) -> None:
@@ -204,8 +205,8 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_0(root, checkpoint) -> Non
         begun_s = time.monotonic()
         running.popen.send_signal(signal.SIGTERM)
         time.sleep(0.2)
-        ready = httpx.get(f"{url}/readyz")
-        assert (ready.status_code, ready.json()["reasons"]) == (503, ["shutting down"])
+        with Client(url) as client:
+            assert client.readiness().reasons == ("shutting down",)
         thread.join(20)
         assert [answer.status_code for answer in answered] == [200]
         assert running.end() == 0
