@@ -1,6 +1,6 @@
 """A server under load: Poisson arrivals up to saturation and past it, reloads, and a soak.
 
-    python -m benchmarks.load sweep                  # latency against rate, 15 minutes on 2 cores
+    python -m benchmarks.load sweep                  # latency against rate
     python -m benchmarks.load reloads                # 100 new versions, 20 corrupt, then SIGTERM
     python -m benchmarks.load soak --minutes 60      # half load: is memory flat, is latency
 

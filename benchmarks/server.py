@@ -18,6 +18,7 @@ from cots_model.encoder import Encoder
 from tests.index_builder.stores import plain_items, publish_gallery, unit_vectors
 
 _START_S = 300
+_END_S = 60
 
 
 @contextlib.contextmanager
@@ -49,8 +50,17 @@ def served(
     try:
         yield _url(server, log), server
     finally:
+        _end(server)
+
+
+def _end(server: psutil.Popen) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it was told before
         server.terminate()
-        server.wait(60)
+    try:
+        server.wait(_END_S)
+    except psutil.TimeoutExpired:
+        server.kill()
+        raise click.ClickException(f"the server did not end in {_END_S} s") from None
 
 
 def _url(server: psutil.Popen, log: Path) -> str:

@@ -87,10 +87,14 @@ def published_versions(root: Path) -> list[str]:
 
 
 def withdrawn_versions(root: Path) -> frozenset[str]:
-    """The versions that were rolled back from."""
+    """The versions that were rolled back from.
+
+    Raises:
+        OSError: if the file is there and cannot be read: without it they would be removed.
+    """
     try:
-        lines = (root / WITHDRAWN).read_text("ascii").split()
-    except (OSError, UnicodeDecodeError):
+        lines = (root / WITHDRAWN).read_text("ascii", "replace").split()
+    except FileNotFoundError:
         return frozenset()
     return frozenset(line for line in lines if _VERSION.match(line))
 

@@ -92,7 +92,7 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, then leave what was loaded to no garbage collection.
 
-        A full collection looks at every object of the libraries and holds up all threads: a fifth
+        A full collection looks at every object of the libraries and holds up all threads: a quarter
         of a second, again and again under load.
         """
         await super().startup(sockets)
@@ -114,6 +114,7 @@ class GracefulServer(uvicorn.Server):
             server.close()
         await asyncio.sleep(SETTLE_S)
         await super().shutdown(sockets)
+        gc.unfreeze()  # or libraries that count their objects at the end would call them leaked
 
     def _stop(self) -> None:
         self.should_exit = True

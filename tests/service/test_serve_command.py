@@ -24,6 +24,7 @@ from cots_model.errors import CheckpointError
 from service.settings import Settings
 from service.state import Resources
 from tests.service.conftest import wait_until
+from tests.service.versions import publish_copy
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = "from cots_cli.main import main; main()"
@@ -233,3 +234,30 @@ def test_second_sigterm_does_not_wait(served) -> None:
     running.popen.send_signal(signal.SIGTERM)
     assert running.end() == 0
     assert time.monotonic() - begun_s < 8
+
+
+def test_a_server_ends_without_a_word_that_is_no_log(root, checkpoint) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0)
+    with process(COMMAND, "serve", *arguments) as running:
+        running.url()
+        said = [line for line in running.lines if not line.startswith("{")]
+        running.popen.send_signal(signal.SIGINT)
+        assert running.end() == 0
+        assert [line for line in running.lines if not line.startswith("{")] == said
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read in /proc")
+def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
+    root, checkpoint, tmp_path
+) -> None:
+    first = publish_copy(root / "shards", tmp_path / "g" / "live")
+    arguments = ("--galleries", tmp_path / "g", "--checkpoint", checkpoint, "--port", 0)
+    with process(COMMAND, "serve", *arguments) as running, Client(running.url()) as client:
+        maps = Path(f"/proc/{running.popen.pid}/maps")
+        client.search("live", "a dog")
+        assert first in maps.read_text("utf-8")
+        second = publish_copy(root / "shards", tmp_path / "g" / "live")
+        assert client.reload("live").version == second
+        client.search("live", "a cat")
+        wait_until(lambda: first not in maps.read_text("utf-8"))
+        assert second in maps.read_text("utf-8")
