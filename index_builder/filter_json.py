@@ -25,10 +25,14 @@ MAX_FIELDS = 10_000
 """Different fields of the objects of one column; of a column with more, none can be named."""
 
 BLOCK_ROWS = 256
-"""Decoded in a millisecond or two, during which no other thread of Python runs."""
+BLOCK_CHARS = 32 * 1024
+"""So many rows, or so much text, are decoded before others have their turn."""
 
-_SETTLED_ROWS = 256 * BLOCK_ROWS
-"""After so many rows what they gave is put into arrays."""
+_SETTLED_CHARS = 8 * BLOCK_CHARS
+"""After so much text what it gave is put into arrays: some megabytes of Python's objects."""
+
+_SETTLED_VALUES = 64
+"""Fields with fewer values wait: an array costs as much as some dozens of them."""
 
 _KINDS: Mapping[type, Kind] = {bool: "boolean", int: "whole", float: "real", str: "text"}
 
@@ -39,35 +43,44 @@ def decode_column(column: MetadataColumn, num_rows: int, between: OnBlock) -> Ma
     Args:
         column: of JSON texts.
         num_rows: of the version.
-        between: called after each block of rows.
+        between: called after each block of rows; a long row is a block of its own.
 
     Raises:
         GalleryError: if a text is no JSON.
     """
     found: defaultdict[str, _Collected] = defaultdict(_Collected)
-    for start in range(0, num_rows, BLOCK_ROWS):
-        for row, value in _values(column, start):
-            _collect(found, row, value)
-        if (start + BLOCK_ROWS) % _SETTLED_ROWS == 0:
+    num_chars = unsettled_chars = 0
+    for row, text in _texts(column, num_rows):
+        if text is not None:
+            _collect(found, row, _parse(column, row, text))
+            num_chars += len(text)
+        if num_chars < BLOCK_CHARS and (row + 1) % BLOCK_ROWS and row + 1 < num_rows:
+            continue
+        unsettled_chars += num_chars
+        num_chars = 0
+        if unsettled_chars >= _SETTLED_CHARS:
+            unsettled_chars = 0
             for collected in found.values():
-                collected.settle()
+                collected.settle(_SETTLED_VALUES)
         between()
     names = list(found) if len(found) <= MAX_FIELDS else [""]  # else keys are data, no names
     return {name: found[name].column() for name in names}
 
 
-def _values(column: MetadataColumn, start: int) -> Iterator[tuple[int, Json]]:
-    texts = column.values.slice(start, BLOCK_ROWS).to_pylist()
-    for row, text in enumerate(texts, start):
-        if text is None:
-            continue
-        try:
-            yield row, json.loads(text)
-        except ValueError as err:
-            raise GalleryError(
-                f"the metadata column {column.name!r} holds what is no JSON in row {row} ({err}); "
-                "build the gallery again"
-            ) from err
+def _texts(column: MetadataColumn, num_rows: int) -> Iterator[tuple[int, str | None]]:
+    for start in range(0, num_rows, BLOCK_ROWS):
+        yield from enumerate(column.values.slice(start, BLOCK_ROWS).to_pylist(), start)
+
+
+def _parse(column: MetadataColumn, row: int, text: str) -> Json:
+    try:
+        value: Json = json.loads(text)
+    except ValueError as err:
+        raise GalleryError(
+            f"the metadata column {column.name!r} holds what is no JSON in row {row} ({err}); "
+            "build the gallery again"
+        ) from err
+    return value
 
 
 @dataclass
@@ -80,9 +93,9 @@ class _Typed:
     row_blocks: list[Rows] = field(default_factory=list)
     value_blocks: list[pa.Array] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Put the latest into arrays."""
-        if self.rows:
+    def settle(self, least: int = 1) -> None:
+        """Put the latest into arrays, if there are as many."""
+        if len(self.rows) >= least:
             self.row_blocks.append(np.array(self.rows, np.int64))
             self.value_blocks.append(pa.array(self.values, type=TYPES[self.kind]))
             self.rows, self.values = [], []
@@ -103,13 +116,13 @@ class _Collected:
     cells: dict[Kind, _Typed] = field(default_factory=dict)
     elements: dict[Kind, _Typed] = field(default_factory=dict)
 
-    def settle(self) -> None:
-        """Put the latest into arrays."""
-        if self.rows:
+    def settle(self, least: int = 1) -> None:
+        """Put the latest into arrays, where there are as many."""
+        if len(self.rows) >= least:
             self.row_blocks.append(np.array(self.rows, np.int64))
             self.rows = []
         for typed in (*self.cells.values(), *self.elements.values()):
-            typed.settle()
+            typed.settle(least)
 
     def column(self) -> Column:
         """All of it."""

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_FACTOR = 100
 """Of the time that went into a refused version, this much passes before it is tried again."""
+_TRIES = 3
+"""To open what a gallery publishes, in one look, while it is replaced again and again."""
 _REST_S = 0.001
 """Between blocks of work in Python, which else takes its time from the requests."""
 
@@ -189,9 +191,14 @@ class Registry:
         return self.status(name)
 
     def _look(self, folder: Path, *, asked_s: float = 0.0, at_start: bool = False) -> None:
-        """Serve what a gallery publishes, if it is new and good (lock held)."""
-        while not self._settle(folder, asked_s=asked_s, at_start=at_start):
-            pass  # another version was published meanwhile
+        """Serve what a gallery publishes, if it is new and good (lock held).
+
+        Where versions are published faster than they can be opened, that is left to the next look.
+        """
+        for _ in range(_TRIES):
+            if self._settle(folder, asked_s=asked_s, at_start=at_start):
+                return
+        log.warning("versions are replaced while they are opened", extra={"gallery": folder.name})
 
     def _settle(self, folder: Path, *, asked_s: float, at_start: bool) -> bool:
         """Serve or refuse what is published; false if it was replaced while it was opened.
@@ -283,7 +290,7 @@ class Registry:
         return replace(status, num_open=self._versions.count(status.name))
 
     def _is_lost(self, status: GalleryStatus) -> bool:
-        return status.version is None and status.name in self._found_at_start
+        return not status.num_loaded and status.name in self._found_at_start
 
     def _problems(self, wanted: Callable[[GalleryStatus], bool]) -> list[str]:
         problems = [status.problem() for status in self.statuses() if wanted(status)]

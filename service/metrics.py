@@ -25,9 +25,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from service.stages import STAGES
-
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Variable that puts prometheus_client into multiprocess mode, read when it is imported."""
+from service.worker_environment import METRICS_FOLDER
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -213,7 +211,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """All figures in the text format, of all workers together."""
-        folder = os.environ.get(SHARED_FOLDER)
+        folder = os.environ.get(METRICS_FOLDER)
         if folder is None:
             return generate_latest(self._registry)
         shared = CollectorRegistry()

@@ -47,6 +47,11 @@ class SearchJob:
     similarity: float | None
     deadline_s: float
 
+    @property
+    def num_hits(self) -> int:
+        """Most hits that have to be found."""
+        return len(self.query_QE) * (self.options.k + self.options.offset)
+
     def asks_for(self) -> tuple[object, ...]:
         """Jobs that are equal in this can be one search."""
         options = self.options
@@ -70,7 +75,7 @@ class Searcher:
         *,
         threads: int,
         capacity: int,
-        max_batch: int,
+        max_hits: int,
         on_batch: Callable[[str, int], None],
     ) -> None:
         """Start the threads.
@@ -78,7 +83,7 @@ class Searcher:
         Args:
             threads: how many.
             capacity: jobs that may wait.
-            max_batch: most queries searched together; a larger job goes alone.
+            max_hits: most hits that jobs which are one search may ask for; a larger job goes alone.
             on_batch: told `search` and the number of queries of each search.
         """
         self._on_batch = on_batch
@@ -87,9 +92,9 @@ class Searcher:
             self._search,
             capacity=capacity,
             threads=threads,
-            max_batch=max_batch,
+            max_batch=max_hits,
             kind=lambda job: None if job is None else job.asks_for(),
-            size=lambda job: 0 if job is None else len(job.query_QE),
+            size=lambda job: 0 if job is None else job.num_hits,
         )
 
     @property

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         cached_texts: query texts whose vectors are remembered, about 1 kB each.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
         search_threads: threads that search galleries.
-        search_batch: most queries searched together; a larger request goes alone.
+        search_batch_hits: most hits that requests which are one search ask for together.
         deadline_s: time a request may take after its body has arrived, before 504.
         grace_s: time between SIGTERM and exit.
         drain_s: part of `grace_s` in which new requests are still answered and `/readyz` is 503.
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     cached_texts: int = Field(default=4096, ge=0)
     decode_threads: int = Field(default=2, gt=0)
     search_threads: int = Field(default=2, gt=0)
-    search_batch: int = Field(default=64, gt=0)
+    search_batch_hits: int = Field(default=2048, gt=0)
     deadline_s: float = Field(default=10.0, gt=0)
     grace_s: float = Field(default=20.0, gt=0)
     drain_s: float = Field(default=1.0, ge=0)

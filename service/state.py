@@ -130,7 +130,7 @@ class Service:
         self.searching = Searcher(
             threads=settings.search_threads,
             capacity=settings.queue_size,
-            max_batch=settings.search_batch,
+            max_hits=settings.search_batch_hits,
             on_batch=self.metrics.batch,
         )
         self.fetcher = make_fetcher(settings)

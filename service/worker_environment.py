@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _THREADS = "OMP_NUM_THREADS"
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
-"""`service.metrics.SHARED_FOLDER`, which must not be imported before the variable is set."""
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Variable that puts prometheus_client into multiprocess mode, read when that is imported."""
 
 
 def threads_per_worker(workers: int, cores: int) -> int:
@@ -21,7 +21,10 @@ def threads_per_worker(workers: int, cores: int) -> int:
 @contextlib.contextmanager
 def shared_metrics() -> Iterator[None]:
     """A folder for the figures of all workers, named to them by a variable."""
-    with tempfile.TemporaryDirectory(prefix="cots-metrics-") as folder, _variable(_METRICS, folder):
+    with (
+        tempfile.TemporaryDirectory(prefix="cots-metrics-") as folder,
+        _variable(METRICS_FOLDER, folder),
+    ):
         yield
 
 

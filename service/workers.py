@@ -30,7 +30,7 @@ from service.worker_process import Report, serve_worker
 log = logging.getLogger(__name__)
 
 _MARGIN_S = 3.0
-"""Time beyond the grace time that workers get before they are killed; silent ones get no other."""
+"""Time beyond the grace time that workers get before they are killed; all that silent ones get."""
 
 
 def run_workers(

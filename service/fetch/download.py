@@ -50,9 +50,10 @@ class Rules:
 
 
 class Budget:
-    """Bytes that the pictures of one request may have together, counted while they arrive.
+    """Bytes that the pictures of one request may have together, counted as each is complete.
 
-    It is for the downloads of one event loop.
+    What fails or is too large for itself counts nothing: it takes no room from the others. It is
+    for the downloads of one event loop.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -60,16 +61,12 @@ class Budget:
         self._left_bytes = max_bytes
 
     def take(self, size_bytes: int) -> None:
-        """Some more have arrived; FetchError if there is no room for them."""
+        """A picture is complete; FetchError if there is no room for it."""
         if size_bytes > self._left_bytes:
             most = self._max_bytes
             message = f"the pictures of the request are together larger than {most:,} bytes"
             raise failed(f"{message}; send fewer, or smaller ones")
         self._left_bytes -= size_bytes
-
-    def give_back(self, size_bytes: int) -> None:
-        """So many are not kept."""
-        self._left_bytes += size_bytes
 
 
 class Downloader:
@@ -85,7 +82,7 @@ class Downloader:
 
         Args:
             text: the url.
-            budget: of the request; what was taken for a download that fails is given back.
+            budget: of the request.
 
         Raises:
             FetchError: if the url or one it redirects to is not accepted, or does not give what
@@ -134,15 +131,11 @@ class Downloader:
 
     async def _collect(self, chunks: AsyncIterator[bytes], budget: Budget) -> bytes:
         body = bytearray()
-        try:
-            async for chunk in chunks:
-                budget.take(len(chunk))
-                body += chunk
-                if len(body) > self._rules.max_bytes:
-                    raise self._too_large()
-        except BaseException:
-            budget.give_back(len(body))
-            raise
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > self._rules.max_bytes:
+                raise self._too_large()
+        budget.take(len(body))
         return bytes(body)
 
     def _too_large(self) -> FetchError:

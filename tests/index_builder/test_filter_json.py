@@ -50,7 +50,8 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, block_rows) -> None:
     values = VALUES * 7
     whole = content(decode_column(column(values), len(values), go_on))
     monkeypatch.setattr(filter_json, "BLOCK_ROWS", block_rows)
-    monkeypatch.setattr(filter_json, "_SETTLED_ROWS", 2 * block_rows)
+    monkeypatch.setattr(filter_json, "_SETTLED_CHARS", 20)
+    monkeypatch.setattr(filter_json, "_SETTLED_VALUES", 2)
     calls: list[int] = []
     found = decode_column(column(values), len(values), lambda: calls.append(1))
     assert content(found) == whole
@@ -59,6 +60,17 @@ def test_blocks_give_what_the_whole_gives(monkeypatch, block_rows) -> None:
     assert found[".b.c"].present_N(len(values)).tolist() == [
         isinstance(value, dict) and "b" in value for value in values
     ]
+
+
+def test_long_texts_are_blocks_of_their_own() -> None:
+    values = [list(range(1000)) for _ in range(50)]
+    text_chars = len(json.dumps(values[0]))
+    pieces: list[int] = []
+    found = decode_column(column(values), 50, lambda: pieces.append(1))
+    assert len(pieces) >= 50 * text_chars // (2 * filter_json.BLOCK_CHARS)
+    [elements] = found[""].elements
+    assert elements.values.to_pylist() == values[0] * 50
+    assert elements.rows.tolist() == [row for row in range(50) for _ in range(1000)]
 
 
 def test_field_takes_room_for_the_rows_that_have_it_alone() -> None:
@@ -81,6 +93,22 @@ def test_text_that_is_no_json_is_named_by_its_row(text) -> None:
         columns.decode()
     with pytest.raises(GalleryError, match="in row 2"):
         columns.find("tags", go_on)
+
+
+@pytest.mark.parametrize("distinct", [1, 20])
+def test_long_texts_that_repeat_count_for_each_row(tmp_path, distinct) -> None:
+    """In the file they are there once, in memory in every row."""
+    lists = [list(range(n, n + 500)) for n in range(distinct)]
+    items = [
+        dataclasses.replace(item, metadata={"tags": lists[n % distinct], "note": "x" * 1000})
+        for n, item in enumerate(plain_items([f"{n:05d}" for n in range(2000)]))
+    ]
+    folder, manifest = read_manifest(publish_gallery(tmp_path / "g", unit_vectors(2000), items))
+    found = {one.name: one for one in read_items(folder / ITEMS_FILE).metadata_columns()}
+    decoded = decode_column(found["tags"], 2000, go_on)
+    held = sum(one.values.nbytes for one in found.values())
+    held += sum(c.values.nbytes + c.rows.nbytes for c in all_cells(decoded))
+    assert held <= version_bytes(folder, manifest) <= 3 * held
 
 
 @pytest.mark.parametrize("distinct", [3, 3000])

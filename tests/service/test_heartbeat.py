@@ -141,6 +141,16 @@ def test_worker_whose_event_loop_hangs_is_killed_and_replaced(watched) -> None:
 
 
 @pytest.mark.slow
+def test_worker_that_answers_again_finishes_what_it_has_begun(watched) -> None:
+    running, url = watched
+    before, killed = scrape(url), len(logged(running, "worker did not end; it is killed"))
+    answer = httpx.get(f"{url}/wedge", params={"seconds": SILENT_S + 1}, timeout=30)
+    assert answer.status_code == 200
+    replaced(running, url, before)
+    assert len(logged(running, "worker did not end; it is killed")) == killed
+
+
+@pytest.mark.slow
 def test_worker_that_is_stopped_is_replaced(watched) -> None:
     running, url = watched
     before, started = scrape(url), logged(running, "worker started")

@@ -43,14 +43,14 @@ def ask(gallery: Gallery, seed: int, *, queries: int = 1, **options: Any) -> Sea
 
 
 def search(
-    jobs: Sequence[SearchJob], *, together: bool = True, max_batch: int = 64
+    jobs: Sequence[SearchJob], *, together: bool = True, max_hits: int = 2048
 ) -> tuple[list[Found | ApiError], list[int]]:
     """What each job finds, and how many queries each search was of."""
     sizes: list[int] = []
 
     async def scenario() -> list[Found | ApiError]:
         searcher = Searcher(
-            threads=1, capacity=99, max_batch=max_batch, on_batch=lambda _, n: sizes.append(n)
+            threads=1, capacity=99, max_hits=max_hits, on_batch=lambda _, n: sizes.append(n)
         )
 
         async def run(job: SearchJob) -> Found | ApiError:
@@ -122,8 +122,16 @@ def test_a_filter_that_does_not_fit_fails_its_own_jobs_alone(gallery) -> None:
     assert found[1].param == "filter.colour.eq"
 
 
-def test_a_search_holds_no_more_queries_than_it_may(gallery) -> None:
-    jobs = [ask(gallery, seed, queries=size) for seed, size in enumerate((3, 2, 9, 1, 1))]
-    found, sizes = search(jobs, max_batch=5)
+def test_jobs_that_are_one_search_ask_for_no_more_hits_than_they_may(gallery) -> None:
+    sizes_asked = (3, 2, 9, 1, 1)
+    jobs = [
+        ask(gallery, seed, queries=size, k=8, offset=2) for seed, size in enumerate(sizes_asked)
+    ]
+    found, sizes = search(jobs, max_hits=50)
     assert sizes == [5, 9, 2]
     assert [len(hits) for hits in found] == [3, 2, 9, 1, 1]
+
+
+def test_searches_for_many_hits_are_answered_one_by_one(gallery) -> None:
+    jobs = [ask(gallery, seed, k=150) for seed in range(4)]
+    assert search(jobs, max_hits=200)[1] == [1, 1, 1, 1]

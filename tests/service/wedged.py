@@ -18,9 +18,9 @@ def serve_wedged(*given: Any) -> None:
         app = made(*args, **options)
 
         @app.get("/wedge")
-        async def wedge() -> None:
-            """Hold the event loop for good."""
-            time.sleep(3600)  # noqa: ASYNC251 - that is the fault
+        async def wedge(seconds: float = 3600.0) -> None:
+            """Hold the event loop, for good if not told otherwise."""
+            time.sleep(seconds)  # noqa: ASYNC251 - that is the fault
 
         @app.get("/busy")
         def busy(seconds: float) -> None:
