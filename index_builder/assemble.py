@@ -131,6 +131,7 @@ def assemble(
         joined = _join(pieces, plan, folder)
         joined_s = time.perf_counter()
         if base is not None and _is_same(folder, plan, base):
+            prune(root, keep=plan.keep_versions)
             return Published(base, joined, {"join": joined_s - start_s}, is_new=False)
         progress.enter("index", total=joined.count)
         index = _build_index(folder, plan, joined, progress)

@@ -1,7 +1,7 @@
 """Versions on disk: a reader sees the old version or the new one, whole.
 
-    GALLERY/current                      name of the published version, and its manifest's sha256
-    GALLERY/withdrawn                    versions that were published and then rolled back from
+    GALLERY/current                      name of the published version, and its manifest's sha256;
+                                         below it those that were published before
     GALLERY/versions/<version>/...       the published version and those before it
     GALLERY/versions/.partial-<version>  a build in progress, or what a killed one left behind
     GALLERY/.build/                      listing and finished parts of a build that is not through
@@ -16,16 +16,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cots_model.errors import CotsError, GalleryError
 
 POINTER = "current"
-WITHDRAWN = "withdrawn"
 VERSIONS = "versions"
 LOCK = ".lock"
 WORK = ".build"
@@ -34,15 +33,83 @@ UNFINISHED_PART = ".partial"
 _PARTIAL = ".partial-"
 _FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _VERSION = re.compile(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}Z$")
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_WITHDRAWN = "withdrawn"
+_LINE = re.compile(rf"^([0-9]{{8}}T[0-9]{{6}}\.[0-9]{{6}}Z) ([0-9a-f]{{64}})( {_WITHDRAWN})?$")
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """What `GALLERY/current` says: the version, and the sha256 of its manifest."""
+    """A version, and the sha256 of its manifest."""
 
     version: str
     manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class History:
+    """What `GALLERY/current` says.
+
+    Attributes:
+        current: the published version.
+        earlier: those that were published before, but for the withdrawn.
+        withdrawn: those that were rolled back from, in that order; of one rollback the later first.
+    """
+
+    current: Pointer
+    earlier: tuple[Pointer, ...] = ()
+    withdrawn: tuple[Pointer, ...] = ()
+
+    def published(self, pointer: Pointer) -> History:
+        """The history once a new version is published."""
+        return replace(self, current=pointer, earlier=(*self.earlier, self.current))
+
+    def moved(self, pointer: Pointer) -> History:
+        """The history once it goes to another of its versions.
+
+        Those later than it become withdrawn. Where it was withdrawn itself it is so no more, nor
+        are those before it that were rolled back from since.
+        """
+        known = (*self.earlier, self.current)
+        later = sorted((p for p in known if p.version > pointer.version), key=_name, reverse=True)
+        withdrawn = [*self.withdrawn, *later]
+        names = [one.version for one in withdrawn]
+        at = names.index(pointer.version) if pointer.version in names else len(names)
+        kept = [one for n, one in enumerate(withdrawn) if n < at or one.version > pointer.version]
+        gone = {one.version for one in kept} | {pointer.version}
+        earlier = [one for one in (*known, *withdrawn) if one.version not in gone]
+        return History(pointer, tuple(dict.fromkeys(earlier)), tuple(kept))
+
+    def only(self, names: Collection[str]) -> History:
+        """Without the versions that are not there any more."""
+        return replace(
+            self,
+            earlier=tuple(one for one in self.earlier if one.version in names),
+            withdrawn=tuple(one for one in self.withdrawn if one.version in names),
+        )
+
+    def text(self) -> str:
+        """As it is written: a line for each version, the current first."""
+        lines = [f"{one.version} {one.manifest_sha256}" for one in (self.current, *self.earlier)]
+        lines += [f"{one.version} {one.manifest_sha256} {_WITHDRAWN}" for one in self.withdrawn]
+        return "".join(f"{line}\n" for line in lines)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The versions of a gallery that are on disk, at one moment.
+
+    Attributes:
+        current: the one that is published.
+        versions: those that were ever, oldest first. One that is later than the current and not
+            withdrawn never was: its builder was killed before it moved the pointer.
+        withdrawn: those of them that were rolled back from.
+        digests: sha256 of their manifests, as far as they were kept.
+    """
+
+    current: Pointer
+    versions: tuple[str, ...]
+    withdrawn: frozenset[str]
+    digests: Mapping[str, str]
 
 
 def version_folder(root: Path, version: str) -> Path:
@@ -53,50 +120,53 @@ def version_folder(root: Path, version: str) -> Path:
 def new_version_name(root: Path | None = None) -> str:
     """A version name that sorts by time: behind all that `root` has published in any case."""
     name = datetime.now(UTC).strftime(_FORMAT)
-    latest = max(_current_or_none(root) or "", *withdrawn_versions(root), "") if root else ""
-    if not latest or name > latest:
+    history = None if root is None else _history_or_none(root)
+    if history is None:
+        return name
+    latest = max(map(_name, (history.current, *history.withdrawn)))
+    if name > latest:
         return name
     return (datetime.strptime(latest, _FORMAT) + timedelta(microseconds=1)).strftime(_FORMAT)
 
 
 def read_pointer(root: Path) -> Pointer:
-    """Which version is published.
+    """Which version is published; raises as `read_history`."""
+    return read_history(root).current
+
+
+def read_history(root: Path) -> History:
+    """Which version is published, and which were before.
 
     Raises:
         GalleryError: if `root` is no gallery, was never published, or its pointer is damaged.
     """
     try:
-        words = (root / POINTER).read_text("ascii").split()
+        lines = (root / POINTER).read_text("ascii").splitlines()
     except FileNotFoundError as err:
         raise GalleryError(_why_no_pointer(root)) from err
     except (OSError, UnicodeDecodeError) as err:
         raise GalleryError(f"{root / POINTER} cannot be read ({err}); build again") from err
-    if len(words) != 2 or not _VERSION.match(words[0]) or not _DIGEST.match(words[1]):
+    found = [_LINE.match(line) for line in lines]
+    whole = [line for line in found if line is not None]
+    if not whole or len(whole) != len(found) or whole[0][3]:
         raise GalleryError(f"{root / POINTER} is damaged; build the gallery again")
-    return Pointer(words[0], words[1])
+    current, *others = [(Pointer(line[1], line[2]), bool(line[3])) for line in whole]
+    return History(
+        current[0],
+        tuple(pointer for pointer, is_withdrawn in others if not is_withdrawn),
+        tuple(pointer for pointer, is_withdrawn in others if is_withdrawn),
+    )
 
 
-def published_versions(root: Path) -> list[str]:
-    """The versions on disk that were published, oldest first; raises as `read_pointer`.
-
-    One that is later than the current, and was not withdrawn, never was: its builder was killed
-    before it moved the pointer.
-    """
-    current, withdrawn = read_pointer(root).version, withdrawn_versions(root)
-    return [name for name in whole_versions(root) if name <= current or name in withdrawn]
-
-
-def withdrawn_versions(root: Path) -> frozenset[str]:
-    """The versions that were rolled back from.
-
-    Raises:
-        OSError: if the file is there and cannot be read: without it they would be removed.
-    """
-    try:
-        lines = (root / WITHDRAWN).read_text("ascii", "replace").split()
-    except FileNotFoundError:
-        return frozenset()
-    return frozenset(line for line in lines if _VERSION.match(line))
+def published_versions(root: Path) -> Published:
+    """What is published, and what was before and is kept; raises as `read_history`."""
+    history = read_history(root)
+    current, withdrawn = history.current, set(map(_name, history.withdrawn))
+    names = [name for name in whole_versions(root) if name <= current.version or name in withdrawn]
+    digests = {
+        one.version: one.manifest_sha256 for one in (*history.earlier, *history.withdrawn, current)
+    }
+    return Published(current, tuple(names), frozenset(withdrawn.intersection(names)), digests)
 
 
 @contextmanager
@@ -129,13 +199,16 @@ def start_partial(root: Path, version: str) -> Path:
 
     That includes a whole version that no pointer was ever moved to.
     """
-    current, withdrawn = _current_or_none(root), withdrawn_versions(root)
+    history = _history_or_none(root)
+    if (root / POINTER).exists() and history is None:
+        latest = None  # which cannot be told: nothing whole is removed
+    else:
+        latest = "" if history is None else history.current.version
+    withdrawn = set() if history is None else set(map(_name, history.withdrawn))
     for path in sorted((root / VERSIONS).iterdir()):
-        later = current is not None and _VERSION.match(path.name) and path.name > current
+        later = latest is not None and _VERSION.match(path.name) and path.name > latest
         if path.name.startswith(_PARTIAL) or (later and path.name not in withdrawn):
             shutil.rmtree(path)
-    if current in withdrawn:  # a rollback was killed before it moved the pointer
-        _write_withdrawn(root, withdrawn - {current})
     folder = root / VERSIONS / f"{_PARTIAL}{version}"
     folder.mkdir()
     return folder
@@ -148,13 +221,13 @@ def publish(root: Path, partial: Path, pointer: Pointer) -> None:
     sync(partial)
     os.rename(partial, version_folder(root, pointer.version))
     sync(root / VERSIONS)
-    _point_at(root, pointer)
+    history = _history_or_none(root)
+    _write(root, History(pointer) if history is None else history.published(pointer))
 
 
 def move_pointer(root: Path, pointer: Pointer) -> None:
     """Point at another published version (lock held); those later than it become withdrawn."""
-    _write_withdrawn(root, {name for name in published_versions(root) if name > pointer.version})
-    _point_at(root, pointer)
+    _write(root, read_history(root).moved(pointer))
 
 
 def prune(root: Path, *, keep: int) -> None:
@@ -162,13 +235,11 @@ def prune(root: Path, *, keep: int) -> None:
 
     Those that were rolled back from go first, however new they are.
     """
-    current, withdrawn = read_pointer(root).version, withdrawn_versions(root)
-    others = [name for name in whole_versions(root) if name != current]
-    others.sort(key=lambda name: (name not in withdrawn, name), reverse=True)
+    published = published_versions(root)
+    others = [name for name in whole_versions(root) if name != published.current.version]
+    others.sort(key=lambda name: (name not in published.withdrawn, name), reverse=True)
     for name in others[max(keep - 1, 0) :]:
         shutil.rmtree(version_folder(root, name))
-    if withdrawn:
-        _write_withdrawn(root, withdrawn & set(whole_versions(root)))
 
 
 def sync(path: Path) -> None:
@@ -185,35 +256,24 @@ def whole_versions(root: Path) -> list[str]:
     return sorted(path.name for path in (root / VERSIONS).iterdir() if _VERSION.match(path.name))
 
 
-def _current_or_none(root: Path) -> str | None:
-    """The current version, empty where none was ever published; `None` if that cannot be told."""
-    if not (root / POINTER).exists():
-        return ""
-    try:
-        return read_pointer(root).version
-    except GalleryError:
-        return None
+def _history_or_none(root: Path) -> History | None:
+    """What is published; `None` where nothing ever was, or that cannot be told."""
+    with suppress(GalleryError):
+        return read_history(root)
+    return None
 
 
-def _point_at(root: Path, pointer: Pointer) -> None:
-    _replace(root / POINTER, f"{pointer.version} {pointer.manifest_sha256}\n")
-
-
-def _write_withdrawn(root: Path, versions: Iterable[str]) -> None:
-    text = "".join(f"{version}\n" for version in sorted(versions))
-    if text:
-        _replace(root / WITHDRAWN, text)
-    else:
-        (root / WITHDRAWN).unlink(missing_ok=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees what it was or what it becomes."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, "ascii")
+def _write(root: Path, history: History) -> None:
+    """So that a reader sees what it was or what it becomes; gone versions are forgotten."""
+    fresh = root / f".{POINTER}.new"
+    fresh.write_text(history.only(whole_versions(root)).text(), "ascii")
     sync(fresh)
-    os.replace(fresh, path)
-    sync(path.parent)
+    os.replace(fresh, root / POINTER)
+    sync(root)
+
+
+def _name(pointer: Pointer) -> str:
+    return pointer.version
 
 
 def _why_no_pointer(root: Path) -> str:

@@ -34,6 +34,7 @@ from index_builder.protocols import filesystem, within
 
 REQUEST_LIMIT_S = 30.0
 LISTING_LIMIT_S = 600.0
+_DEEPEST = 100
 BLOCK_BYTES = 1024 * 1024
 _KEPT_BLOCKS = 16
 _PIECE_BYTES = 16 * 1024 * 1024
@@ -120,8 +121,13 @@ def matching(pattern: str) -> list[str]:
     return sorted(url for url in _below(folder, names) if fits(url))
 
 
-def _below(folder: str, names: list[str]) -> Iterator[str]:
+def _below(folder: str, names: list[str], depth: int = 0) -> Iterator[str]:
     """All that lies in a folder, and in those of its folders whose names may match the first."""
+    if depth > _DEEPEST:
+        raise InputError(
+            f"{redact(folder)} lies {depth} folders below the pattern's first; it may hold itself; "
+            "name the folders instead of `**`"
+        )
     try:
         entries = list_folder(folder)
     except ContentError as err:
@@ -131,13 +137,13 @@ def _below(folder: str, names: list[str]) -> Iterator[str]:
     first, *rest = names
     for entry in entries:
         url = entry.url.rstrip("/")
-        if url == folder.rstrip("/") or not lies_in(url, folder):
-            continue  # a marker of the folder itself, or a link that leads elsewhere
+        if url == folder.rstrip("/") or name_of(url) in (".", "..") or not lies_in(url, folder):
+            continue  # the folder itself, or a link that leads elsewhere
         yield url
         if entry.is_folder and first == "**":
-            yield from _below(url, names)
+            yield from _below(url, names, depth + 1)
         elif entry.is_folder and rest and fnmatchcase(name_of(url), first):
-            yield from _below(url, rest)
+            yield from _below(url, rest, depth + 1)
 
 
 def _magic(url: str) -> str:

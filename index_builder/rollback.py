@@ -22,11 +22,11 @@ from index_builder.lock import builder_lock
 from index_builder.manifest import MANIFEST_FILE, Manifest, Modality, check_file, parse_manifest
 from index_builder.publish import (
     Pointer,
+    Published,
     move_pointer,
     published_versions,
     read_pointer,
     version_folder,
-    withdrawn_versions,
     writing,
 )
 
@@ -90,12 +90,13 @@ def list_versions(root: Path) -> list[VersionSummary]:
     """The versions on disk, the newest first.
 
     Raises:
-        GalleryError: if there is no gallery, or its pointer is damaged.
+        GalleryError: as `published_versions`.
     """
+    published = published_versions(root)
     summaries = []
-    for name in reversed(published_versions(root)):
+    for name in reversed(published.versions):
         with suppress(FileNotFoundError):  # pruned while it was looked at
-            summaries.append(_summary(root, name))
+            summaries.append(_summary(root, name, published))
     return summaries
 
 
@@ -120,49 +121,55 @@ def roll_back(
 
     Raises:
         InputError: if no such version is kept.
-        GalleryError: if there is no gallery, or the version is damaged, gone from Milvus, or of
-            another model (`OtherModelError`, both fingerprints named).
+        GalleryError: if there is no gallery, or the version is damaged, or of another model
+            (`OtherModelError`, both fingerprints named); a `MilvusError` if Milvus does not answer
+            or has its rows no more.
         GalleryBusyError: if another build is writing this gallery.
         CotsError: if the gallery cannot be written.
     """
     read_pointer(root)  # no lock file in a folder that is no gallery
     with writing(root), builder_lock(root):
-        before = read_pointer(root).version
-        target = _target(root, before, to)
+        published = published_versions(root)
+        before = published.current.version
+        target = _target(root, published, to)
         try:
-            manifest, digest = _read_version(root, target)
+            manifest, digest = _read_version(root, target, published)
             problem = _problem(version_folder(root, target), manifest, verify, progress)
-            _check_collection(manifest)
         except GalleryError as err:
-            raise _damaged(root, target, str(err)) from err
+            raise _damaged(root, target, published, str(err)) from err
         if problem is not None:
-            raise _damaged(root, target, problem)
+            raise _damaged(root, target, published, problem)
+        _check_collection(manifest)
         if target != before:
-            _check_can_return(root, manifest, before, other_model=other_model)
+            _check_can_return(root, manifest, published, other_model=other_model)
             move_pointer(root, Pointer(target, digest))
     return RollbackReport(str(root), target, before, manifest.count, manifest.modality, verify)
 
 
-def _target(root: Path, current: str, to: str | None) -> str:
-    names = published_versions(root)
+def _target(root: Path, published: Published, to: str | None) -> str:
+    current = published.current.version
     if to is not None:
-        if to not in names:
-            raise InputError(f"{root} keeps no version {to!r}; it keeps {_kept(root)}")
+        if to not in published.versions:
+            raise InputError(f"{root} keeps no version {to!r}; it keeps {_kept(published)}")
         return to
-    earlier = [name for name in names if name < current and name not in withdrawn_versions(root)]
+    earlier = [
+        name for name in published.versions if name < current and name not in published.withdrawn
+    ]
     if not earlier:
         raise InputError(
-            f"{root} keeps no version before {current}; it keeps {_kept(root)} (--to goes to any "
-            "of them; --keep-versions of the commands that publish says how many stay)"
+            f"{root} keeps no version before {current}; it keeps {_kept(published)} (--to goes to "
+            "any of them; --keep-versions of the commands that publish says how many stay)"
         )
     return earlier[-1]
 
 
-def _check_can_return(root: Path, manifest: Manifest, current: str, *, other_model: bool) -> None:
+def _check_can_return(
+    root: Path, manifest: Manifest, published: Published, *, other_model: bool
+) -> None:
     """Refuse a version that whoever has the gallery open now could not search."""
-    version = manifest.version
+    version, current = manifest.version, published.current.version
     try:
-        now, _ = _read_version(root, current)
+        now, _ = _read_version(root, current, published)
     except GalleryError:
         return  # which may be why one goes back
     if other_model or now.model_fingerprint == manifest.model_fingerprint:
@@ -175,33 +182,32 @@ def _check_can_return(root: Path, manifest: Manifest, current: str, *, other_mod
     )
 
 
-def _damaged(root: Path, name: str, problem: str) -> GalleryError:
+def _damaged(root: Path, name: str, published: Published, problem: str) -> GalleryError:
     return GalleryError(
-        f"version {name} of {root} is damaged ({problem}), so {read_pointer(root).version} stays "
-        f"current; {root} keeps {_kept(root)}"
+        f"version {name} of {root} is damaged ({problem}), so {published.current.version} stays "
+        f"current; {root} keeps {_kept(published)}"
     )
 
 
 def _check_collection(manifest: Manifest) -> None:
-    """Refuse a version in Milvus whose rows a later export has replaced; raises GalleryError."""
+    """Refuse a version in Milvus whose rows a later export has replaced; raises MilvusError."""
     if manifest.index.kind == "milvus":
-        from index_builder.milvus.open import open_collection
+        from index_builder.milvus.open import check_collection
 
-        open_collection(manifest)
+        check_collection(manifest)
 
 
-def _read_version(root: Path, name: str) -> tuple[Manifest, str]:
-    """Manifest of a version, and its sha256; of the current one it must be the one published."""
-    path, pointer = version_folder(root, name) / MANIFEST_FILE, read_pointer(root)
+def _read_version(root: Path, name: str, published: Published) -> tuple[Manifest, str]:
+    """Manifest of a version, which must be the one that was published, and its sha256."""
+    path = version_folder(root, name) / MANIFEST_FILE
     try:
         data = path.read_bytes()
     except OSError as err:
         raise GalleryError(f"{path} cannot be read ({err.strerror})") from err
-    manifest, digest = parse_manifest(data, path), hashlib.sha256(data).hexdigest()
-    known = digest if name != pointer.version else pointer.manifest_sha256
-    if manifest.version != name or digest != known:
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != published.digests.get(name, digest):
         raise GalleryError(f"{path} is damaged: it is not the one that was published")
-    return manifest, digest
+    return parse_manifest(data, path), digest
 
 
 def _problem(
@@ -216,13 +222,12 @@ def _problem(
     return None
 
 
-def _summary(root: Path, name: str) -> VersionSummary:
+def _summary(root: Path, name: str, published: Published) -> VersionSummary:
     folder = version_folder(root, name)
-    current = name == read_pointer(root).version
-    withdrawn = not current and name in withdrawn_versions(root)
+    current, withdrawn = name == published.current.version, name in published.withdrawn
     size_bytes = sum(path.stat().st_size for path in folder.iterdir())
     try:
-        manifest, _ = _read_version(root, name)
+        manifest, _ = _read_version(root, name, published)
     except GalleryError as err:
         return VersionSummary(name, current, withdrawn, size_bytes, str(err))
     return VersionSummary(
@@ -240,8 +245,8 @@ def _summary(root: Path, name: str) -> VersionSummary:
     )
 
 
-def _kept(root: Path) -> str:
-    current = read_pointer(root).version
+def _kept(published: Published) -> str:
+    current = published.current.version
     return ", ".join(
-        f"{name} (current)" if name == current else name for name in published_versions(root)
+        f"{name} (current)" if name == current else name for name in published.versions
     )

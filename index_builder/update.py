@@ -24,9 +24,11 @@ from index_builder.manifest import Manifest
 from index_builder.options import BuildOptions, BuildReport, UpdateOptions, UpdatePreview
 from index_builder.presence import check_roots
 from index_builder.progress import Progress, as_progress
-from index_builder.publish import read_pointer, writing
+from index_builder.publish import Pointer, read_pointer, writing
 from index_builder.sources.stages import with_metadata
 from index_builder.version import VersionRows, check_version, read_manifest
+
+_PREVIEW_ATTEMPTS = 3
 
 
 def update_gallery(
@@ -55,7 +57,7 @@ def update_gallery(
     check_model(root, manifest, encoder.fingerprint)
     check_whole(root, manifest)
     with writing(root), builder_lock(root):
-        base, build = _look(options)
+        base, build = _look(options, read_pointer(root))
         check_model(root, base.manifest, encoder.fingerprint)
         with _one_source(options, build):
             run = start_run(build, encoder, as_progress(progress), base)
@@ -83,8 +85,19 @@ def preview_update(
         InputError: if the source cannot be read.
         CotsError: if the source vanishes.
     """
-    progress = as_progress(progress)
-    base, build = _look(options)
+    root, progress = options.gallery, as_progress(progress)
+    for attempt in range(1, _PREVIEW_ATTEMPTS + 1):
+        pointer = read_pointer(root)
+        try:
+            return _preview(options, pointer, progress)
+        except GalleryError:  # it may have been replaced and removed meanwhile: nothing is locked
+            if read_pointer(root) == pointer or attempt == _PREVIEW_ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _preview(options: UpdateOptions, pointer: Pointer, progress: Progress) -> UpdatePreview:
+    base, build = _look(options, pointer)
     with _one_source(options, build):
         source, metadata = open_inputs(build)
     base.source_roots = source.roots
@@ -131,14 +144,13 @@ def check_whole(root: Path, manifest: Manifest) -> None:
         )
 
 
-def _look(options: UpdateOptions) -> tuple[PublishedBase, BuildOptions]:
+def _look(options: UpdateOptions, pointer: Pointer) -> tuple[PublishedBase, BuildOptions]:
     """The published version, checked, and how to build the next one."""
     root = options.gallery
-    folder, manifest = read_manifest(root)
+    folder, manifest = read_manifest(root, pointer)
     check_whole(root, manifest)
     check_version(folder, manifest)
-    sha256 = read_pointer(root).manifest_sha256
-    base = PublishedBase(VersionRows(folder, manifest), sha256, options)
+    base = PublishedBase(VersionRows(folder, manifest), pointer.manifest_sha256, options)
     return base, _as_build(options, manifest)
 
 

@@ -216,7 +216,7 @@ class _Export:
         source = self._gallery.manifest
         return source.model_copy(
             update={
-                "version": new_version_name(),
+                "version": new_version_name(self._options.target),
                 "index": index,
                 "vectors": VectorsInfo(),  # Milvus holds float32
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -46,12 +46,8 @@ def open_collection(manifest: Manifest, folder: Path | None = None) -> Opened:
         MilvusError: if the client library is missing, the server does not answer, or the
             collection is gone or is not the one that was exported (both fingerprints named).
     """
+    client = check_collection(manifest)
     parameters = manifest.index.parameters
-    missing = _PARAMETERS - parameters.keys()
-    if missing:
-        raise GalleryError(f"the manifest lacks {', '.join(sorted(missing))}; export again")
-    client = connect(collection_address(manifest))
-    check_label(client, label(str(parameters["fingerprint"]), str(parameters["index_type"])))
     client.load()
     check_count(client, manifest.count)
     vectors = MilvusVectors(client, (manifest.count, manifest.dim))
@@ -67,6 +63,24 @@ def open_collection(manifest: Manifest, folder: Path | None = None) -> Opened:
     if folder is not None and METADATA_FILE in manifest.files:
         columns = read_metadata(folder / METADATA_FILE, manifest.count)
     return Opened(index, vectors, MilvusItems(client, manifest.count, columns))
+
+
+def check_collection(manifest: Manifest) -> MilvusClient:
+    """See whether the collection that a manifest names is there and is the one exported.
+
+    Nothing is loaded; the client is connected to it.
+
+    Raises:
+        GalleryError: if the manifest does not say where it is.
+        MilvusError: as `open_collection`.
+    """
+    parameters = manifest.index.parameters
+    missing = _PARAMETERS - parameters.keys()
+    if missing:
+        raise GalleryError(f"the manifest lacks {', '.join(sorted(missing))}; export again")
+    client = connect(collection_address(manifest))
+    check_label(client, label(str(parameters["fingerprint"]), str(parameters["index_type"])))
+    return client
 
 
 def collection_address(manifest: Manifest) -> Address:

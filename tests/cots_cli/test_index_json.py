@@ -72,7 +72,10 @@ def test_build_and_update(cots, root, tmp_path, tiny_checkpoint):
 
 def test_progress(cots, root, tmp_path):
     save_noise(tmp_path / "src/new.png", 7)
-    _, _, err = cots("index", "update", root, "--json")
+    status, _, err = cots("index", "update", root, "--json")
+    assert status == 0
+    stages = {json.loads(line)["stage"] for line in err.splitlines()}
+    assert {"join", "index", "publish", "done"} <= stages  # the quick ones may tell nothing
     text = (REPOSITORY / "docs/galleries.md").read_text("utf-8")
     [line] = re.findall(r'^\{"event": "progress".*\}$', text, flags=re.MULTILINE)
     for event in map(json.loads, err.splitlines()):

@@ -288,3 +288,17 @@ def test_a_pattern_finds_what_fits_and_enters_only_what_may(counting):
     ]
     with pytest.raises(InputError, match="is no pattern"):
         remote.matching("counting:///root/a**b")
+
+
+def test_a_folder_that_holds_itself_ends_the_search_for_a_pattern(monkeypatch):
+    asked = []
+
+    def list_folder(url: str) -> list[remote.Listed]:
+        asked.append(url)
+        stamp = Stamp(0, 0.0)
+        return [remote.Listed(f"{url}/{name}", True, stamp) for name in (".", "again")]
+
+    monkeypatch.setattr(remote, "list_folder", list_folder)
+    with pytest.raises(InputError, match="it may hold itself"):
+        remote.matching("memory://bucket/**/*.tar")
+    assert len(asked) <= 110

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from cots_model.encoder import Encoder
-from cots_model.errors import GalleryError, InputError
+from cots_model.errors import CotsError, GalleryError, InputError
 from cots_model.testing import make_tiny_checkpoint
-from index_builder import publish
+from index_builder import publish, rollback
 from index_builder.build import build_gallery
 from index_builder.delete import delete_items
 from index_builder.gallery import Gallery, OtherModelError
 from index_builder.lock import GalleryBusyError, builder_lock
+from index_builder.milvus.client import MilvusError
 from index_builder.options import BuildOptions
 from index_builder.rollback import list_versions, roll_back
 from index_builder.verify import verify_gallery
@@ -114,13 +115,90 @@ def test_rollback_killed_before_it_moved_the_pointer_has_not_happened(root, buil
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_point_at", kill)
+        patch.setattr(publish, "_write", kill)
         with pytest.raises(KeyboardInterrupt):
             roll_back(root)
     assert Gallery.open(root).version == newest
     assert not any(version.withdrawn for version in list_versions(root))
     built = build(root.parent / "src", root).version
     assert names(root) == [newest, built]
+
+
+@pytest.mark.parametrize("step", ["sync", "os.replace", "whole_versions"])
+@pytest.mark.parametrize("back", [True, False])
+def test_a_move_that_fails_leaves_all_as_it_was(root, build, monkeypatch, step, back):
+    oldest, middle, newest = names(root)
+    if not back:
+        roll_back(root)
+    before = list_versions(root)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"index_builder.publish.{step}", fail)
+        with pytest.raises((CotsError, OSError)):
+            roll_back(root, to=middle if back else newest)
+    assert list_versions(root) == before
+    with pytest.raises(InputError):  # a build that fails removes none of them
+        build(root / "nothing", root)
+    assert names(root) == [oldest, middle, newest]
+    assert roll_back(root, to=newest).version == newest
+    assert not any(version.withdrawn for version in list_versions(root))
+
+
+def test_what_was_rolled_back_from_stays_so_through_later_rollbacks(root, build, tmp_path):
+    oldest, middle, _newest = names(root)
+    roll_back(root)
+    roll_back(root, to=oldest)
+    for number in (7, 8):
+        save_picture(tmp_path / "src" / f"{number}.png", seed=number)
+        build(tmp_path / "src", root, keep_versions=9)
+    *_, third, fourth = names(root)
+    assert roll_back(root).previous_version == fourth
+    assert Gallery.open(root).version == third
+    assert roll_back(root).version == oldest  # not to the two that were passed by before
+    assert roll_back(root, to=middle).version == middle
+
+
+def test_rollback_refuses_a_version_whose_manifest_is_not_the_one_published(root):
+    _oldest, middle, newest = names(root)
+    path = root / "versions" / middle / "manifest.json"
+    text = path.read_text("utf-8")
+    assert '"count": 5' in text
+    path.write_text(text.replace('"count": 5', '"count": 4'), "utf-8")
+    assert "not the one that was published" in str(list_versions(root)[1].problem)
+    with pytest.raises(GalleryError, match="not the one that was published"):
+        roll_back(root)
+    assert Gallery.open(root).version == newest
+
+
+def test_milvus_that_does_not_answer_makes_no_version_damaged(root, monkeypatch):
+    def silent(_: object) -> None:
+        raise MilvusError("http://milvus does not answer within 5 s")
+
+    monkeypatch.setattr(rollback, "_check_collection", silent)
+    with pytest.raises(MilvusError, match=r"^http://milvus does not answer within 5 s$"):
+        roll_back(root)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "20260101T000000.000000Z", "x" * 64])
+def test_a_pointer_with_a_damaged_line_is_damaged(root, line):
+    roll_back(root)
+    path = root / "current"
+    path.write_text(f"{path.read_text('ascii')}{line}\n", "ascii")
+    with pytest.raises(GalleryError, match="current is damaged"):
+        list_versions(root)
+
+
+def test_versions_of_a_pointer_that_tells_of_the_current_alone_are_known(root):
+    """As it was written before it told of the others."""
+    oldest, middle, newest = names(root)
+    path = root / "current"
+    path.write_text(path.read_text("ascii").splitlines()[0] + "\n", "ascii")
+    assert names(root) == [oldest, middle, newest]
+    assert roll_back(root).version == middle
+    assert roll_back(root, to=newest).version == newest
 
 
 @pytest.mark.parametrize("to", ["nonsense", "20200101T000000.000000Z", "../versions", ""])

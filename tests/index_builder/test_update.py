@@ -11,10 +11,12 @@ import pytest
 from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
 from cots_model.testing import make_tiny_checkpoint
+from index_builder import update as update_module
 from index_builder.delete import delete_items
 from index_builder.gallery import Gallery
 from index_builder.indexes.base import IndexRequest
 from index_builder.lock import GalleryBusyError, builder_lock
+from index_builder.manifest import Manifest
 from index_builder.options import UpdateOptions
 from index_builder.update import preview_update, update_gallery
 from index_builder.verify import verify_gallery
@@ -425,3 +427,31 @@ def test_update_from_int8_to_a_finer_type_gives_unit_vectors(
     for name, vector_E in vectors(root).items():
         cosine = vector_E @ before[name] / np.linalg.norm(before[name]) / np.linalg.norm(vector_E)
         assert cosine > 0.99999
+
+
+def test_an_update_with_nothing_to_do_keeps_no_more_versions_than_it_is_told(root, encoder):
+    delete_items(root, ["03.png"])
+    assert len(list((root / "versions").iterdir())) == 2
+    report = update(root, encoder, keep_versions=1)
+    assert not report.published
+    assert [path.name for path in (root / "versions").iterdir()] == [report.version]
+
+
+def test_a_preview_looks_again_if_its_version_is_replaced_and_removed(
+    root, source, encoder, monkeypatch
+):
+    checked, real = [], update_module.check_version
+
+    def replaced(folder: Path, manifest: Manifest) -> None:
+        checked.append(folder)
+        if len(checked) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(update_module, "check_version", real)
+                save_picture(source / "new.png", seed=50)
+                update(root, encoder, keep_versions=1)
+        real(folder, manifest)
+
+    monkeypatch.setattr(update_module, "check_version", replaced)
+    preview = preview_update(UpdateOptions(gallery=root))
+    assert (preview.version, preview.count, preview.new) == (Gallery.open(root).version, 13, 0)
+    assert len(checked) == 2
