@@ -23,6 +23,7 @@ from cots_model.errors import CotsError, InputError
 from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
+_SHARED_ACCEPT_S = 0.4  # the same, and for another process to see to it that nobody else is
 _SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
 _BPF_RETURN = 0x06
 
@@ -69,9 +70,10 @@ class GracefulServer(uvicorn.Server):
     SIGINT, or a second SIGTERM, skips the waiting.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, *, shared: bool) -> None:
         super().__init__(config)
         self._settings = settings
+        self._shared = shared
         self._draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -104,12 +106,14 @@ class GracefulServer(uvicorn.Server):
 
         uvicorn closes connections without a request at once, also those just accepted whose
         request has not been read yet. The system resets those that nobody has accepted when the
-        listener closes: so that there are none, it is told to complete no more before.
+        listener closes: so that there are none, it is told to complete no more before. Others who
+        share it may go on, so that is left to their parent.
         """
-        for server in self.servers:
-            for listening in server.sockets:
-                _connect_nobody(listening)
-        await asyncio.sleep(_ACCEPT_S)
+        if not self._shared:
+            for server in self.servers:
+                for listening in server.sockets:
+                    connect_nobody(listening)
+        await asyncio.sleep(_SHARED_ACCEPT_S if self._shared else _ACCEPT_S)
         for server in self.servers:
             server.close()
         await asyncio.sleep(SETTLE_S)
@@ -120,10 +124,11 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _connect_nobody(listening: socket.socket) -> None:
-    """Drop all that comes for a listening socket; connections that are made already go on.
+def connect_nobody(listening: socket.socket) -> None:
+    """Drop all that comes for a listening socket, for good and whoever else holds it.
 
-    Clients try again within a second, and find another process or none. Linux only.
+    Connections that are made already go on. Clients try again within a second, and find another
+    process or none. Linux only.
     """
     if sys.platform != "linux":
         return
@@ -144,6 +149,8 @@ def serve(
     settings: Settings,
     listener: socket.socket,
     on_start: Callable[[str], None] | None = None,
+    *,
+    shared: bool = False,
 ) -> bool:
     """Serve `app` on `listener` until a signal.
 
@@ -152,6 +159,8 @@ def serve(
         settings: times of the graceful end.
         listener: from `bind`.
         on_start: called with the address just before serving.
+        shared: whether other processes accept from the listener too; then whoever started them
+            calls `connect_nobody` when all are to end.
 
     Returns:
         Whether all threads of the service have ended; else end the process by `leave`.
@@ -170,7 +179,7 @@ def serve(
         ),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = GracefulServer(config, settings)
+    server = GracefulServer(config, settings, shared=shared)
     if on_start is not None:
         on_start(address_of(listener))
     server.run(sockets=[listener])

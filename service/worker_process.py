@@ -54,7 +54,9 @@ def serve_worker(
         _warn_of_gpu(number, settings, resources.encoder.device.type)
         app = create_app(settings, resources, worker=number)
         with_heartbeat(app, reports.send, interval_s=settings.worker_heartbeat_s)
-        ended = serve(app, settings, listener, on_start=lambda _: reports.send(Report()))
+        ended = serve(
+            app, settings, listener, on_start=lambda _: reports.send(Report()), shared=True
+        )
     except CotsError as err:
         _refuse(reports, err)
     except Exception as err:

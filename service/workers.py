@@ -21,7 +21,7 @@ from typing import Any
 
 from cots_model.errors import InputError
 from service.heartbeat import Beat, Pulse
-from service.server import ServerError, address_of
+from service.server import ServerError, address_of, connect_nobody
 from service.settings import Settings
 from service.worker_environment import shared_cores, shared_metrics
 from service.worker_place import Place
@@ -82,6 +82,7 @@ class _Supervisor:
         self._counters = supervision_counters(CollectorRegistry())
         self._served = False
         self._kill_at_s: float | None = None
+        self._deaf_at_s: float | None = None
         self._problem: Report | None = None
         self._signals: list[int] = []
         self._bell, self._ring = socket.socketpair()
@@ -112,6 +113,7 @@ class _Supervisor:
                 self._read_reports(worker, address)
                 self._end_silent(worker)
                 self._bury(worker)
+            self._stop_listening()
             self._kill_late()
         if self._problem is not None:
             kind = InputError if self._problem.is_input else ServerError
@@ -136,12 +138,25 @@ class _Supervisor:
             self._end(sig)
 
     def _end(self, sig: int) -> None:
-        """Tell the workers to end, and let go of the socket, which then closes with theirs."""
+        """Tell the workers to end; as long as they answer new requests, these are let in."""
+        now_s = time.monotonic()
+        drains = sig == signal.SIGTERM and not self._ending
         if not self._ending:
-            self._kill_at_s = time.monotonic() + self._settings.grace_s + _MARGIN_S
-            self._listener.close()
+            self._kill_at_s = now_s + self._settings.grace_s + _MARGIN_S
+        self._deaf_at_s = now_s + (self._settings.drain_s if drains else 0.0)
         for worker in self._running():
             worker.signal(sig)
+
+    def _stop_listening(self) -> None:
+        """Let nobody in any more, and let go of the socket, which then closes with the workers'.
+
+        Only now, when all end: one worker that ends leaves the socket to the others.
+        """
+        if self._deaf_at_s is not None and time.monotonic() >= self._deaf_at_s:
+            if self._listener.fileno() >= 0:
+                connect_nobody(self._listener)
+                self._listener.close()
+            self._deaf_at_s = None
 
     def _start_due(self) -> None:
         now_s = time.monotonic()
@@ -184,7 +199,7 @@ class _Supervisor:
                 watched.append(worker.reports)
         now_s = time.monotonic()
         if self._kill_at_s is not None:
-            due_s = [self._kill_at_s]
+            due_s = [self._kill_at_s, *([] if self._deaf_at_s is None else [self._deaf_at_s])]
         else:
             due_s = [worker.start_at_s for worker in self._workers if worker.process is None]
             due_s += [w.told_s + w.patience_s for w in self._running() if w.told_s is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index_builder.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, VECTORS_FILE
+from index_builder.manifest import INDEX_FILE, ITEMS_FILE, MANIFEST_FILE, VECTORS_FILE, Manifest
 from service import galleries, opening
 from service.galleries import Registry
 from service.opening import Opener
@@ -94,6 +94,31 @@ def test_version_that_is_replaced_while_it_is_opened_is_no_refusal(place, monkey
     [status] = registry.statuses()
     assert (status.version, status.num_refused, status.refusal) == (later[0], 0, None)
     assert len(registry.get("live")) == len(MANY)
+
+
+def test_versions_that_are_replaced_faster_than_they_open_hold_up_nobody(
+    place, monkeypatch
+) -> None:
+    """As of a builder that publishes and prunes all the time."""
+    publish_copy(place.few, place.root / "other")
+    registry = place.open()
+    reckon, opened = opening.version_bytes, []
+
+    def reckoned(folder: Path, manifest: Manifest) -> int:
+        if place.live in folder.parents:
+            opened.append(folder)
+            for _ in range(2):  # the first of them removes the one that is being opened
+                publish_copy(place.many, place.live)
+        return reckon(folder, manifest)
+
+    monkeypatch.setattr(opening, "version_bytes", reckoned)
+    publish_copy(place.many, place.live)
+    version = publish_copy(place.many, place.root / "other")
+    registry.poll()
+    assert registry.get("other").version == version
+    assert len(opened) <= 3
+    assert registry.status("live").refusal is None
+    assert len(registry.get("live")) == len(FEW)
 
 
 @pytest.mark.parametrize("name", ["..", "%2e%2e", "..%2flive", ".", "li%00ve", "live%2fversions"])

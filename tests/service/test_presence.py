@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+from index_builder.manifest import INDEX_FILE
 from service import presence
 from tests.service.conftest import error_of, wait_until
 from tests.service.places import FEW, MANY, count, reload
-from tests.service.versions import publish_copy
+from tests.service.versions import cut, publish_copy
 
 
 def test_galleries_appear_and_disappear(serve, place, monkeypatch) -> None:
@@ -95,6 +96,20 @@ def test_gallery_that_comes_back_is_counted_from_where_it_was(serve, place, monk
     assert reload(server).status_code == 200
     again = figures()
     assert (again[loads], again[items], again[up]) == (3, len(FEW), 1)
+
+
+def test_gallery_that_was_served_and_comes_back_bad_is_a_warning(serve, place, monkeypatch) -> None:
+    """One bad rebuild takes no server with other galleries out of its balancer."""
+    monkeypatch.setattr(presence, "GONE_S", 0.0)
+    publish_copy(place.few, place.root / "other")
+    server = serve(found=place.open(), reload_interval_s=0)
+    shutil.rmtree(place.live)
+    assert reload(server).status_code == 404
+    publish_copy(place.few, place.live, unseen=cut(INDEX_FILE))
+    assert reload(server).status_code == 409
+    ready = server.client.get("/readyz")
+    assert (ready.status_code, ready.json()["reasons"]) == (200, [])
+    assert "live" in ready.json()["warnings"][0]
 
 
 def test_root_that_cannot_be_listed_changes_nothing(serve, place) -> None:

@@ -83,6 +83,18 @@ def test_worker_that_dies_is_replaced_and_counted(two) -> None:
     assert scrape(url)["cots_requests_total"] >= 20  # those of the dead one too
 
 
+def test_worker_that_is_told_to_end_alone_leaves_the_address_to_the_others(two) -> None:
+    running, url = two
+    before = len(logged(running, "worker started"))
+    [*_, victim] = [e["worker_pid"] for e in logged(running, "worker started") if e["worker"] == 0]
+    os.kill(victim, signal.SIGTERM)
+    wait_until(lambda: len(logged(running, "worker started")) == before + 1, seconds=20)
+    for _ in range(5):  # connections made now, while there is one worker and when there are two
+        assert httpx.get(f"{url}/livez", timeout=5).status_code == 200
+    wait_until(lambda: scrape(url).get("cots_ready_workers") == 2, seconds=60)
+    assert logged(running, "worker ended; it will be started again")[-1]["exit"] == 0
+
+
 def test_workers_end_with_their_parent(root, checkpoint) -> None:
     with process(COMMAND, *arguments(root, checkpoint, 2)) as running:
         url = running.url()
