@@ -128,10 +128,10 @@ class AsyncClient:
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult | QueryError]:
         """See `Client.search_many`; the requests go one after the other."""
-        made = batches.search_many(
+        made = batches.Searches(
             gallery, queries, k=k, offset=offset, batch_size=batch_size, options=options
         )
-        return [result for call in made for result in await self._run(call)]
+        return made.joined([await self._run(call) for call in made.calls()])
 
     def iter_hits(
         self,
@@ -229,7 +229,10 @@ class AsyncClient:
     async def _try(self, exchange: Exchange[T]) -> Done[T] | Wait:
         request = exchange.request(self._http)
         try:
-            response = await self._http.send(request)
+            response = await self._http.send(request, stream=True)
+            async with contextlib.aclosing(response):
+                exchange.begins(response)
+                await response.aread()
         except httpx.RequestError as err:
             return exchange.failed(err)
         return exchange.answered(response)

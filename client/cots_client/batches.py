@@ -6,6 +6,7 @@ import array
 import base64
 import binascii
 import functools
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ import httpx
 
 from cots_client import queries
 from cots_client.calls import SearchOptions, search_fields
-from cots_client.errors import AnswerError, InputError, QueryError
+from cots_client.errors import AnswerError, InputError, PictureError, QueryError
 from cots_client.queries import Picture, Query
 from cots_client.reading import CURE, build, unexpected
 from cots_client.results import Embeddings, SearchResult
@@ -28,35 +29,76 @@ MOST_BYTES = 16 * 1024 * 1024
 """Of one request, well below the server's 20 MiB; a larger query goes alone."""
 
 
-def search_many(
-    gallery: str,
-    asked: Iterable[Query],
-    *,
-    k: int,
-    offset: int,
-    batch_size: int,
-    options: SearchOptions,
-) -> Iterator[Call[list[SearchResult | QueryError]]]:
+class Searches:
     """`POST /v1/galleries/{g}/search` with `queries`, as often as needed.
 
+    Args:
+        gallery: to search.
+        asked: queries, taken as the calls are.
+        k: hits of each.
+        offset: of the first hit of each.
+        batch_size: most queries of one request.
+        options: as of a search.
+
     Raises:
-        InputError: also while the calls are taken, if a picture cannot be read.
+        InputError: also while the calls are taken, for what is no query.
     """
-    if isinstance(asked, str | bytes | queries.Part) or hasattr(asked, "read"):
-        raise InputError('search_many takes a list of queries, such as ["a dog", image("a.jpg")]')
-    _check_size(batch_size)
-    path = f"{gallery_path(gallery)}/search"
-    fields = search_fields(k, offset, options)
-    parsed = (queries.parse(query, f"queries[{n}]") for n, query in enumerate(asked))
-    entries = (to_json(queries.to_json(query)) for query in parsed)
-    return (
-        Call(
-            method="POST",
-            path=path,
-            body=_joined("queries", batch, fields),
-            read=functools.partial(_read_results, first=first, num_queries=len(batch)),
-        )
-        for first, batch in _batches(entries, batch_size)
+
+    def __init__(
+        self,
+        gallery: str,
+        asked: Iterable[Query],
+        *,
+        k: int,
+        offset: int,
+        batch_size: int,
+        options: SearchOptions,
+    ) -> None:
+        if queries.is_single(asked) or not isinstance(asked, Iterable):
+            raise InputError(
+                'search_many takes a list of queries, such as ["a dog", Path("a.jpg")]'
+            )
+        _check_size(batch_size)
+        self._path = f"{gallery_path(gallery)}/search"
+        self._fields = search_fields(k, offset, options)
+        self._asked = asked
+        self._batch_size = batch_size
+        self._unsent: list[QueryError] = []
+
+    def calls(self) -> Iterator[Call[list[SearchResult | QueryError]]]:
+        """The requests, each with the results of what it asks."""
+        for numbers, batch in _batches(self._entries(), self._batch_size):
+            yield Call(
+                method="POST",
+                path=self._path,
+                body=_joined("queries", batch, self._fields),
+                read=functools.partial(_read_results, numbers=numbers),
+                renumber=functools.partial(_renumbered, "queries", numbers),
+            )
+
+    def joined(
+        self, answers: Iterable[list[SearchResult | QueryError]]
+    ) -> list[SearchResult | QueryError]:
+        """What all requests gave, with the errors of queries that were not sent in their places."""
+        results = [result for answer in answers for result in answer]
+        for error in self._unsent:  # by index
+            results.insert(error.index, error)
+        return results
+
+    def _entries(self) -> Iterator[tuple[int, str]]:
+        """Number of a query in what was given, and its JSON."""
+        for number, query in enumerate(self._asked):
+            try:
+                parsed = queries.parse(query, f"queries[{number}]")
+            except PictureError as err:
+                self._unsent.append(_unsent(number, err))
+            else:
+                yield number, to_json(queries.to_json(parsed))
+
+
+def _unsent(number: int, err: PictureError) -> QueryError:
+    return QueryError(
+        number, "input_error", "picture_unreadable", f"queries.{number}.image", str(err)
     )
 
 
@@ -70,25 +112,29 @@ def embed(
     """`POST /v1/embeddings`, as often as needed; vectors travel as base64, a third of their digits.
 
     Raises:
-        InputError: also while the calls are taken, if a picture cannot be read.
+        InputError: also while the calls are taken, if a picture cannot be read or the kinds differ.
     """
     _check_size(batch_size)
     parts = _parts(inputs)
+    first = next(parts, None)
+    if first is None:
+        raise InputError("inputs are empty; give texts, or pictures, at least one")
     fields = {
-        "modality": "image" if parts[0].form == "image" else "text",
+        "modality": "image" if first.form == "image" else "text",
         "encoding_format": "base64",
         **({} if model is None else {"model": model}),
         **({} if dimensions is None else {"dimensions": dimensions}),
     }
-    entries = (to_json(part.to_json()[part.form]) for part in parts)
+    entries = (to_json(part.to_json()[part.form]) for part in itertools.chain([first], parts))
     return (
         Call(
             method="POST",
             path="/v1/embeddings",
             body=_joined("input", batch, fields),
             read=functools.partial(_read_embeddings, num_inputs=len(batch)),
+            renumber=functools.partial(_renumbered, "input", numbers),
         )
-        for _, batch in _batches(entries, batch_size)
+        for numbers, batch in _batches(enumerate(entries), batch_size)
     )
 
 
@@ -97,31 +143,55 @@ def _check_size(batch_size: int) -> None:
         raise InputError(f"batch_size is {batch_size}; give at least 1")
 
 
-def _parts(inputs: str | Picture | Iterable[str | Picture]) -> list[queries.Part]:
-    """Texts or pictures, of one kind."""
-    single = isinstance(inputs, str | bytes | queries.Part) or not isinstance(inputs, Iterable)
-    alone = single or hasattr(inputs, "read")
-    many = cast("Iterable[object]", [inputs] if alone else inputs)
-    parts = [queries.as_part(value, f"inputs[{n}]") for n, value in enumerate(many)]
-    forms = {part.form for part in parts}
-    if forms not in ({"text"}, {"image"}):
-        kinds = " and ".join(sorted(forms)) or "empty"
-        raise InputError(f"inputs are {kinds}; give texts, or pictures, at least one, in one call")
-    return parts
+def _parts(inputs: str | Picture | Iterable[str | Picture]) -> Iterator[queries.Part]:
+    """Texts or pictures, all of the kind of the first, each read when it is taken."""
+    alone = queries.is_single(inputs) or not isinstance(inputs, Iterable)
+    form = None
+    for number, value in enumerate(cast("Iterable[object]", [inputs] if alone else inputs)):
+        part = queries.as_part(value, f"inputs[{number}]")
+        form = form or part.form
+        if part.form != form or form not in ("text", "image"):
+            kinds = " and ".join(sorted({form, part.form}))
+            message = (
+                f"inputs are {kinds} at inputs[{number}]; give texts, or pictures, in one call"
+            )
+            raise InputError(message)
+        if part.weight != 1:
+            message = f"inputs[{number}] has weight {part.weight}; vectors have none: leave it out"
+            raise InputError(message)
+        yield part
 
 
-def _batches(entries: Iterable[str], most: int) -> Iterator[tuple[int, list[str]]]:
-    """Position of the first, and the entries, of each request."""
-    first, batch, num_bytes = 0, list[str](), 0
-    for entry in entries:
+def _batches(
+    entries: Iterable[tuple[int, str]], most: int
+) -> Iterator[tuple[list[int], list[str]]]:
+    """The entries of each request, and their numbers in what was given."""
+    numbers, batch, num_bytes = list[int](), list[str](), 0
+    for number, entry in entries:
         size = len(entry.encode("utf-8"))
         if batch and (len(batch) == most or num_bytes + size > MOST_BYTES):
-            yield first, batch
-            first, batch, num_bytes = first + len(batch), [], 0
+            yield numbers, batch
+            numbers, batch, num_bytes = [], [], 0
+        numbers.append(number)
         batch.append(entry)
         num_bytes += size
     if batch:
-        yield first, batch
+        yield numbers, batch
+
+
+def _renumbered(
+    name: str, numbers: Sequence[int], param: str | None, message: str
+) -> tuple[str | None, str]:
+    """From the place in the request that `param` names to that in what was given."""
+    named = re.match(rf"{name}\.(\d{{1,9}})\b", param or "")
+    if param is None or named is None or int(named[1]) >= len(numbers):
+        return param, message
+    place, given = int(named[1]), numbers[int(named[1])]
+    return _moved(name, place, given, param), _moved(name, place, given, message)
+
+
+def _moved(name: str, place: int, given: int, text: str) -> str:
+    return re.sub(rf"\b{name}\.{place}\b", f"{name}.{given}", text)
 
 
 def _joined(name: str, entries: Sequence[str], fields: dict[str, Any]) -> bytes:
@@ -130,27 +200,25 @@ def _joined(name: str, entries: Sequence[str], fields: dict[str, Any]) -> bytes:
 
 
 def _read_results(
-    response: httpx.Response, *, first: int, num_queries: int
+    response: httpx.Response, *, numbers: Sequence[int]
 ) -> list[SearchResult | QueryError]:
     body = read_json(response)
     results = body.get("results") if isinstance(body, dict) else None
-    if not isinstance(results, list) or len(results) != num_queries:
-        raise unexpected("answer.results", f"a list of {num_queries}", results)
-    return [_read_result(body, result, n, first) for n, result in enumerate(results)]
+    if not isinstance(results, list) or len(results) != len(numbers):
+        raise unexpected("answer.results", f"a list of {len(numbers)}", results)
+    given = enumerate(zip(results, numbers, strict=True))
+    return [_read_result(body, result, place, number) for place, (result, number) in given]
 
 
 def _read_result(
-    body: dict[str, Any], result: Any, number: int, first: int
+    body: dict[str, Any], result: Any, place: int, number: int
 ) -> SearchResult | QueryError:
     if not isinstance(result, dict) or "error" not in result:
         return build(SearchResult, {**body, **(result if isinstance(result, dict) else {})})
-    error = build(_Error, result["error"], f"answer.results.{number}.error")
-
-    def renumbered(text: str) -> str:  # from its place in the request to that in what was given
-        return re.sub(rf"\bqueries\.{number}\b", f"queries.{first + number}", text)
-
-    param = None if error.param is None else renumbered(error.param)
-    return QueryError(first + number, error.type, error.code, param, renumbered(error.message))
+    error = build(_Error, result["error"], f"answer.results.{place}.error")
+    param = None if error.param is None else _moved("queries", place, number, error.param)
+    message = _moved("queries", place, number, error.message)
+    return QueryError(number, error.type, error.code, param, message)
 
 
 @dataclass(frozen=True)
@@ -184,8 +252,11 @@ def _read_embeddings(response: httpx.Response, *, num_inputs: int) -> Embeddings
     found = sorted(body.data, key=lambda vector: vector.index)
     if [vector.index for vector in found] != list(range(num_inputs)):
         raise AnswerError(f"answer.data are not the vectors of {num_inputs} inputs; {CURE}")
+    vectors = tuple(_vector(vector.embedding) for vector in found)
+    if len({*map(len, vectors)}) > 1:
+        raise AnswerError(f"answer.data are vectors of several lengths; {CURE}")
     return Embeddings(
-        vectors=tuple(_vector(vector.embedding) for vector in found),
+        vectors=vectors,
         model=body.model,
         num_tokens=body.usage.total_tokens,
     )

@@ -14,8 +14,8 @@ import httpx
 
 from cots_client import queries
 from cots_client.errors import AnswerError, InputError, api_error
-from cots_client.queries import Picture, Query
-from cots_client.reading import build
+from cots_client.queries import Part, Picture, Query
+from cots_client.reading import CURE, build
 from cots_client.results import (
     Content,
     Gallery,
@@ -27,9 +27,11 @@ from cots_client.results import (
 )
 from cots_client.wire import (
     Call,
+    check_original,
     content_range,
     gallery_path,
     item_path,
+    media_type,
     read_json,
     reader,
     to_body,
@@ -79,14 +81,21 @@ def reload(name: str, *, timeout_s: float | None) -> Call[Reloaded]:
 def search(
     gallery: str, query: Query, *, k: int, offset: int, options: SearchOptions
 ) -> Call[SearchResult]:
-    """`POST /v1/galleries/{g}/search`, or `…/search/upload` for a picture alone.
+    """`POST /v1/galleries/{g}/search`, or `…/search/upload` for a picture alone."""
+    gallery_path(gallery)
+    fields = search_fields(k, offset, options)
+    return search_parsed(gallery, queries.parse(query), fields)
+
+
+def search_parsed(
+    gallery: str, parsed: Part | tuple[Part, ...], fields: Mapping[str, Any]
+) -> Call[SearchResult]:
+    """As `search`, of what is checked.
 
     An upload is a quarter smaller than base64 in JSON, and spares both sides the coding; lists and
     batches have no upload.
     """
     path = f"{gallery_path(gallery)}/search"
-    fields = search_fields(k, offset, options)
-    parsed = queries.parse(query)
     picture = queries.lone_picture(parsed)
     read = reader(SearchResult)
     if picture is not None:
@@ -124,7 +133,7 @@ def thumbnail(gallery: str, item_id: str, *, size: int, time_s: float | None) ->
     if time_s is not None:
         params["time_s"] = repr(float(time_s))
     path = f"{item_path(gallery, item_id)}/thumbnail"
-    return Call(method="GET", path=path, params=params, read=_read_bytes)
+    return Call(method="GET", path=path, params=params, read=_read_thumbnail)
 
 
 def content(gallery: str, item_id: str, *, first: int, last: int | None) -> Call[Content]:
@@ -151,13 +160,13 @@ def models() -> Call[tuple[Model, ...]]:
 
 def livez() -> Call[bool]:
     """`GET /livez`."""
-    return Call(method="GET", path="/livez", read=lambda response: True, retries=False)
+    return Call(method="GET", path="/livez", read=lambda response: True, at_once=True)
 
 
 def readyz() -> Call[Readiness]:
     """`GET /readyz`."""
     both = frozenset({200, 503})
-    return Call(method="GET", path="/readyz", read=_read_readiness, accepts=both, retries=False)
+    return Call(method="GET", path="/readyz", read=_read_readiness, accepts=both, at_once=True)
 
 
 def explain(
@@ -180,7 +189,10 @@ def _form_value(value: object) -> str:
     return value if isinstance(value, str) else to_json(value)
 
 
-def _read_bytes(response: httpx.Response) -> bytes:
+def _read_thumbnail(response: httpx.Response) -> bytes:
+    kind = media_type(response)
+    if kind != "image/jpeg":
+        raise AnswerError(f"the thumbnail is {kind or 'of no type'}, not image/jpeg; {CURE}")
     return response.content
 
 
@@ -217,6 +229,7 @@ def _read_readiness(response: httpx.Response) -> Readiness:
 
 
 def _read_content(response: httpx.Response) -> Content:
+    check_original(response)
     first, size_bytes = content_range(response) or (0, len(response.content))
     return Content(
         data=response.content,

@@ -48,7 +48,7 @@ class Client:
 
     Args:
         base_url: of the server; else `COTS_URL`, else `http://127.0.0.1:8000`.
-        api_key: if the server asks for one; else `COTS_API_KEY`.
+        api_key: if the server asks for one; else `COTS_API_KEY`; an empty one is none.
         timeout_s: for one call, with all its tries and waits; of a download, for each pause.
         max_retries: tries after the first.
         transport: instead of the network, as of httpx.
@@ -143,8 +143,8 @@ class Client:
     ) -> list[SearchResult | QueryError]:
         """The results of many queries in their order, in as few requests as they fit in.
 
-        A query that the server refuses has its `QueryError` in the place of its result. What fails
-        a whole request is raised.
+        A query that the server refuses, or whose picture cannot be read, has its `QueryError` in
+        the place of its result. What fails a whole request is raised, and what is no query.
 
         Args:
             gallery: to search.
@@ -154,10 +154,10 @@ class Client:
             batch_size: most queries of one request; the server's `max_queries`.
             options: see `SearchOptions`.
         """
-        made = batches.search_many(
+        made = batches.Searches(
             gallery, queries, k=k, offset=offset, batch_size=batch_size, options=options
         )
-        return [result for call in made for result in self._run(call)]
+        return made.joined([self._run(call) for call in made.calls()])
 
     def iter_hits(
         self,
@@ -217,6 +217,8 @@ class Client:
 
         A connection that breaks is made anew and goes on where it was.
 
+        An existing file is replaced and keeps its mode, a link leads to what it names.
+
         Raises:
             OSError: if the file cannot be written.
         """
@@ -241,6 +243,9 @@ class Client:
             model: refused if it is not the served one.
             dimensions: refused if it is not the model's own.
             batch_size: most inputs of one request; the server's `max_queries`.
+
+        Raises:
+            ModelChangedError: if the server got another model between two requests.
         """
         made = batches.embed(inputs, model=model, dimensions=dimensions, batch_size=batch_size)
         return Embeddings.joined([self._run(call) for call in made])
@@ -289,7 +294,10 @@ class Client:
     def _try(self, exchange: Exchange[T]) -> Done[T] | Wait:
         request = exchange.request(self._http)
         try:
-            response = self._http.send(request)
+            response = self._http.send(request, stream=True)
+            with contextlib.closing(response):
+                exchange.begins(response)
+                response.read()
         except httpx.RequestError as err:
             return exchange.failed(err)
         return exchange.answered(response)

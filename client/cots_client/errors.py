@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import email.utils
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import httpx
 
@@ -18,12 +19,20 @@ class InputError(CotsError, ValueError):
     """What the caller gave cannot be sent; the message says what is accepted."""
 
 
+class PictureError(InputError):
+    """A picture cannot be read; of `search_many` a `QueryError` in the place of its result."""
+
+
 class AnswerError(CotsError):
     """What came back is not an answer of COTS Retrieval."""
 
 
 class GalleryChangedError(CotsError):
     """The gallery got a new version between two pages, so that they do not belong together."""
+
+
+class ModelChangedError(CotsError):
+    """The server got another model between two requests, whose vectors do not compare."""
 
 
 class TransportError(CotsError, ConnectionError):
@@ -109,8 +118,8 @@ class QueryError(CotsError):
 
     Attributes:
         index: of the query in what was given, from 0.
-        type: as of `APIError`, like the others.
-        code: such as `text_empty`.
+        type: as of `APIError`, like the others; `input_error` if the query was not sent.
+        code: such as `text_empty`; `picture_unreadable` for a picture that this side cannot read.
         param: such as `queries.3.image`, numbered like `index`.
         message: what was wrong and what to do.
     """
@@ -141,32 +150,67 @@ _CLASSES: dict[int, type[APIError]] = {
 }
 
 
-def api_error(response: httpx.Response) -> APIError:
+Renumber: TypeAlias = Callable[[str | None, str], tuple[str | None, str]]
+"""`param` and `message` with other numbers."""
+
+
+def as_told(param: str | None, message: str) -> tuple[str | None, str]:
+    """As the server counts."""
+    return param, message
+
+
+def api_error(response: httpx.Response, renumber: Renumber = as_told) -> APIError:
     """The error that an answer means, also where something in between answered.
 
     Args:
         response: read, and no success.
+        renumber: from how the server counts to how the caller does.
     """
     kind = _CLASSES.get(response.status_code, APIError)
-    error = _body_error(response) or _foreign_error(response)
+    error = {**_foreign_error(response), **_body_error(response)}
+    param, message = renumber(error["param"], error["message"])
     return kind(
         response.status_code,
-        str(error.get("type")),
-        str(error.get("code")),
-        None if error.get("param") is None else str(error["param"]),
-        str(error.get("message")),
+        error["type"],
+        error["code"],
+        param,
+        message,
         response.headers.get("x-request-id"),
         retry_after_s(response.headers),
     )
 
 
-def _body_error(response: httpx.Response) -> dict[str, Any] | None:
+def is_for_now(response: httpx.Response) -> bool:
+    """Whether a 503 ends by itself: it says when, is a gateway's, or of a server that changes."""
+    error = _body_error(response)
+    is_own = {"type", "code", "message"} <= error.keys()
+    passing = not is_own or error["code"] in ("not_ready", "shutting_down")
+    return passing or retry_after_s(response.headers) is not None
+
+
+def parse_json(response: httpx.Response) -> Any:
+    """The body.
+
+    Raises:
+        ValueError: if it is no JSON, or lists of lists without end.
+    """
     try:
-        body = response.json()
+        return response.json()
+    except RecursionError as err:
+        raise ValueError("nested too deep") from err
+
+
+def _body_error(response: httpx.Response) -> dict[str, str]:
+    """Those fields of an error of the service that the body has."""
+    try:
+        body = parse_json(response)
     except ValueError:
-        return None
+        return {}
     error = body.get("error") if isinstance(body, dict) else None
-    return error if isinstance(error, dict) and "message" in error else None
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return {}
+    fields = ("type", "code", "param", "message")
+    return {name: error[name] for name in fields if isinstance(error.get(name), str)}
 
 
 def _foreign_error(response: httpx.Response) -> dict[str, Any]:
@@ -208,6 +252,6 @@ def retry_after_s(headers: httpx.Headers) -> float | None:
 def _time(http_date: str) -> datetime.datetime | None:
     try:
         time = email.utils.parsedate_to_datetime(http_date)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -6,12 +6,13 @@ clients send the request it makes, tell it what came of it, and wait as long as 
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import httpx
 
@@ -21,6 +22,7 @@ from cots_client.errors import (
     InputError,
     TransportError,
     api_error,
+    is_for_now,
     place_of,
 )
 from cots_client.wire import Call
@@ -33,8 +35,6 @@ _CONNECT_S = 5.0
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 8.0
 _LONGEST_RETRY_AFTER_S = 60.0
-_BUSY = frozenset({429, 503})
-"""Statuses that say that nothing was done."""
 _LOST = frozenset({502, 504})
 """Statuses after which nobody knows."""
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -98,35 +98,68 @@ class Exchange(Generic[T]):
         self._error: CotsError | None = None
 
     def request(
-        self, http: httpx.Client | httpx.AsyncClient, headers: Mapping[str, str] | None = None
+        self,
+        http: httpx.Client | httpx.AsyncClient,
+        headers: Mapping[str, str] | None = None,
+        *,
+        pause_s: float | None = None,
     ) -> httpx.Request:
         """The request of the next try; it may take what is left of the time.
 
         Args:
             http: knows the address of the server and the key.
             headers: beside those of the call.
+            pause_s: of the server, instead of what is left.
 
         Raises:
             CotsError: the last one, if no time is left.
+            InputError: if the client is closed, or the address longer than there are.
         """
+        if http.is_closed:
+            raise InputError("the client is closed; make another")
         left_s = self._deadline_s - self._policy.clock()
         if left_s <= 0 and self._error is not None:
             raise self._error
         self._num_tries += 1
-        call = self.call
-        more = {} if call.body is None else {"Content-Type": "application/json"}
-        request = http.build_request(
-            call.method,
-            call.path,
-            params=dict(call.params) or None,
-            headers={**more, **call.headers, **(headers or {})},
-            content=call.body,
-            data=dict(call.form) or None,
-            files=None if call.file is None else {"file": ("picture", call.file)},
-            timeout=httpx.Timeout(left_s, connect=min(left_s, _CONNECT_S)),
-        )
+        connect_s = min(left_s, _CONNECT_S)
+        timeout = httpx.Timeout(left_s, connect=connect_s, read=pause_s or left_s)
+        request = self._built(http, headers or {}, timeout)
         self._place = place_of(request)
         return request
+
+    def _built(
+        self,
+        http: httpx.Client | httpx.AsyncClient,
+        headers: Mapping[str, str],
+        timeout: httpx.Timeout,
+    ) -> httpx.Request:
+        call = self.call
+        more = {} if call.body is None else {"Content-Type": "application/json"}
+        try:
+            return http.build_request(
+                call.method,
+                call.path,
+                params=dict(call.params) or None,
+                headers={**more, **call.headers, **headers},
+                content=call.body,
+                data=dict(call.form) or None,
+                files=None if call.file is None else {"file": ("picture", call.file)},
+                timeout=timeout,
+            )
+        except httpx.InvalidURL as err:
+            message = f"the request has no address ({err}); give a shorter name of gallery or item"
+            raise InputError(message) from err
+
+    def begins(self, response: httpx.Response) -> None:
+        """Before an answer is read: what is wanted at once is read no longer than there is time."""
+        if self.call.at_once:
+            response.stream = _Bounded(
+                response.stream, functools.partial(self._check_time, response)
+            )
+
+    def _check_time(self, response: httpx.Response) -> None:
+        if self._policy.clock() > self._deadline_s:
+            raise httpx.ReadTimeout("the answer trickles", request=response.request)
 
     def answered(self, response: httpx.Response) -> Done[T] | Wait:
         """What to do with an answer that has been read.
@@ -138,8 +171,9 @@ class Exchange(Generic[T]):
         status, call = response.status_code, self.call
         if status in call.accepts:
             return Done(call.read(response))
-        error = api_error(response)
-        again = status in _BUSY or (status in _LOST and call.may_repeat)
+        error = api_error(response, call.renumber)
+        is_busy = status == 429 or (status == 503 and is_for_now(response))  # nothing was done
+        again = is_busy or (status in _LOST and call.may_repeat)
         return self._again(error, possible=again, retry_after_s=error.retry_after_s)
 
     def failed(self, err: httpx.RequestError) -> Wait:
@@ -166,7 +200,7 @@ class Exchange(Generic[T]):
         num_retries = self._num_tries - 1
         if self._num_tries > 1:
             error.add_note(f"after {self._num_tries} tries")
-        if not possible or not self.call.retries or num_retries >= self._policy.max_retries:
+        if not possible or self.call.at_once or num_retries >= self._policy.max_retries:
             raise error
         wait_s = self._wait_s(num_retries, retry_after_s)
         if self._policy.clock() + wait_s >= self._deadline_s:
@@ -193,3 +227,28 @@ class Exchange(Generic[T]):
             return DeadlineError(f"{message}give more timeout_s")
         unknown = "" if self.call.may_repeat else "; the server may have done it all the same"
         return TransportError(f"{self._place}: the connection broke ({reason}){unknown}")
+
+
+class _Bounded(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body, each piece of which `check` lets pass or ends."""
+
+    def __init__(
+        self, stream: httpx.SyncByteStream | httpx.AsyncByteStream, check: Callable[[], None]
+    ) -> None:
+        self._stream, self._check = stream, check
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in cast("httpx.SyncByteStream", self._stream):
+            self._check()
+            yield chunk
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in cast("httpx.AsyncByteStream", self._stream):
+            self._check()
+            yield chunk
+
+    def close(self) -> None:
+        cast("httpx.SyncByteStream", self._stream).close()
+
+    async def aclose(self) -> None:
+        await cast("httpx.AsyncByteStream", self._stream).aclose()

@@ -33,13 +33,11 @@ class Pages:
         if page_size < 1 or (limit is not None and limit < 0):
             raise InputError(f"page_size is {page_size} and limit {limit}; give 1 or more, and 0")
         gallery_path(gallery)
-        calls.search_fields(page_size, 0, options)
-        parsed = parse(query)
+        self._fields = calls.search_fields(page_size, 0, options)
+        self._query = parse(query)
         self._gallery = gallery
-        self._query: Query = parsed
         self._page_size = page_size
         self._limit = limit
-        self._options = options
         self._num_hits = 0
         self._asked = 0
         self._ended = False
@@ -51,13 +49,8 @@ class Pages:
         if self._ended or left == 0:
             return None
         self._asked = self._page_size if left is None else min(self._page_size, left)
-        return calls.search(
-            self._gallery,
-            self._query,
-            k=self._asked,
-            offset=self._num_hits,
-            options=self._options,
-        )
+        fields = {**self._fields, "k": self._asked, "offset": self._num_hits}
+        return calls.search_parsed(self._gallery, self._query, fields)
 
     def take(self, page: SearchResult) -> tuple[Hit, ...]:
         """The hits of its answer.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
-from cots_client.errors import InputError
+from cots_client.errors import InputError, PictureError
 
 Form = Literal["text", "image", "image_url", "item_id", "embedding"]
 Picture: TypeAlias = bytes | os.PathLike[str] | BinaryIO
@@ -67,7 +67,7 @@ def image(source: str | Picture, *, weight: float = 1.0) -> Part:
     """A picture: the path of a file, bytes, or a file opened with 'rb', which is read at once.
 
     Raises:
-        InputError: if it cannot be read.
+        PictureError: if it cannot be read.
     """
     return Part("image", _read_picture(source), weight)
 
@@ -90,7 +90,7 @@ def embedding(values: Iterable[float], *, weight: float = 1.0) -> Part:
     """
     try:
         numbers = tuple(float(value) for value in values)
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError) as err:
         raise InputError(f"embedding takes a flat list of numbers ({err})") from err
     if not all(map(math.isfinite, numbers)):
         raise InputError("embedding has a number that is NaN or infinite; give finite ones")
@@ -105,13 +105,24 @@ def parse(query: Query, where: str = "query") -> Part | tuple[Part, ...]:
         where: it is, for messages.
 
     Raises:
-        InputError: for anything else, and for pictures that cannot be read.
+        InputError: for anything else.
+        PictureError: for pictures that cannot be read.
     """
-    if isinstance(query, Sequence) and not isinstance(query, str | bytes | bytearray | memoryview):
+    if isinstance(query, Sequence) and not is_single(query):
         if not query:
             raise InputError(f"{where} is an empty list; give {_ACCEPTED}")
         return tuple(as_part(part, f"{where}[{n}]") for n, part in enumerate(query))
     return as_part(query, where)
+
+
+def is_single(value: object) -> bool:
+    """Whether it is one thing to look for, also if it can be iterated."""
+    return isinstance(value, str | Part) or is_picture(value)
+
+
+def is_picture(value: object) -> bool:
+    """Whether it is what pictures are read from."""
+    return isinstance(value, bytes | bytearray | memoryview | os.PathLike) or hasattr(value, "read")
 
 
 def as_part(value: object, where: str) -> Part:
@@ -120,7 +131,7 @@ def as_part(value: object, where: str) -> Part:
         return value
     if isinstance(value, str):
         return text(value)
-    if isinstance(value, bytes | bytearray | memoryview | os.PathLike) or hasattr(value, "read"):
+    if is_picture(value):
         return Part("image", _read_picture(value))
     raise InputError(f"{where} is a {type(value).__name__}; accepted: {_ACCEPTED}")
 
@@ -153,12 +164,16 @@ def _read_picture(source: object) -> bytes:
         except (OSError, ValueError) as err:
             reason = getattr(err, "strerror", None) or err
             message = f"picture {os.fspath(source)!r} cannot be read ({reason}); give another path"
-            raise InputError(message) from err
+            raise PictureError(message) from err
     read = getattr(source, "read", None)
     if read is None:
         kind = type(source).__name__
         raise InputError(f"a picture is a {kind}; give a path, bytes, or a file opened with 'rb'")
-    data = read()
+    try:
+        data = read()
+    except (OSError, ValueError) as err:
+        message = f"a picture cannot be read ({err}); give a file opened with 'rb'"
+        raise PictureError(message) from err
     if not isinstance(data, bytes):
         raise InputError("the picture was opened as text; open it with mode 'rb'")
     return data

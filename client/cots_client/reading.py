@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cots_client.errors import AnswerError
 
@@ -75,12 +75,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     wanted = (int, float) if hint is float else dict if origin is Mapping else hint
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise unexpected(where, _NAMES.get(hint, "an object"), value)
-    return float(cast("float", value)) if hint is float else value
+    return _float(value, where) if hint is float else value
+
+
+def _float(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as err:
+        raise unexpected(where, "a number that a float holds", value) from err
 
 
 def _convert_all(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise unexpected(where, "a list", value)
     if hint is float and {*map(type, value)} <= {int, float}:  # embeddings are long
-        return tuple(map(float, value))
+        return tuple(_float(number, where) for number in value)
     return tuple(_convert(hint, entry, f"{where}.{n}") for n, entry in enumerate(value))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cots_client.errors import ModelChangedError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
@@ -238,9 +240,19 @@ class Embeddings:
 
     @classmethod
     def joined(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """Those of several requests, as if it had been one."""
+        """Those of several requests, at least one, as if it had been one.
+
+        Raises:
+            ModelChangedError: if they are not of one model.
+        """
+        vectors = tuple(vector for part in parts for vector in part.vectors)
+        kinds = {(part.model, len(vector)) for part in parts for vector in part.vectors}
+        if len(kinds) > 1:
+            found = " and ".join(f"{model} ({dim} numbers)" for model, dim in sorted(kinds))
+            message = f"the vectors of {len(vectors)} inputs are of {found}, which do not compare"
+            raise ModelChangedError(f"{message}; embed all of them again")
         return cls(
-            vectors=tuple(vector for part in parts for vector in part.vectors),
+            vectors=vectors,
             model=parts[-1].model,
             num_tokens=sum(part.num_tokens for part in parts),
         )

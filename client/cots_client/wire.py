@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from cots_client.errors import AnswerError, InputError
+from cots_client.errors import AnswerError, InputError, Renumber, as_told, parse_json
 from cots_client.reading import CURE, build
 
 T = TypeVar("T")
@@ -32,8 +32,9 @@ class Call(Generic[T]):
         file: a picture that is uploaded.
         accepts: statuses of answers that are results.
         may_repeat: whether it may be sent again though the server may have done it already.
-        retries: whether it is sent again at all.
+        at_once: whether it is sent once, and its answer whole within the time or none.
         timeout_s: instead of the client's.
+        renumber: what an error tells, from places in this request to those in what was given.
     """
 
     method: Literal["GET", "POST"]
@@ -46,8 +47,9 @@ class Call(Generic[T]):
     file: bytes | None = field(default=None, repr=False)
     accepts: frozenset[int] = frozenset({200})
     may_repeat: bool = True
-    retries: bool = True
+    at_once: bool = False
     timeout_s: float | None = None
+    renumber: Renumber = as_told
 
 
 def gallery_path(name: str) -> str:
@@ -79,7 +81,11 @@ def _segment(name: str) -> str:
     """One segment of a path; `.` and `..` are spelled so that nothing resolves them."""
     if name in (".", ".."):
         return name.replace(".", "%2E")
-    return quote(name, safe="", errors="replace")
+    try:
+        return quote(name, safe="", errors="strict")
+    except UnicodeEncodeError as err:
+        message = f"{name!r} has a surrogate, which no address carries; give what a hit's id says"
+        raise InputError(message) from err
 
 
 def to_body(value: object) -> bytes:
@@ -96,7 +102,7 @@ def to_json(value: object) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         text.encode("utf-8")
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, RecursionError) as err:
         message = f"the request cannot be written as JSON ({err}); give texts, finite numbers, "
         raise InputError(f"{message}true or false, lists and dicts of these") from err
     return text
@@ -109,7 +115,7 @@ def read_json(response: httpx.Response) -> Any:
         AnswerError: if it is no JSON.
     """
     try:
-        return response.json()
+        return parse_json(response)
     except ValueError as err:
         kind = response.headers.get("content-type", "nothing in particular")
         raise AnswerError(f"the answer is no JSON but {kind}; {CURE}") from err
@@ -122,6 +128,22 @@ def reader(kind: type[T]) -> Callable[[httpx.Response], T]:
 
 def _read_as(kind: type[T], response: httpx.Response) -> T:
     return build(kind, read_json(response))
+
+
+def media_type(response: httpx.Response) -> str:
+    """What the body is, without parameters; empty if that is not told."""
+    kind: str = response.headers.get("content-type", "")
+    return kind.partition(";")[0].strip().lower()
+
+
+def check_original(response: httpx.Response) -> None:
+    """That an answer may be an original: the service sends none as a page.
+
+    Raises:
+        AnswerError: for a page, such as one to log in.
+    """
+    if media_type(response) == "text/html":
+        raise AnswerError(f"the answer is a page of HTML, not an original; {CURE}")
 
 
 def content_range(response: httpx.Response) -> tuple[int, int] | None:

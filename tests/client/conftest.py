@@ -146,6 +146,8 @@ def answer(status: int = 200, body: Any = FOUND, **headers: str) -> Answer:
     return lambda request: httpx.Response(status, json=body, headers=names)
 
 
-def error(status: int, code: str = "some_code", **headers: str) -> Answer:
+def error(status: int, code: str | None = None, **headers: str) -> Answer:
+    """In the shape of the service; a 503 is one that passes, unless it has another code."""
+    code = code or ("shutting_down" if status == 503 else "some_code")
     body = {"message": "told by the server", "type": "some_type", "param": "query", "code": code}
     return answer(status, {"error": body}, **headers)

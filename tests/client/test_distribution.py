@@ -54,6 +54,7 @@ def test_importing_it_loads_no_model_no_service_and_no_numpy() -> None:
 def test_what_is_exported_is_sorted_and_there() -> None:
     names = cots_client.__all__
     assert len(names) == len(set(names))
+    assert names == sorted(names)
     for name in names:
         assert hasattr(cots_client, name), name
     exported = {name for name in vars(cots_client) if name[0].isupper()}

@@ -107,6 +107,44 @@ def test_an_answer_of_something_in_between_is_told_as_that(script) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "code", "kind", "message"),
+    [
+        ({"message": "quota"}, "http_400", "invalid_request_error", "quota"),
+        ({"message": "quota", "code": None}, "http_400", "invalid_request_error", "quota"),
+        ({"message": "quota", "code": 17, "type": "t"}, "http_400", "t", "quota"),
+        ({"message": None, "code": "c"}, "http_400", "invalid_request_error", "Bad Request"),
+    ],
+)
+def test_what_an_error_of_a_gateway_lacks_is_filled_in(script, told, code, kind, message) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
+        script(answer(400, {"error": told})).ask("galleries")
+    assert (caught.value.code, caught.value.type, caught.value.param) == (code, kind, None)
+    assert "None" not in str(caught.value)
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (lambda request: httpx.Response(200, content=DEEP), AnswerError),
+        (lambda request: httpx.Response(503, content=DEEP), UnavailableError),
+        (answer(503, {}, retry_after="Thu, 01 Jan 99999999999 11:00:00 GMT"), UnavailableError),
+        (answer(200, {**FOUND, "took_ms": {**FOUND["took_ms"], "queue": 10**400}}), AnswerError),
+        (
+            answer(200, {**FOUND, "hits": [{**FOUND["hits"][0], "embedding": [10**400]}]}),
+            AnswerError,
+        ),
+    ],
+)
+def test_whatever_comes_back_is_an_error_of_the_one_tree(script, made, kind) -> None:
+    with pytest.raises(kind):
+        script(made).ask("search", "photos", "a dog")
+    assert script(made).ask("is_ready") is False
+
+
+@pytest.mark.parametrize(
     ("made", "words"),
     [
         (page(200), "the answer is no JSON but text/html"),
@@ -206,6 +244,38 @@ def test_an_address_that_is_none_is_refused_without_its_secrets(url, words) -> N
     with pytest.raises(InputError, match=words) as caught:
         Client(url)
     assert KEY not in spoken(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://photos.test/?api_key={KEY}",
+        f"http://photos.test/#{KEY}",
+        f"http://photos.test/{KEY}/v1",
+        f"ftp://photos.test/{KEY}",
+        f"{KEY}",
+        f"{KEY}:8000",
+        f"http:{KEY}",
+    ],
+)
+def test_of_an_address_that_is_refused_only_the_host_is_told(url, monkeypatch) -> None:
+    with pytest.raises(InputError, match="base_url") as caught:
+        Client(url)
+    assert ("photos.test" in str(caught.value)) == ("photos.test" in url)
+    assert KEY not in spoken(caught.value)
+    monkeypatch.setenv("COTS_URL", url)
+    with pytest.raises(InputError) as again:
+        AsyncClient()
+    assert KEY not in spoken(again.value)
+
+
+def test_an_empty_key_turns_off_that_of_the_environment(script, monkeypatch) -> None:
+    monkeypatch.setenv("COTS_API_KEY", KEY)
+    server = script(answer(200, {"galleries": []}))
+    server.ask("galleries", options={"api_key": ""})
+    assert "authorization" not in server.requests[0].headers
+    server.ask("galleries")
+    assert server.requests[1].headers["authorization"] == f"Bearer {KEY}"
 
 
 def test_address_and_key_come_from_the_environment(monkeypatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import os
+import stat
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,9 +14,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from cots_client import APIError, InputError, NotFoundError, TransportError, wire
+from cots_client import AnswerError, APIError, InputError, NotFoundError, TransportError, wire
 from service.links import item_path, parse_item_path
-from tests.client.conftest import error
+from tests.client.conftest import answer, error
 
 
 def test_items_are_told_by_their_ids(cots, pictures) -> None:
@@ -56,7 +59,7 @@ def test_paths_lead_to_the_item_they_are_made_of(item_id) -> None:
         assert (address.item_id, address.view) == (item_id, view)
 
 
-@pytest.mark.parametrize("item_id", ["none.jpg", "..", ".", "", "a//b", "../../etc", "\ud800"])
+@pytest.mark.parametrize("item_id", ["none.jpg", "..", ".", "", "a//b", "../../etc"])
 def test_ids_that_are_none_are_not_found(cots, item_id) -> None:
     for ask in (cots.item, cots.thumbnail, cots.content):
         with pytest.raises(NotFoundError) as caught:
@@ -65,6 +68,25 @@ def test_ids_that_are_none_are_not_found(cots, item_id) -> None:
     with pytest.raises(NotFoundError) as caught:
         cots.item("..", "cat.jpg")
     assert caught.value.code == "gallery_not_found"
+
+
+@pytest.mark.parametrize("item_id", ["\ud800", "a/\udcff.jpg"])
+def test_an_id_that_no_address_carries_is_refused_unsent(script, item_id) -> None:
+    server = script(answer())
+    for method in ("item", "thumbnail", "content"):
+        with pytest.raises(InputError, match="has a surrogate"):
+            server.ask(method, "pets", item_id)
+    with pytest.raises(InputError, match="has a surrogate"):
+        server.ask("gallery", item_id)
+    assert server.requests == []
+
+
+def test_an_id_longer_than_addresses_are_is_refused(script) -> None:
+    server = script(answer())
+    for method in ("item", "thumbnail", "content"):
+        with pytest.raises(InputError, match="give a shorter name"):
+            server.ask(method, "pets", "a" * 70_000)
+    assert server.requests == []
 
 
 def test_thumbnails_are_as_large_as_asked(cots, others) -> None:
@@ -144,6 +166,27 @@ def body(data: bytes, *, first: int = 0, breaks: bool = False, etag: str = ETAG,
     return respond
 
 
+def page(request: httpx.Request) -> httpx.Response:
+    """What a portal shows in the place of everything."""
+    stream = Breaking(b"<h1>log in</h1>", breaks=False)
+    return httpx.Response(200, headers={"Content-Type": "text/html; charset=utf-8"}, stream=stream)
+
+
+def test_a_page_to_log_in_is_no_thumbnail_and_no_original(script, tmp_path) -> None:
+    with pytest.raises(AnswerError, match="is text/html, not image/jpeg"):
+        script(page).ask("thumbnail", "photos", "a.jpg")
+    with pytest.raises(AnswerError, match="a page of HTML, not an original"):
+        script(page).ask("content", "photos", "a.jpg")
+    with pytest.raises(AnswerError, match="a page of HTML, not an original"):
+        script(page).ask("download", "photos", "a.jpg", tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thumbnail_of_no_type_is_none(script) -> None:
+    with pytest.raises(AnswerError, match="of no type, not image/jpeg"):
+        script(body(DATA)).ask("thumbnail", "photos", "a.jpg")
+
+
 def download(server, folder, **options: Any) -> bytes:
     path = folder / "film.mp4"
     server.ask("download", "films", "film.mp4", path, options=options)
@@ -208,3 +251,101 @@ def test_a_download_that_begins_anew_for_ever_ends(script, tmp_path) -> None:
         server.ask("download", "films", "film.mp4", tmp_path / "film.mp4")
     assert len(server.requests) == 4
     assert list(tmp_path.iterdir()) == []
+
+
+OTHER = bytes(range(255, -1, -1)) * 10
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        body(OTHER[1000:], first=1000, etag='"etag-2"'),
+        body(OTHER[1000:], first=1000, etag='W/"etag-1"'),
+        body(OTHER[1000:], first=1000, etag=""),
+        body(OTHER[1000:] + b"more", first=1000, size=len(OTHER) + 4),
+    ],
+)
+def test_a_part_of_another_original_is_not_joined(script, tmp_path, other) -> None:
+    server = script(body(DATA[:1000], breaks=True), other, body(OTHER, etag='"etag-2"'))
+    assert download(server, tmp_path) == OTHER
+    asked = [request.headers.get("range") for request in server.requests]
+    assert asked == [None, "bytes=1000-", None]
+
+
+def test_an_original_whose_size_was_not_told_goes_on(script, tmp_path) -> None:
+    server = script(body(DATA[:9], breaks=True, length="?"), body(DATA[9:], first=9))
+    assert download(server, tmp_path) == DATA
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br"])
+def test_an_original_in_a_coding_is_refused(script, tmp_path, coding) -> None:
+    def coded(request: httpx.Request) -> httpx.Response:
+        stream = Breaking(gzip.compress(DATA), breaks=False)
+        return httpx.Response(200, headers={"Content-Encoding": coding}, stream=stream)
+
+    with pytest.raises(AnswerError, match=f"in the coding '{coding}'"):
+        script(coded).ask("download", "films", "film.mp4", tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_original_is_the_one_that_its_etag_names(script, tmp_path) -> None:
+    named = f'"{hashlib.sha256(DATA).hexdigest()}"'
+    parts = (
+        body(DATA[:700], breaks=True, etag=named),
+        body(DATA[700:], first=700, etag=named),
+    )
+    assert download(script(*parts), tmp_path) == DATA
+    (tmp_path / "film.mp4").unlink()
+    with pytest.raises(AnswerError, match="are not the original of their ETag"):
+        script(body(OTHER, etag=named)).ask("download", "films", "f", tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "²", "-1"])
+def test_a_length_that_is_none_is_passed_over(script, tmp_path, size) -> None:
+    def told(request: httpx.Request) -> httpx.Response:
+        headers = [(b"Content-Length", size.encode("latin-1"))]
+        return httpx.Response(200, headers=headers, stream=Breaking(DATA, breaks=False))
+
+    assert download(script(told), tmp_path) == DATA
+
+
+def test_each_pause_of_a_download_may_take_the_whole_time(script, tmp_path) -> None:
+    server = script(error(503, retry_after="20"), body(DATA))
+    assert download(server, tmp_path) == DATA
+    assert [request.extensions["timeout"]["read"] for request in server.requests] == [30, 30]
+
+
+def test_a_place_that_takes_no_file_is_told_before_anything_is_sent(script, tmp_path) -> None:
+    server = script(body(DATA))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (tmp_path, "", pipe):
+        with pytest.raises(OSError, match="give the name of one"):
+            server.ask("download", "films", "film.mp4", place)
+    assert server.requests == []
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_and_the_mode_of_a_file_stay(script, tmp_path) -> None:
+    path, link = tmp_path / "private.mp4", tmp_path / "link.mp4"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    link.symlink_to(path.name)
+    script(body(DATA)).ask("download", "films", "film.mp4", link)
+    assert link.is_symlink()
+    assert path.read_bytes() == DATA
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert sorted(tmp_path.iterdir()) == [link, path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(script, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "film.mp4"
+    synced: list[tuple[int, bool]] = []
+
+    def fsync(number: int) -> None:
+        synced.append((os.fstat(number).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    script(body(DATA)).ask("download", "films", "film.mp4", path)
+    assert synced == [(len(DATA), False)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cots_client import InputError, embedding, image, image_url, item, text
+from cots_client import InputError, PictureError, embedding, image, image_url, item, text
 from tests.client.conftest import answer
 
 DATA = b"not quite a picture"
@@ -108,7 +108,6 @@ class NoPicture(os.PathLike):
         ([0.1, 0.2], r"\[0\] is a float; accepted: .* embedding\(\)"),
         (["a dog", ["nested"]], r"\[1\] is a list"),
         ({"text": "a dog"}, "is a dict"),
-        (NoPicture(), r"'/nowhere/query.jpg' cannot be read \(No such file"),
         (io.StringIO("x"), "open it with mode 'rb'"),
     ],
 )
@@ -117,6 +116,26 @@ def test_what_is_no_query_is_refused_unsent(script, query, words) -> None:
     for method, asked in (("search", query), ("search_many", [query])):
         with pytest.raises(InputError, match=words):
             server.ask(method, "photos", asked)
+    assert server.requests == []
+
+
+def test_a_picture_that_cannot_be_read_is_refused_unsent(script) -> None:
+    server = script(answer())
+    closed = io.BytesIO(DATA)
+    closed.close()
+    words = r"'/nowhere/query.jpg' cannot be read \(No such file"
+    for query, told in ((NoPicture(), words), (closed, "cannot be read")):
+        with pytest.raises(InputError, match=told) as caught:
+            server.ask("search", "photos", query)
+        assert isinstance(caught.value, PictureError)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("source", [Path("a.jpg"), DATA, bytearray(DATA), memoryview(DATA), 7])
+def test_what_is_no_list_of_queries_is_refused_unsent(script, source) -> None:
+    server = script(answer())
+    with pytest.raises(InputError, match="takes a list of queries"):
+        server.ask("search_many", "photos", source)
     assert server.requests == []
 
 
@@ -131,6 +150,7 @@ def test_what_is_no_query_is_refused_unsent(script, query, words) -> None:
         (lambda: embedding([1, float("inf")]), "NaN or infinite"),
         (lambda: embedding([[1, 2]]), "flat list of numbers"),
         (lambda: embedding(5), "flat list of numbers"),
+        (lambda: embedding([10**400]), "flat list of numbers"),
         (lambda: image("/nowhere/a.jpg"), "cannot be read"),
         (lambda: image("a\0b"), "cannot be read"),
         (lambda: image(3.0), "a picture is a float"),
@@ -154,6 +174,11 @@ def test_options_that_are_none_are_refused_unsent(script) -> None:
             server.ask(method, "photos", query, include="metadata")
     with pytest.raises(InputError, match="as JSON"):
         server.ask("search", "photos", "a", filter={"year": {"gte": float("nan")}})
+    deep: dict = {}
+    for _ in range(100_000):
+        deep = {"not": deep}
+    with pytest.raises(InputError, match="as JSON"):
+        server.ask("search", "photos", "a", filter=deep)
     with pytest.raises(InputError, match="as JSON"):
         server.ask("search", "photos", "a lone \ud800 surrogate")
     for name in ("", None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from cots_client import (
     TransportError,
     UnavailableError,
 )
-from tests.client.conftest import URL, answer, error
+from tests.client.conftest import URL, Time, answer, error
 
 DATE = "Thu, 01 Jan 2026 12:00:00 GMT"
 RELOADED = {"gallery": "photos", "previous_version": None, "version": "2"}
@@ -52,6 +53,28 @@ def test_retry_after_is_honoured(script, status, headers, wait_s) -> None:
     server = script(error(status, **headers), answer())
     server.ask("search", "photos", "a dog", options={"timeout_s": 600})
     assert server.time.waits_s == [wait_s]
+
+
+@pytest.mark.parametrize(
+    ("made", "num_requests"),
+    [
+        (error(503, "gallery_unavailable"), 1),
+        (error(503, "out_of_memory"), 1),
+        (error(503, "gallery_unavailable", retry_after="1"), 2),
+        (error(503, "not_ready"), 2),
+        (error(503, "shutting_down"), 2),
+        (answer(503, {"error": {"message": "no backend", "code": "overloaded"}}), 2),
+        (answer(503, {"status": "down"}), 2),
+        (lambda request: httpx.Response(503, html="<h1>Service Unavailable</h1>"), 2),
+    ],
+)
+def test_a_server_that_is_away_for_good_is_asked_once(script, made, num_requests) -> None:
+    server = script(made, answer())
+    try:
+        server.ask("search", "photos", "a dog")
+    except UnavailableError:
+        assert num_requests == 1
+    assert len(server.requests) == num_requests
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun(script) -> None:
@@ -210,6 +233,34 @@ def test_health_is_told_at_once(script, failure) -> None:
     with pytest.raises(CotsError):
         server.ask("readiness")
     assert len(server.requests) == 1
+
+
+class Dripping(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body of which a byte comes every so often, for a quarter of an hour."""
+
+    def __init__(self, time: Time) -> None:
+        self._time = time
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(1000):
+            self._time.now_s += 0.9
+            yield b" "
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
+
+
+@pytest.mark.parametrize("method", ["is_live", "is_ready", "readiness"])
+def test_health_that_trickles_is_not_waited_for(script, method) -> None:
+    server = script(lambda request: httpx.Response(200, stream=Dripping(server.time)))
+    if method == "readiness":
+        with pytest.raises(DeadlineError, match="no answer within 2 s"):
+            server.ask(method, options={"timeout_s": 2})
+    else:
+        assert server.ask(method, options={"timeout_s": 2}) is False
+    assert len(server.requests) == 1
+    assert 2 < server.time.now_s - 100 < 3
 
 
 def test_reasons_come_with_a_503(script) -> None:

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -175,6 +176,50 @@ def test_what_fails_a_whole_batch_is_raised(cots) -> None:
     assert caught.value.param == "k"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_pictures_that_cannot_be_read_are_errors_in_their_places(
+    cots, tmp_path, batch_size
+) -> None:
+    gone = [tmp_path / f"gone{n}.jpg" for n in range(3)]
+    queries = [gone[0], "red", " ", gone[1], ["blue", gone[2]], picture(3), gone[0]]
+    results = cots.search_many("pets", queries, k=4, batch_size=batch_size)
+    codes = [getattr(result, "code", None) for result in results]
+    unread = "picture_unreadable"
+    assert codes == [unread, None, "text_empty", unread, unread, None, unread]
+    for number in (0, 2, 3, 4, 6):
+        assert (results[number].index, results[number].param.split(".")[:2]) == (
+            number,
+            ["queries", str(number)],
+        )
+    assert "gone1.jpg' cannot be read (No such file" in str(results[3])
+    for number in (1, 5):
+        assert ids(results[number]) == ids(cots.search("pets", queries[number], k=4))
+
+
+def test_queries_of_which_none_can_be_read_are_not_sent(script, tmp_path) -> None:
+    server = script(answer())
+    found = server.ask("search_many", "photos", [tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    assert [(error.index, error.code) for error in found] == [
+        (0, "picture_unreadable"),
+        (1, "picture_unreadable"),
+    ]
+    assert server.requests == []
+
+
+def test_what_fails_a_batch_is_numbered_as_given(script, tmp_path) -> None:
+    def refused(request: httpx.Request) -> httpx.Response:
+        message = "queries.1 and queries.10 are odd"
+        told = {"message": message, "type": "t", "code": "c", "param": "queries.1.text"}
+        return httpx.Response(422, json={"error": told})
+
+    found = {**FOUND, "results": [{"hits": []}, {"hits": []}]}
+    queries = [tmp_path / "gone.jpg", "a", "b", "c", "d"]
+    with pytest.raises(InvalidRequestError) as caught:
+        script(answer(200, found), refused).ask("search_many", "photos", queries, batch_size=2)
+    assert caught.value.param == "queries.4.text"
+    assert caught.value.message == "queries.4 and queries.10 are odd"
+
+
 def test_an_answer_of_fewer_results_is_refused(script) -> None:
     from cots_client import AnswerError
 
@@ -212,6 +257,12 @@ def test_a_picture_from_a_stream_is_asked_for_on_every_page(cots) -> None:
     whole = ids(cots.search("pets", picture(2), k=7))
     found = cots.iter_hits("pets", io.BytesIO(picture(2)), page_size=3, limit=7)
     assert [hit.id for hit in found] == whole
+
+
+def test_what_hits_include_is_asked_for_on_every_page(cots) -> None:
+    include = iter(["embedding"])
+    hits = list(cots.iter_hits("pets", "red", page_size=2, limit=5, include=include))
+    assert [hit.embedding is None for hit in hits] == [False] * 5
 
 
 def test_the_end_of_what_a_server_pages_is_an_error(serve) -> None:

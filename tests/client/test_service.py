@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import datetime
+from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 
@@ -14,9 +16,11 @@ from cots_client import (
     ConflictError,
     InputError,
     InvalidRequestError,
+    ModelChangedError,
     NotFoundError,
     image,
     item,
+    text,
 )
 from cots_model.images import decode_image
 from index_builder.manifest import VECTORS_FILE
@@ -97,6 +101,60 @@ def test_more_inputs_than_a_request_takes_are_split(cots, encoder) -> None:
     assert found.num_tokens == encoder.num_tokens(texts)
 
 
+def test_a_bad_input_is_told_by_its_number_in_what_was_given(cots) -> None:
+    for batch_size in (1, 3, 256):
+        with pytest.raises(InvalidRequestError) as caught:
+            cots.embed(["a", "b", "c", "d", " ", "e"], batch_size=batch_size)
+        assert caught.value.param == "input.4"
+        assert str(caught.value).startswith("input.4 ")
+
+
+def test_inputs_are_read_as_the_requests_are_made(script) -> None:
+    given: list[int] = []
+
+    def inputs() -> Iterator[str]:
+        for number in range(6):
+            given.append(number)
+            yield f"{number} dogs"
+
+    def embedded(request: httpx.Request) -> httpx.Response:
+        given_before.append(len(given))
+        data = [{"index": n, "embedding": vector([1, 0])} for n in range(2)]
+        return httpx.Response(200, json={"data": data, "model": "m"})
+
+    given_before: list[int] = []
+    assert len(script(embedded).ask("embed", inputs(), batch_size=2).vectors) == 6
+    assert given_before == [3, 5, 6]  # with the one that did not fit any more
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_a_picture_is_one_input_whatever_holds_its_bytes(script, kind) -> None:
+    body = {"data": [{"index": 0, "embedding": vector([1, 0])}], "model": "m"}
+    server = script(answer(200, body))
+    assert server.ask("embed", kind(b"data")).vectors == ((1.0, 0.0),)
+    assert server.bodies()[0]["input"] == [base64.b64encode(b"data").decode()]
+
+
+def vector(numbers: list[float]) -> str:
+    """As the service sends it."""
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
+@pytest.mark.parametrize(("model", "numbers"), [("m2", [1, 0]), ("m1", [1, 0, 0])])
+def test_vectors_of_two_models_are_not_joined(script, model, numbers) -> None:
+    first = {"data": [{"index": 0, "embedding": vector([1, 0])}], "model": "m1"}
+    second = {"data": [{"index": 0, "embedding": vector(numbers)}], "model": model}
+    server = script(answer(200, first), answer(200, second))
+    with pytest.raises(ModelChangedError, match=r"m1 \(2 numbers\) and .* embed all of them again"):
+        server.ask("embed", ["a", "b"], batch_size=1)
+
+
+def test_vectors_of_one_answer_are_of_one_length(script) -> None:
+    data = [{"index": n, "embedding": vector([1] * (n + 1))} for n in range(2)]
+    with pytest.raises(AnswerError, match="several lengths"):
+        script(answer(200, {"data": data, "model": "m"})).ask("embed", ["a", "b"])
+
+
 def test_a_model_and_dimensions_that_are_not_served_are_refused(cots) -> None:
     assert cots.embed("a", model="tiny", dimensions=32).model == "tiny"
     with pytest.raises(NotFoundError) as caught:
@@ -117,6 +175,8 @@ def test_a_model_and_dimensions_that_are_not_served_are_refused(cots) -> None:
         (["a", b"x"], "image and text"),
         ([item("x")], "item_id"),
         ([1], r"inputs\[0\] is a int"),
+        ([image(b"x", weight=-3)], r"inputs\[0\] has weight -3"),
+        (["a", text("b", weight=2)], r"inputs\[1\] has weight 2"),
     ],
 )
 def test_inputs_that_are_none_are_refused_unsent(script, inputs, words) -> None:
@@ -157,6 +217,15 @@ def test_a_server_that_is_not_there_is_not_live(free_address) -> None:
     with Client(free_address, max_retries=0) as client:
         assert not client.is_live()
         assert not client.is_ready()
+
+
+def test_a_client_that_is_closed_is_told_and_no_server_is_live(server) -> None:
+    client = Client(server.url)
+    client.close()
+    assert not client.is_live()
+    assert not client.is_ready()
+    with pytest.raises(InputError, match="the client is closed"):
+        client.galleries()
 
 
 @pytest.fixture
