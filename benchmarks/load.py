@@ -114,7 +114,7 @@ def conclude(bare: dict[str, dict[str, float]], kinds: dict[str, Any]) -> dict[s
     """The ratios that matter."""
     found = {}
     for kind, figures in kinds.items():
-        bare_ms = bare["bare_ms"][kind] + bare["bare_ms"]["search"]
+        bare_ms = bare["bare_ms"][kind]
         most = max(step["answered_per_s"] for step in figures["rates"])
         rejected = [step["rejected_ms"]["p99"] for step in figures["rates"] if step["rejected_ms"]]
         found[kind] = {

@@ -7,6 +7,7 @@ of each arrival is drawn beforehand, and latency counts from that time, whatever
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -112,6 +113,8 @@ async def open_loop(
         on_outcome: told of each outcome, instead of keeping them.
         stop: ends the arrivals early.
     """
+    gc.collect()
+    gc.freeze()  # looking through all libraries now and then would look like waiting
     outcomes: list[Outcome] = []
     keep = on_outcome or outcomes.append
     running: set[asyncio.Task[None]] = set()
@@ -135,6 +138,7 @@ async def open_loop(
             running.add(task)
             task.add_done_callback(running.discard)
         await asyncio.gather(*running)
+    gc.unfreeze()
     return outcomes
 
 

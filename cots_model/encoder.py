@@ -21,6 +21,7 @@ from cots_model import checkpoint
 from cots_model.config import Precision
 from cots_model.cores import map_on_cores
 from cots_model.errors import CheckpointError, InputError
+from cots_model.fused_bert import FusedBert, can_fuse
 from cots_model.model import CotsModel
 from cots_model.precision import use_int8
 from cots_model.preprocess import PicturePreprocess, Preprocess
@@ -71,6 +72,8 @@ class Encoder:
         self.fingerprint = fingerprint
         self.device = next(model.parameters()).device
         self._precision: Precision = precision
+        fused = self._on_cpu and precision == "float32" and can_fuse(model.text)
+        self._text_feature = FusedBert(model.text).feature if fused else model.text.feature
 
     @classmethod
     def load(
@@ -175,9 +178,7 @@ class Encoder:
         tok_BL, mask_BL = self._preprocess.text(texts)
         with torch.inference_mode():
             with self._autocast():
-                feature_BD = self.model.text.feature(
-                    tok_BL.to(self.device), mask_BL.to(self.device)
-                )
+                feature_BD = self._text_feature(tok_BL.to(self.device), mask_BL.to(self.device))
             return _to_numpy(self.model.project_text(feature_BD.float()))
 
     def _stack(self, parts: list[Vectors]) -> Vectors:

@@ -123,14 +123,18 @@ class Preprocess:
 
     def image(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture (see `decode_image`) into `[3,H,W]` float32, normalised."""
-        return self.normalise(self.pixels(img))
+        return torch.from_numpy(_normalised(self._resized(img), self.config.mean, self.config.std))
 
     def pixels(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture into `[3,H,W]` uint8: a quarter of the bytes, for `normalise`."""
+        return torch.from_numpy(self._resized(img))
+
+    def _resized(self, img: Image.Image) -> NDArray[np.uint8]:
+        """`[3,H,W]`; by NumPy, for PyTorch would start threads for it in each that calls."""
         if img.mode != "RGB":
             raise ValueError(f"an RGB picture is needed, not {img.mode}; use decode_image")
         resized = resize(img, self.config.image_size, self.config.resize)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
     @property
     def normalise(self) -> Normalise:
@@ -183,7 +187,9 @@ class PackedPreprocess:
 
     def image(self, img: Image.Image) -> Tensor:
         """Turn an RGB picture into `[X]` float32."""
-        return torch.cat([p.image(img).flatten() for p in self._distinct])
+        return torch.from_numpy(
+            np.concatenate([p.image(img).numpy().ravel() for p in self._distinct])
+        )
 
     def unpack(self, img_BX: Tensor) -> list[Tensor]:
         """Split `[B,X]` into each member's pixels `[B,3,H,W]`."""
@@ -191,6 +197,15 @@ class PackedPreprocess:
         parts = img_BX.split([3 * side * side for side in sides], dim=1)
         images = [x.view(-1, 3, side, side) for x, side in zip(parts, sides, strict=True)]
         return [images[place] for place in self._place_of_member]
+
+
+def _normalised(
+    pixels_CHW: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.float32]:
+    """What `Normalise` gives, bit by bit."""
+    mean_C11, std_C11 = (np.array(one, np.float32)[:, None, None] for one in (mean, std))
+    scaled: NDArray[np.float32] = pixels_CHW.astype(np.float32) / np.float32(255)
+    return (scaled - mean_C11) / std_C11
 
 
 def squared(img: Image.Image, side: int, how: Literal["squash", "crop"]) -> NDArray[np.float32]:

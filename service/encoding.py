@@ -173,8 +173,11 @@ class Embedder:
         return np.split(z_BE, np.cumsum([len(job) for job in jobs])[:-1])
 
     def _encode_texts(self, texts: list[str]) -> Vectors:
-        """Those of like length together, for padding is work too."""
-        order_B = np.argsort([len(text) for text in texts], kind="stable")
+        """Those of like length together, for padding is work too; the longest first.
+
+        Cores take a few each in turn, and end together if what is left at the end is short.
+        """
+        order_B = np.argsort([-len(text) for text in texts], kind="stable")
         sorted_BE = self._in_parts(self.encoder.encode_texts, [texts[n] for n in order_B])
         z_BE = np.empty_like(sorted_BE)
         z_BE[order_B] = sorted_BE

@@ -7,9 +7,9 @@ import binascii
 import hashlib
 import hmac
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,14 +27,17 @@ log = logging.getLogger("service.requests")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
 _ROUTING = ("route", "fastapi")
 """Keys that tell, after the routing, which route it was."""
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
-}
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+]
+
+_numbers = random.Random()
+"""Seeded by the system, which need not be asked for each request: ids are names, not secrets."""
 
 
 class RequestLog:
@@ -120,7 +123,7 @@ class Answered:
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if _REQUEST_ID.match(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.match(given) else f"{_numbers.getrandbits(128):032x}"
 
 
 def _route(scope: Scope) -> str:
@@ -152,9 +155,10 @@ class SecurityHeaders:
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                own = {name.lower() for name, _ in headers}
+                missing = [header for header in _HEADERS if header[0] not in own]
+                message = {**message, "headers": [*headers, *missing]}
             await send(message)
 
         await self._app(scope, receive, guarded)

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
+from service.http import BoundedHttp
 from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
@@ -168,17 +169,7 @@ def serve(
     Raises:
         ServerError: if the application could not start.
     """
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(
-            1, int(settings.grace_s - settings.drain_s - CLOSE_S - SETTLE_S)
-        ),
-        h11_max_incomplete_event_size=64 * 1024,
-    )
+    config = server_config(app, settings)
     server = GracefulServer(config, settings, shared=shared)
     if on_start is not None:
         on_start(address_of(listener))
@@ -186,6 +177,21 @@ def serve(
     if not server.started:
         raise ServerError("the service could not start; the log above says why")
     return bool(app.state.ended)
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(
+            1, int(settings.grace_s - settings.drain_s - CLOSE_S - SETTLE_S)
+        ),
+    )
 
 
 def leave() -> NoReturn:

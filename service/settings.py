@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -224,6 +225,7 @@ class Settings(BaseSettings):
         return frozenset(self.allowed_hosts)
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     if host.lower() == "localhost":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -35,11 +36,20 @@ class Resources:
 
     @classmethod
     def load(cls, settings: Settings) -> Resources:
-        """Load the checkpoint, then every gallery made by it.
+        """Load the checkpoint, then every gallery made by it, in a thread that ends with it.
+
+        A thread that has computed keeps helpers for as long as it lives, and OpenMP lets all
+        helpers sleep between two products once they are more than the cores. Only the encoder's
+        thread should have some: a query alone then takes a quarter less.
 
         Raises:
             InputError: if there is no gallery, or the checkpoint or all galleries are unusable.
         """
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+            return pool.submit(cls._load, settings).result()
+
+    @classmethod
+    def _load(cls, settings: Settings) -> Resources:
         find_galleries(settings.galleries)  # a wrong folder is said before the model is loaded
         encoder = Encoder.load(
             settings.checkpoint, device=settings.device, precision=settings.precision

@@ -7,6 +7,7 @@ encoded together. Decoding and searching are pools of several threads that take 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -58,19 +59,28 @@ class _Job(Generic[P, R]):
     def wanted(self) -> bool:
         return not self.future.done() and time.monotonic() < self.deadline_s
 
-    def finish(self, done: Done[R] | None, error: Exception | None) -> None:
-        def deliver() -> None:
-            if self.future.done():
-                return
-            if error is not None:
-                self.future.set_exception(error)
-            elif done is not None:
-                self.future.set_result(done)
+    def fail(self, error: Exception) -> None:
+        """Call it in the event loop of the job."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
-        try:
-            self.loop.call_soon_threadsafe(deliver)
-        except RuntimeError:  # the loop has ended: nobody waits any more
-            log.debug("result dropped: the event loop is closed")
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:  # the loop has ended: nobody waits any more
+        log.debug("result dropped: the event loop is closed")
+
+
+def _deliver(finished: Sequence[tuple[_Job[P, R], Done[R]]]) -> None:
+    """Give jobs of one event loop their results; waking the loop for each would take longer."""
+
+    def deliver() -> None:
+        for job, done in finished:
+            if not job.future.done():
+                job.future.set_result(done)
+
+    _in_loop(finished[0][0].loop, deliver)
 
 
 class WorkerPool(Generic[P, R]):
@@ -131,15 +141,12 @@ class WorkerPool(Generic[P, R]):
         loop = asyncio.get_running_loop()
         job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic(), urgent)
         self._put(job)
-        waiting = asyncio.timeout(max(0.0, deadline_s - time.monotonic()))
+        late = DeadlineError(f"{self.name}: not finished before the deadline")
+        timer = loop.call_later(deadline_s - job.submitted_s, job.fail, late)
         try:
-            async with waiting:
-                done = await job.future
-        except TimeoutError as err:
-            if not waiting.expired():
-                raise
-            raise DeadlineError(f"{self.name}: not finished before the deadline") from err
+            done = await job.future
         finally:
+            timer.cancel()
             self._discard(job)
         job_done(self.name, queue_ms=done.queue_ms, work_ms=done.work_ms)
         return done
@@ -234,14 +241,17 @@ class WorkerPool(Generic[P, R]):
             self._serve_apart(jobs, err)
             return
         work_ms = (time.monotonic() - begun_s) * 1000
+        finished: dict[asyncio.AbstractEventLoop, list[tuple[_Job[P, R], Done[R]]]] = {}
         for job, value in zip(jobs, values, strict=True):
-            queue_ms = (begun_s - job.submitted_s) * 1000
-            job.finish(Done(value, queue_ms, work_ms), None)
+            done = Done(value, (begun_s - job.submitted_s) * 1000, work_ms)
+            finished.setdefault(job.loop, []).append((job, done))
+        for of_loop in finished.values():
+            _deliver(of_loop)
 
     def _serve_apart(self, jobs: list[_Job[P, R]], err: Exception) -> None:
         """One bad job fails alone: after a failed batch, each job is run by itself."""
         if len(jobs) == 1:
-            jobs[0].finish(None, err)
+            _in_loop(jobs[0].loop, functools.partial(jobs[0].fail, err))
             return
         for job in jobs:
             self._serve([job] if job.wanted() else [])

@@ -13,8 +13,8 @@ import numpy as np
 
 from cots_model.errors import GalleryError
 from index_builder.indexes.faiss_file import read_index
-from index_builder.indexes.kinds import threads
 from index_builder.indexes.structure import list_of
+from index_builder.indexes.threads import threads
 from index_builder.manifest import IndexInfo
 from index_builder.vectors import Rows, StoredVectors
 

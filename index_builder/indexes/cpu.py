@@ -10,6 +10,7 @@ from typing import Any
 import faiss
 
 from index_builder.indexes.effort import Effort
+from index_builder.indexes.threads import at_most
 from index_builder.vectors import Rows, Vectors
 
 _faiss: Any = faiss  # its types know half of what is used here
@@ -24,9 +25,10 @@ class CpuProposer:
 
     def propose(self, query_QE: Vectors, width: int, effort: Effort) -> tuple[Vectors, Rows]:
         """Rough scores and rows `[Q,W]` of each query, best first; row -1 where none was found."""
-        found: tuple[Vectors, Rows] = self._index.search(
-            query_QE, width, params=self._parameters(effort, width)
-        )
+        with at_most(len(query_QE)):
+            found: tuple[Vectors, Rows] = self._index.search(
+                query_QE, width, params=self._parameters(effort, width)
+            )
         return found
 
     def _parameters(self, effort: Effort, width: int) -> Any:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import faiss
 import numpy as np
 
 from cots_model.hardware import num_cores
+from index_builder.indexes.threads import threads
 from index_builder.manifest import IndexKind, Parameter
 from index_builder.vectors import StoredVectors, Vectors
 
@@ -154,14 +154,3 @@ def _set_clustering(clustering: faiss.ClusteringParameters) -> None:
     clustering.niter = _ITERATIONS
     clustering.min_points_per_centroid = 1  # no warnings on stderr
     clustering.max_points_per_centroid = 1 << 20  # what is given is what is used
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many FAISS threads for what this thread calls, and those of before afterwards."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

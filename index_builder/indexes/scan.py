@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 
 from index_builder.indexes.effort import Effort
+from index_builder.indexes.threads import at_most
 from index_builder.vectors import BLOCK, Rows, StoredVectors, VectorRows, Vectors
 
 _CONVERTED_BLOCK = 4096  # float32 rows that stay in the caches until they are scored
@@ -30,9 +31,10 @@ class VectorScan:
         rows_QW = np.empty((len(query_QE), 0), np.int64)
         start = 0
         for block_nE in self._vectors.blocks(self._block):
-            found_Qw, rows_Qw = faiss.knn(
-                query_QE, block_nE, min(width, len(block_nE)), metric=faiss.METRIC_INNER_PRODUCT
-            )
+            with at_most(len(query_QE)):
+                found_Qw, rows_Qw = faiss.knn(
+                    query_QE, block_nE, min(width, len(block_nE)), metric=faiss.METRIC_INNER_PRODUCT
+                )
             scores_QW = np.concatenate([scores_QW, found_Qw], axis=1)
             rows_QW = np.concatenate([rows_QW, rows_Qw + start], axis=1)
             if scores_QW.shape[1] > width:

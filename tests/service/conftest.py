@@ -24,7 +24,7 @@ from index_builder.build import build_gallery
 from index_builder.options import BuildOptions
 from service.app import create_app
 from service.galleries import Registry
-from service.server import address_of, bind
+from service.server import address_of, bind, server_config
 from service.settings import Settings
 from service.state import Resources
 
@@ -69,8 +69,7 @@ class Running:
         self.app = create_app(settings, resources)
         self._listener = bind("127.0.0.1", 0)
         self.url = address_of(self._listener)
-        config = uvicorn.Config(self.app, log_config=None, access_log=False)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(server_config(self.app, settings))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True
         )

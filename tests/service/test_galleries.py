@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 
+from cots_model.encoder import Encoder
 from cots_model.errors import GalleryError, InputError
 from index_builder.indexes.open import open_index
 from service.galleries import Registry
@@ -80,3 +82,17 @@ def test_the_device_of_the_settings_is_that_of_the_indexes(root, checkpoint, mon
     monkeypatch.setattr("index_builder.gallery.open_index", recording)
     Resources.load(Settings(galleries=root, checkpoint=str(checkpoint), device=device))
     assert asked == [device] * 2
+
+
+def test_what_loads_ends_so_that_only_the_encoder_has_helpers(root, checkpoint, monkeypatch):
+    threads = []
+
+    def recording(*args, load=Encoder.load, **options):
+        threads.append(threading.current_thread())
+        return load(*args, **options)
+
+    monkeypatch.setattr("service.state.Encoder.load", recording)
+    Resources.load(Settings(galleries=root, checkpoint=str(checkpoint)))
+    [thread] = threads
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()

@@ -1,11 +1,15 @@
 """Exact search: against a plain sort, however vectors are stored, with ties where they hurt."""
 
+import faiss
 import numpy as np
 import pytest
 
+from index_builder.indexes.cpu import CpuProposer
+from index_builder.indexes.effort import Effort
 from index_builder.indexes.exact import ExactIndex, exact_scores
 from index_builder.indexes.open import open_index
 from index_builder.indexes.scan import VectorScan
+from index_builder.indexes.threads import threads
 from index_builder.vectors import StoredVectors
 from tests.index_builder.indexes.conftest import built, random_unit, reference, stored, unit
 
@@ -106,3 +110,26 @@ def test_exact_index_takes_vectors_of_any_length(tmp_path):
     scan = ExactIndex(VectorScan(vectors), vectors)
     query_QE = 7 * random_unit(5, 32, 1)
     assert np.array_equal(scan.search(query_QE, 20)[1], reference(query_QE, vectors, 20)[1])
+
+
+@pytest.mark.parametrize(("num_queries", "most"), [(1, 1), (2, 2), (3, 3), (40, 3)])
+@pytest.mark.parametrize("how", ["index", "scan"])
+def test_a_query_gets_one_thread_at_most(tmp_path, monkeypatch, how, num_queries, most):
+    vectors = stored(random_unit(50, 8), tmp_path / "v.npy")
+    used = []
+
+    class Index:
+        def search(self, query_QE, width, params):
+            used.append(faiss.omp_get_max_threads())
+            return np.empty((len(query_QE), width)), np.empty((len(query_QE), width))
+
+    def knn(*args, real=faiss.knn, **options):
+        used.append(faiss.omp_get_max_threads())
+        return real(*args, **options)
+
+    monkeypatch.setattr(faiss, "knn", knn)
+    proposer = CpuProposer(Index()) if how == "index" else VectorScan(vectors)
+    with threads(3):
+        proposer.propose(random_unit(num_queries, 8), 5, Effort())
+        assert faiss.omp_get_max_threads() == 3
+    assert used == [most]

@@ -1,0 +1,106 @@
+"""What comes before, between and after bodies is bounded; the rest is read as HTTP says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+
+import httpx
+import pytest
+
+from service.http import MAX_HEAD_BYTES
+
+BODY = json.dumps({"query": "a dog", "k": 1}).encode()
+SEARCH = b"POST /v1/galleries/pets/search HTTP/1.1\r\nHost: localhost\r\n"
+JSON_TYPE = b"Content-Type: application/json\r\n"
+CHUNKED = SEARCH + JSON_TYPE + b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = 8 * MAX_HEAD_BYTES
+
+
+@pytest.fixture
+def connection(server):
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as sock:
+        yield sock
+
+
+def send_until_refused(connection, *parts: bytes) -> bytes:
+    """Whatever comes back once the server has stopped to read, or all is sent."""
+    with contextlib.suppress(ConnectionError):
+        for part in parts:
+            connection.sendall(part)
+    return read_answer(connection)
+
+
+def read_answer(connection) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"a" * ENDLESS,
+        SEARCH + b"X-Long: " + b"a" * ENDLESS,
+        SEARCH + b"a" * ENDLESS,
+        SEARCH + b"a: b\r\n" * (ENDLESS // 6),
+        CHUNKED + b"1;" + b"a" * ENDLESS,
+        CHUNKED + b"0\r\nX-Trailer: " + b"a" * ENDLESS,
+        CHUNKED + b"0\r\n" + b"a: b\r\n" * (ENDLESS // 6),
+    ],
+    ids=["path", "value", "name", "headers", "extension", "trailer", "trailers"],
+)
+def test_what_never_ends_is_refused(connection, request_, size) -> None:
+    answer = send_until_refused(connection, *pieces(request_, size))
+    assert not answer or answer.startswith(b"HTTP/1.1 4")  # a reset may overtake the answer
+
+
+def test_long_header_that_ends_is_taken(connection) -> None:
+    head = b"X-Long: " + b"a" * (MAX_HEAD_BYTES - 2000) + b"\r\n"
+    length = b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(BODY)
+    connection.sendall(SEARCH + JSON_TYPE + head + length + BODY)
+    assert read_answer(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_bound_is_for_each_request_of_a_connection(connection) -> None:
+    head = SEARCH + JSON_TYPE + b"X-Long: " + b"a" * (MAX_HEAD_BYTES - 2000) + b"\r\n"
+    length = b"Content-Length: %d\r\n" % len(BODY)
+    one = head + length + b"\r\n" + BODY
+    last = head + length + b"Connection: close\r\n\r\n" + BODY
+    connection.sendall(one * 2 + last)
+    assert read_answer(connection).count(b"HTTP/1.1 200") == 3
+
+
+def test_body_of_many_small_chunks_is_taken(connection) -> None:
+    padded = BODY + b" " * MAX_HEAD_BYTES  # six bytes around each: far more than a head may have
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in padded)
+    connection.sendall(CHUNKED.replace(b"chunked", b"chunked\r\nConnection: close") + chunks)
+    connection.sendall(b"0\r\n\r\n")
+    assert read_answer(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        SEARCH + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        SEARCH + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        SEARCH + b"Content-Length : 3\r\n\r\nabc",
+        SEARCH + b"Transfer-Encoding: gzip, chunked, identity\r\n\r\nabc",
+        SEARCH + b"X: a\x00b\r\n\r\n",
+        b"GET /livez HTTP/1.1 \x00\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["both", "two", "space", "coding", "nul", "line", "tls"],
+)
+def test_framing_that_others_could_read_differently_is_refused(connection, request_) -> None:
+    connection.sendall(request_)
+    assert read_answer(connection).startswith(b"HTTP/1.1 400")
