@@ -7,10 +7,11 @@ of each arrival is drawn beforehand, and latency counts from that time, whatever
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,15 +114,12 @@ async def open_loop(
         on_outcome: told of each outcome, instead of keeping them.
         stop: ends the arrivals early.
     """
-    gc.collect()
-    gc.freeze()  # looking through all libraries now and then would look like waiting
     outcomes: list[Outcome] = []
     keep = on_outcome or outcomes.append
     running: set[asyncio.Task[None]] = set()
     timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
-    async with aiohttp.ClientSession(
-        url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
+
+    async def send_all(session: aiohttp.ClientSession) -> None:
         begun_s = time.perf_counter()
 
         async def send(call: Call, due: float) -> None:
@@ -138,8 +136,24 @@ async def open_loop(
             running.add(task)
             task.add_done_callback(running.discard)
         await asyncio.gather(*running)
-    gc.unfreeze()
+
+    connector = aiohttp.TCPConnector(limit=0)
+    session = aiohttp.ClientSession(url, timeout=timeout, connector=connector)
+    with _libraries_left_alone():
+        async with session:
+            await send_all(session)
     return outcomes
+
+
+@contextlib.contextmanager
+def _libraries_left_alone() -> Iterator[None]:
+    """To look through all of them for garbage, now and then, would look like waiting."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def _exchange(

@@ -18,6 +18,8 @@ from cots_cli.bench_report import Report, Stage, measure
 from cots_model.encoder import Encoder, Vectors
 from cots_model.hardware import describe_hardware, num_cores
 from cots_model.images import decode_image
+from index_builder.indexes.cpu import CpuProposer
+from index_builder.indexes.effort import Effort
 
 SENTENCES = (
     "a dog",
@@ -94,7 +96,13 @@ def _searching(dim: int, *, items: int, k: int, runs: int) -> Stage:
     for start in range(0, items, 100_000):
         index.add(_unit_vectors(rng, min(100_000, items - start), dim))
     queries = cycle(_unit_vectors(rng, 16, dim))
-    return measure("search", lambda: index.search(next(queries)[None], min(k, items)), runs=runs)
+    proposer = CpuProposer(index)
+    width = min(k, items)
+
+    def search() -> object:
+        return proposer.propose(next(queries)[None], width, Effort())
+
+    return measure("search", search, runs=runs)
 
 
 def _unit_vectors(rng: np.random.Generator, count: int, dim: int) -> Vectors:

@@ -89,7 +89,11 @@ def _serve(settings: Settings) -> None:
         from service.app import create_app
         from service.state import Resources
 
-        app = create_app(settings, Resources.load(settings))
+        try:
+            app = create_app(settings, Resources.load(settings))
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted", err=True)
+            leave(130)
         if not serve(app, settings, listener, on_start=_say_address):
             leave()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cots_model import checkpoint
 from cots_model.config import Precision
-from cots_model.cores import map_on_cores
+from cots_model.cores import core_part, map_on_cores
 from cots_model.errors import CheckpointError, InputError
 from cots_model.fused_bert import FusedBert, can_fuse
 from cots_model.model import CotsModel
@@ -136,7 +136,7 @@ class Encoder:
 
         A GPU takes `batch_size` at a time, each core of a CPU a few.
         """
-        size = _CORE_TEXTS if self._on_cpu else batch_size
+        size = core_part(len(texts), _CORE_TEXTS) if self._on_cpu else batch_size
         parts = [texts[start : start + size] for start in range(0, len(texts), size)]
         return self._stack(self._map(self._encode_text_batch, parts))
 
@@ -153,7 +153,8 @@ class Encoder:
 
         A GPU takes the batch whole, each core of a CPU a few pictures at a time.
         """
-        size = _CORE_PICTURES if self._on_cpu else max(len(img_BCHW), 1)
+        count = len(img_BCHW)
+        size = core_part(count, _CORE_PICTURES) if self._on_cpu else max(count, 1)
         return self._stack(self._map(self._encode_pixel_chunk, img_BCHW.split(size)))
 
     def _encode_pixel_chunk(self, img_BCHW: Tensor) -> Vectors:

@@ -20,7 +20,7 @@ from cots_model.text_tower import TextTower, masked_mean
 
 
 class FusedBert:
-    """A BERT text tower, its weights shared with the tower they are of.
+    """A BERT text tower, its weights shared with the tower they are of (until either is moved).
 
     `torch.nn.TransformerEncoderLayer` computes a layer whole when nothing has to be differentiated;
     what it gives differs from the tower's by rounding alone.
@@ -48,6 +48,7 @@ def can_fuse(tower: TextTower) -> bool:
     config = trunk.config
     return (
         config.hidden_act == "gelu"
+        and getattr(config, "position_embedding_type", "absolute") == "absolute"
         and config.num_attention_heads % 2 == 0
         and not config.is_decoder
         and next(trunk.parameters()).dtype == torch.float32

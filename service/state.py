@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -45,8 +46,21 @@ class Resources:
         Raises:
             InputError: if there is no gallery, or the checkpoint or all galleries are unusable.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-            return pool.submit(cls._load, settings).result()
+        loaded: Future[Resources] = Future()
+
+        def load() -> None:
+            try:
+                loaded.set_result(cls._load(settings))
+            except BaseException as err:  # noqa: BLE001 - whatever it is, the one who waits gets it
+                loaded.set_exception(err)
+
+        thread = threading.Thread(target=load, name="load", daemon=True)
+        thread.start()
+        try:
+            return loaded.result()
+        finally:
+            if loaded.done():  # or it is interrupted, and does not wait
+                thread.join()
 
     @classmethod
     def _load(cls, settings: Settings) -> Resources:

@@ -64,6 +64,10 @@ class _Job(Generic[P, R]):
         if not self.future.done():
             self.future.set_exception(error)
 
+    def expire(self, pool: str) -> None:
+        """Likewise."""
+        self.fail(DeadlineError(f"{pool}: not finished before the deadline"))
+
 
 def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
     try:
@@ -141,13 +145,13 @@ class WorkerPool(Generic[P, R]):
         loop = asyncio.get_running_loop()
         job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic(), urgent)
         self._put(job)
-        late = DeadlineError(f"{self.name}: not finished before the deadline")
-        timer = loop.call_later(deadline_s - job.submitted_s, job.fail, late)
+        timer = loop.call_later(deadline_s - job.submitted_s, job.expire, self.name)
         try:
             done = await job.future
         finally:
             timer.cancel()
             self._discard(job)
+            del job  # its error holds this frame, which must not hold it and what it was given
         job_done(self.name, queue_ms=done.queue_ms, work_ms=done.work_ms)
         return done
 

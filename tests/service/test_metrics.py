@@ -52,7 +52,7 @@ def test_requests_are_counted_by_the_template_of_their_route(fresh) -> None:
         fresh.client.get(f"/v1/galleries/pets/items/{name}")
     fresh.client.head("/v1/galleries/pets/items/cat.jpg")
     fresh.client.get("/nope")
-    fresh.client.request("PROPFIND", "/livez")
+    fresh.client.request("BREW", "/livez")
     samples = scrape(fresh)
     item = "/v1/galleries/{g}/items/{item_id}"
     assert requests(samples, "GET", item, 200) == 2

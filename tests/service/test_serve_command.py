@@ -246,6 +246,31 @@ def test_a_server_ends_without_a_word_that_is_no_log(root, checkpoint) -> None:
         assert [line for line in running.lines if not line.startswith("{")] == said
 
 
+LOADING = """
+import sys
+import torch
+from cots_model.encoder import Encoder
+from cots_cli.main import main
+
+def load(*args, **options):
+    print("loading", file=sys.stderr, flush=True)
+    while True:
+        torch.randn(200, 200) @ torch.randn(200, 200)
+
+Encoder.load = load
+main()
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_model(root, checkpoint) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0)
+    with process(LOADING, "serve", *arguments) as running:
+        wait_until(lambda: any("loading" in line for line in running.lines), seconds=60)
+        running.popen.send_signal(signal.SIGINT)
+        assert running.end() == 130
+        assert any("interrupted" in line for line in running.lines)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read in /proc")
 def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
     root, checkpoint, tmp_path
