@@ -22,14 +22,15 @@ R = TypeVar("R")
 _START_LIMIT_S = 60.0
 
 
-def core_part(count: int, most: int) -> int:
-    """How many of `count` items make a part, `most` at most, so that all cores end together.
+def part_sizes(count: int, most: int) -> list[int]:
+    """How to divide `count` items into parts of `most` at most, so that all cores end together.
 
-    Seven parts for two cores are eight parts' time; so are two items that one core has both.
+    Seven parts take two cores as long as eight, and two items that one core has as long as two
+    turns; so each core has as many parts, of nearly the same size.
     """
     cores = torch.get_num_threads()
-    turns = math.ceil(count / (cores * most))
-    return math.ceil(count / (cores * max(1, turns))) or 1
+    number = min(count, cores * math.ceil(count / (cores * most)))
+    return [count // number + (place < count % number) for place in range(number)]
 
 
 def map_on_cores(call: Callable[[T], R], parts: Sequence[T]) -> list[R]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from cots_model import checkpoint
 from cots_model.config import Precision
-from cots_model.cores import core_part, map_on_cores
+from cots_model.cores import map_on_cores, part_sizes
 from cots_model.errors import CheckpointError, InputError
 from cots_model.fused_bert import FusedBert, can_fuse
 from cots_model.model import CotsModel
@@ -136,8 +137,9 @@ class Encoder:
 
         A GPU takes `batch_size` at a time, each core of a CPU a few.
         """
-        size = core_part(len(texts), _CORE_TEXTS) if self._on_cpu else batch_size
-        parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+        sizes = self._sizes(len(texts), _CORE_TEXTS, batch_size)
+        ends = list(accumulate(sizes))
+        parts = [texts[end - size : end] for size, end in zip(sizes, ends, strict=True)]
         return self._stack(self._map(self._encode_text_batch, parts))
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
@@ -154,8 +156,8 @@ class Encoder:
         A GPU takes the batch whole, each core of a CPU a few pictures at a time.
         """
         count = len(img_BCHW)
-        size = core_part(count, _CORE_PICTURES) if self._on_cpu else max(count, 1)
-        return self._stack(self._map(self._encode_pixel_chunk, img_BCHW.split(size)))
+        sizes = self._sizes(count, _CORE_PICTURES, count)
+        return self._stack(self._map(self._encode_pixel_chunk, img_BCHW.split(sizes)))
 
     def _encode_pixel_chunk(self, img_BCHW: Tensor) -> Vectors:
         img_BCHW = img_BCHW.to(self.device, memory_format=torch.channels_last)
@@ -163,6 +165,11 @@ class Encoder:
             with self._autocast():
                 feature_BD = self.model.image.feature(img_BCHW)
             return _to_numpy(self.model.project_image(feature_BD.float()))
+
+    def _sizes(self, count: int, of_core: int, of_gpu: int) -> list[int]:
+        if self._on_cpu:
+            return part_sizes(count, of_core)
+        return [min(of_gpu, count - start) for start in range(0, count, of_gpu)] if count else []
 
     @property
     def _on_cpu(self) -> bool:

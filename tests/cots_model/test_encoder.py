@@ -73,7 +73,9 @@ def test_encoder_takes_pixels_a_few_at_a_time_on_a_cpu(encoder):
     try:
         pixels_BCHW = encoder.preprocess.images(pictures(19))
         z_BE = encoder.encode_pixels(pixels_BCHW)
-        assert sorted(sizes) == [3, 4, 4, 4, 4]
+        assert sum(sizes) == 19
+        assert max(sizes) <= 4
+        assert max(sizes) - min(sizes) <= 1
         each_BE = [encoder.encode_pixels(pixels_BCHW[row : row + 1])[0] for row in range(19)]
     finally:
         hook.remove()
