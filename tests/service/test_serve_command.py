@@ -247,10 +247,13 @@ def test_a_server_ends_without_a_word_that_is_no_log(root, checkpoint) -> None:
 
 
 LOADING = """
+import signal
 import sys
 import torch
 from cots_model.encoder import Encoder
 from cots_cli.main import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
 
 def load(*args, **options):
     print("loading", file=sys.stderr, flush=True)
