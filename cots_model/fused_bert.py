@@ -35,8 +35,9 @@ class FusedBert:
     def feature(self, tok_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The text feature before projection, as `TextTower.feature`: `[B,D]`."""
         h_BLD: Tensor = self._embeddings(input_ids=tok_BL)
+        padding_BL = ~mask_BL
         for layer in self._layers:
-            h_BLD = layer(h_BLD, src_key_padding_mask=~mask_BL)
+            h_BLD = layer(h_BLD, src_key_padding_mask=padding_BL)
         return masked_mean(h_BLD, mask_BL)
 
 

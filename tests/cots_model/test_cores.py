@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cots_model.cores import map_on_cores, part_sizes
-from cots_model.encoder import Encoder
+from cots_model.encoder import Encoder, Vectors
 
 
 @pytest.fixture(autouse=True)
@@ -103,14 +103,19 @@ def test_a_forked_process_starts_threads_of_its_own() -> None:
     assert child.exitcode == 0
 
 
+def embed(encoder: Encoder, count: int) -> tuple[Vectors, Vectors]:
+    """The vectors of so many pictures, and of as many texts of several lengths."""
+    side = encoder.preprocess.image_size
+    img_BCHW = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+    texts = [f"{n} dogs in a park" * (1 + n % 3) for n in range(count)]
+    return encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+
+
 def test_vectors_of_other_numbers_of_threads_differ_by_rounding_alone(tiny_checkpoint) -> None:
     encoder = Encoder.load(tiny_checkpoint, device="cpu")
-    side = encoder.preprocess.image_size
-    img_BCHW = torch.randn(23, 3, side, side, generator=torch.Generator().manual_seed(0))
-    texts = [f"{n} dogs in a park" * (1 + n % 3) for n in range(23)]
-    several = encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+    several = embed(encoder, 23)
     torch.set_num_threads(1)
-    one = encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+    one = embed(encoder, 23)
     np.testing.assert_allclose(several[0], one[0], atol=1e-6)
     np.testing.assert_allclose(several[1], one[1], atol=1e-6)
     assert several[0].std() > 0.01
@@ -118,10 +123,8 @@ def test_vectors_of_other_numbers_of_threads_differ_by_rounding_alone(tiny_check
 
 def test_vectors_of_a_full_batch_are_the_same_for_one_core_and_two(tiny_checkpoint) -> None:
     encoder = Encoder.load(tiny_checkpoint, device="cpu")
-    side = encoder.preprocess.image_size
-    img_BCHW = torch.randn(32, 3, side, side, generator=torch.Generator().manual_seed(0))
-    texts = [f"{n} dogs in a park" * (1 + n % 3) for n in range(32)]
-    two = encoder.encode_pixels(img_BCHW), encoder.encode_texts(texts)
+    two = embed(encoder, 32)
     torch.set_num_threads(1)
-    assert (two[0] == encoder.encode_pixels(img_BCHW)).all()
-    assert (two[1] == encoder.encode_texts(texts)).all()
+    one = embed(encoder, 32)
+    assert (two[0] == one[0]).all()
+    assert (two[1] == one[1]).all()
