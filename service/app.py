@@ -92,11 +92,11 @@ def create_app(
     )
     app.state.ended = False
     install_error_handlers(app)
-    for router in (
+    for router in (  # each is asked in turn whether a request is for it
+        search.router,
         health.router,
         metrics.router,
         galleries.router,
-        search.router,
         items.router,
         openai.router,
         clip_retrieval.router,

@@ -99,11 +99,11 @@ def _read_options(form: FormData) -> SearchOptions:
         if not isinstance(value, str):
             raise invalid("invalid_value", f"{name} is a file; send a value", param=name)
         if name == "include":
-            names = [part.strip() for part in value.split(",") if part.strip()]
+            names = [part.strip() for part in value.split(",")] if value.strip() else []
             values[name] = [*values.get(name, []), *names]
         elif name in values:
             raise invalid("repeated_field", f"{name} was sent twice; send it once", param=name)
-        elif value.strip() != "":
+        else:
             values[name] = _read_filter(value) if name == "filter" else value
     try:
         return SearchOptions.model_validate(values)

@@ -38,6 +38,11 @@ async def embed_queries(
         QueueFullError, DeadlineError: see `WorkerPool.run`.
     """
     settings = service.settings
+    pictures = sum(
+        part.is_picture for query in queries if not isinstance(query, ApiError) for part in query
+    )
+    if pictures:
+        service.embedder.require_room(pictures, deadline_s=deadline_s)
     asked = await fetch_pictures(
         queries,
         service.fetcher,

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CotsError
-from service.worker import Done, WorkerPool
+from service.jobs import Done
+from service.worker import WorkerPool
 
 T = TypeVar("T")
 
-_TOGETHER = 32  # texts or pictures in one forward pass
+_TOGETHER = 32  # pictures in one forward pass
+_BATCH_S = 1.0
+"""Longer batches are no faster, and would take pictures that came after the next text."""
 
 
 def _nobody(kind: str, size: int) -> None:
@@ -98,7 +101,8 @@ class Embedder:
         Args:
             encoder: the model.
             capacity: jobs that may wait.
-            max_batch: most texts or pictures encoded together; a larger job goes alone.
+            max_batch: most texts or pictures encoded together, fewer if they would take over a
+                second; a larger job goes alone.
             max_wait_s: longest time a job waits for others to be encoded with.
             cached_texts: how many texts are remembered.
             on_batch: told of each batch, `text` or `image`, and how many.
@@ -110,8 +114,11 @@ class Embedder:
             self._encode,
             capacity=capacity,
             max_batch=max_batch,
+            max_batch_s=_BATCH_S,
+            cores=torch.get_num_threads() if encoder.device.type == "cpu" else 1,
             max_wait_s=max_wait_s,
             size=len,
+            work=len,
         )
         self._cache = TextCache(cached_texts)
 
@@ -139,6 +146,14 @@ class Embedder:
             self._cache.add(text, vector_E)
         z_BE = np.stack([cast("Vectors", found[text]) for text in job.texts])
         return Done(z_BE, done.queue_ms, done.work_ms)
+
+    def require_room(self, num_pictures: int, *, deadline_s: float) -> None:
+        """Refuse pictures, before they are decoded, that `embed` would refuse if it got them now.
+
+        Raises:
+            QueueFullError: see `WorkerPool.run`.
+        """
+        self._pool.require_room(Pixels, num_pictures, deadline_s=deadline_s)
 
     async def probe(self, *, timeout_s: float) -> None:
         """Run one text and one picture through the model, ahead of all that waits.
@@ -169,28 +184,18 @@ class Embedder:
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
         self._on_batch("text" if texts else "image", len(texts) or len(imgs))
-        z_BE = self._encode_texts(texts) if texts else self._in_parts(self._encode_pixels, imgs)
+        if texts:
+            z_BE = self._as_fits(self.encoder.encode_texts, texts)
+        else:
+            parts = [imgs[at : at + _TOGETHER] for at in range(0, len(imgs), _TOGETHER)]
+            z_BE = np.concatenate([self._as_fits(self._encode_pixels, part) for part in parts])
         return np.split(z_BE, np.cumsum([len(job) for job in jobs])[:-1])
-
-    def _encode_texts(self, texts: list[str]) -> Vectors:
-        """Those of like length together, for padding is work too; the longest first.
-
-        Cores take a few each in turn, and end together if what is left at the end is short.
-        """
-        order_B = np.argsort([-len(text) for text in texts], kind="stable")
-        sorted_BE = self._in_parts(self.encoder.encode_texts, [texts[n] for n in order_B])
-        z_BE = np.empty_like(sorted_BE)
-        z_BE[order_B] = sorted_BE
-        return z_BE
 
     def _encode_pixels(self, imgs: Sequence[Tensor]) -> Vectors:
         return self.encoder.encode_pixels(torch.stack(list(imgs)))
 
-    def _in_parts(self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T]) -> Vectors:
-        """Embed so many at a time as fit; half as many where the memory does not suffice."""
-        if len(items) > _TOGETHER:
-            parts = [items[at : at + _TOGETHER] for at in range(0, len(items), _TOGETHER)]
-            return np.concatenate([self._in_parts(encode, part) for part in parts])
+    def _as_fits(self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T]) -> Vectors:
+        """Embed all at once, or half as many at a time where the memory does not suffice."""
         try:
             return encode(items)
         except torch.OutOfMemoryError as err:
@@ -200,4 +205,4 @@ class Embedder:
                 ) from err
         middle = len(items) // 2
         halves = (items[:middle], items[middle:])
-        return np.concatenate([self._in_parts(encode, half) for half in halves])
+        return np.concatenate([self._as_fits(encode, half) for half in halves])

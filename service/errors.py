@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -15,12 +16,13 @@ from starlette.types import Receive, Scope, Send
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
 from index_builder.gallery import ItemNotFoundError
 from service.encoding import EncoderMemoryError
+from service.jobs import DeadlineError, PoolClosedError, QueueFullError
 from service.schemas import ErrorBody, ErrorResponse
-from service.worker import DeadlineError, PoolClosedError, QueueFullError
 
 log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MOST_RETRY_S = 60
 _CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
 
 
@@ -55,10 +57,14 @@ def invalid(code: str, message: str, *, param: str | None = None) -> ApiError:
     return ApiError(422, code, message, param=param)
 
 
-def overloaded() -> ApiError:
-    """A 429 that says when to come back."""
-    message = "the service is busy and its queue is full; try again after the Retry-After seconds"
-    return ApiError(429, "queue_full", message, headers={"Retry-After": "1"})
+def overloaded(retry_s: float = 0.0) -> ApiError:
+    """A 429 that says when to come back, in a second at least."""
+    message = (
+        "the service is busy: too much waits for this to be done in time; "
+        "try again after the Retry-After seconds"
+    )
+    seconds = min(max(1, math.ceil(retry_s)), _MOST_RETRY_S)
+    return ApiError(429, "queue_full", message, headers={"Retry-After": str(seconds)})
 
 
 def gallery_not_found(name: str) -> ApiError:
@@ -99,7 +105,7 @@ def to_api_error(err: Exception, *, param: str | None = None) -> ApiError:
         case ApiError():
             return err
         case QueueFullError():
-            return overloaded()
+            return overloaded(err.retry_s)
         case DeadlineError():
             return past_deadline()
         case PoolClosedError():

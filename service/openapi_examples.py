@@ -18,7 +18,7 @@ from service.errors import (
     past_deadline,
     to_api_error,
 )
-from service.worker import PoolClosedError
+from service.jobs import PoolClosedError
 
 
 @dataclass(frozen=True)

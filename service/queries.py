@@ -21,9 +21,9 @@ from index_builder.gallery import Gallery, ItemNotFoundError
 from service.encoding import Embedder, Pixels, Texts
 from service.errors import ApiError, invalid, to_api_error
 from service.fetch.fetcher import no_image_urls
+from service.jobs import DeadlineError, Done
 from service.schemas import QueryPart
 from service.settings import Settings
-from service.worker import DeadlineError, Done
 
 _FORMS = (
     'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
@@ -43,6 +43,12 @@ class Part:
     param: str
     file: bytes | None = None
     flat: bool = False
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it has to be decoded, maybe fetched before."""
+        forms = (self.file, self.spec.image, self.spec.image_url)
+        return any(form is not None for form in forms)
 
     def field(self, form: str) -> str:
         """Where the request has a form of this part, dotted."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from service.worker import DeadlineError
+from service.jobs import DeadlineError
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from service.errors import ApiError
 from service.galleries import Registry
 from service.gallery_status import GalleryStatus
-from service.worker import PoolClosedError
+from service.jobs import PoolClosedError
 
 log = logging.getLogger(__name__)
 

@@ -102,5 +102,8 @@ def upload_schema() -> dict[str, Any]:
         "contentMediaType": "application/json",
         "description": "as the filter of a search, in JSON",
     }
+    names = schema["properties"]["include"]["items"]
+    names["enum"] = [*names["enum"], ""]  # a form says so that nothing is to be included
+    schema["properties"]["min_score"] = {"type": "number"}  # there is no null in a form
     schema["required"] = ["file"]
     return schema

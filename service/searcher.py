@@ -20,8 +20,9 @@ from index_builder.gallery import Gallery
 from index_builder.search import Hit, search_gallery
 from service.errors import ApiError, invalid
 from service.hits import hit_body
+from service.jobs import DeadlineError, Done
 from service.schemas import HitBody, SearchOptions
-from service.worker import DeadlineError, Done, WorkerPool
+from service.worker import WorkerPool
 
 Found = list[list[HitBody]]
 """The hits of each query of a job."""

@@ -71,8 +71,10 @@ class Settings(BaseSettings):
         workers: processes that answer on the one address, each with a model of its own.
         worker_heartbeat_s: pause between the signs of life that several workers give their parent.
         worker_silent_s: a worker that gave none for so long is ended and replaced.
-        queue_size: jobs waiting for each kind of worker before 429.
-        encode_batch: most texts or pictures encoded together; a larger request goes alone.
+        queue_size: jobs waiting for each kind of worker before 429; fewer wait for the encoder
+            where more would not be done before their deadline.
+        encode_batch: most texts or pictures encoded together, fewer where that would take over a
+            second; a larger request goes alone.
         encode_wait_ms: longest time a text or picture waits for others to be encoded with; at 0
             those are encoded together that came while the encoder was at work.
         cached_texts: query texts whose vectors are remembered, about 1 kB each.

@@ -16,6 +16,7 @@ from cots_model.encoder import Encoder
 from service.encoding import Embedder
 from service.fetch import make_fetcher
 from service.galleries import Registry
+from service.jobs import Done
 from service.metrics import GalleryFigures, Metrics
 from service.readiness import Readiness
 from service.reloading import Reloader
@@ -23,7 +24,7 @@ from service.root import find_galleries
 from service.searcher import Searcher
 from service.settings import CLOSE_S, Settings
 from service.thumbnails import ThumbnailCache
-from service.worker import Done, WorkerPool
+from service.worker import WorkerPool
 
 T = TypeVar("T")
 

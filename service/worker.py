@@ -9,82 +9,28 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cots_model.errors import CotsError
+from service.jobs import (
+    Done,
+    Job,
+    PoolClosedError,
+    QueueFullError,
+    deliver_all,
+    in_loop,
+)
+from service.pace import Pace
 from service.stages import job_done
 
 log = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-
-
-class QueueFullError(CotsError):
-    """The queue holds as many jobs as it may."""
-
-
-class DeadlineError(CotsError):
-    """The job was not finished in time and has been dropped."""
-
-
-class PoolClosedError(CotsError):
-    """The pool takes no more jobs."""
-
-
-@dataclass(frozen=True)
-class Done(Generic[R_co]):
-    """A finished job: its result, the time it waited and the time its batch took."""
-
-    value: R_co
-    queue_ms: float
-    work_ms: float
-
-
-@dataclass(eq=False)
-class _Job(Generic[P, R]):
-    payload: P
-    deadline_s: float
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Done[R]]
-    submitted_s: float
-    urgent: bool
-
-    def wanted(self) -> bool:
-        return not self.future.done() and time.monotonic() < self.deadline_s
-
-    def fail(self, error: Exception) -> None:
-        """Call it in the event loop of the job."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def expire(self, pool: str) -> None:
-        """Likewise."""
-        self.fail(DeadlineError(f"{pool}: not finished before the deadline"))
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
-    try:
-        loop.call_soon_threadsafe(call)
-    except RuntimeError:  # the loop has ended: nobody waits any more
-        log.debug("result dropped: the event loop is closed")
-
-
-def _deliver(finished: Sequence[tuple[_Job[P, R], Done[R]]]) -> None:
-    """Give jobs of one event loop their results; waking the loop for each would take longer."""
-
-    def deliver() -> None:
-        for job, done in finished:
-            if not job.future.done():
-                job.future.set_result(done)
-
-    _in_loop(finished[0][0].loop, deliver)
 
 
 class WorkerPool(Generic[P, R]):
@@ -96,9 +42,15 @@ class WorkerPool(Generic[P, R]):
         capacity: jobs that may wait; one more raises `QueueFullError`.
         threads: number of threads.
         max_batch: most that `handle` is given at once, counted by `size`; a larger job goes alone.
+        max_batch_s: a batch that would take longer is cut there; the rest is for the next one.
+        cores: that share a batch; it is cut to a multiple of this many units, so that they end
+            together, and never below.
         max_wait_s: longest time a job that a thread is free for waits for others of its kind.
         kind: only jobs of one kind share a batch.
         size: of a job; 1 for each by default.
+        work: units of work of a job, each of which takes about as long for jobs of one type. Given
+            that, a job is refused if no thread is free for it and it would, by the pace of the
+            last batches, not be done before its deadline.
     """
 
     def __init__(
@@ -109,18 +61,25 @@ class WorkerPool(Generic[P, R]):
         capacity: int,
         threads: int = 1,
         max_batch: int = 1,
+        max_batch_s: float = math.inf,
+        cores: int = 1,
         max_wait_s: float = 0.0,
         kind: Callable[[P], object] = type,
         size: Callable[[P], int] = lambda _: 1,
+        work: Callable[[P], int] = lambda _: 0,
     ) -> None:
         self.name = name
         self._handle = handle
         self._capacity = capacity
         self._max_batch = max_batch
+        self._max_batch_s = max_batch_s
+        self._cores = cores
         self._max_wait_s = max_wait_s
         self._kind = kind
         self._size = size
-        self._jobs: deque[_Job[P, R]] = deque()
+        self._work_of = work
+        self._pace = Pace()
+        self._jobs: deque[Job[P, R]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -139,11 +98,12 @@ class WorkerPool(Generic[P, R]):
             urgent: goes first, and is accepted by a full queue.
 
         Raises:
-            QueueFullError: at once, if the queue is full.
+            QueueFullError: at once, if the queue is full, or too long for the deadline.
             DeadlineError: at the deadline; a job not yet begun is then never begun.
         """
         loop = asyncio.get_running_loop()
-        job = _Job[P, R](payload, deadline_s, loop, loop.create_future(), time.monotonic(), urgent)
+        units, now_s = self._work_of(payload), time.monotonic()
+        job = Job[P, R](payload, units, deadline_s, loop, loop.create_future(), now_s, urgent)
         self._put(job)
         timer = loop.call_later(deadline_s - job.submitted_s, job.expire, self.name)
         try:
@@ -154,6 +114,27 @@ class WorkerPool(Generic[P, R]):
             del job  # its error holds this frame, which must not hold it and what it was given
         job_done(self.name, queue_ms=done.queue_ms, work_ms=done.work_ms)
         return done
+
+    def require_room(self, job_type: type[P], units: int, *, deadline_s: float) -> None:
+        """Refuse now what `run` would refuse, before anything is spent on making the job.
+
+        Args:
+            job_type: of its payload.
+            units: of work that it will be.
+            deadline_s: on the clock of `time.monotonic`.
+
+        Raises:
+            QueueFullError: as `run`.
+        """
+        with self._changed:
+            expected_s = self._expected_s(job_type, units)
+            left_s = deadline_s - time.monotonic()
+            if len(self._jobs) >= self._capacity:
+                message = f"{self.name}: {self._capacity} jobs are waiting already"
+                raise QueueFullError(message, retry_s=expected_s - left_s)
+            if 0 < left_s < expected_s:
+                message = f"{self.name}: would be done in {expected_s:.1f} s, has {left_s:.1f} s"
+                raise QueueFullError(message, retry_s=expected_s - left_s)
 
     def close(self) -> None:
         """Take no more jobs; threads end with what is queued. It does not wait for them."""
@@ -175,36 +156,52 @@ class WorkerPool(Generic[P, R]):
         """Jobs waiting."""
         return len(self._jobs)
 
-    def _put(self, job: _Job[P, R]) -> None:
+    def _put(self, job: Job[P, R]) -> None:
         with self._changed:
             if self._closed:
                 raise PoolClosedError(f"{self.name}: shutting down")
             if job.urgent:
                 self._jobs.appendleft(job)
-            elif len(self._jobs) >= self._capacity:
-                raise QueueFullError(f"{self.name}: {self._capacity} jobs are waiting already")
             else:
+                self.require_room(type(job.payload), job.units, deadline_s=job.deadline_s)
                 self._jobs.append(job)
+            self._pace.wait(type(job.payload), job.units)
             self._changed.notify()
 
-    def _discard(self, job: _Job[P, R]) -> None:
+    def _expected_s(self, job_type: type[P], units: int) -> float:
+        """How long until a job that comes now is done; 0 if a thread is free for it."""
+        if len(self._jobs) < len(self._threads) - self._pace.num_busy:
+            return 0.0
+        return self._pace.left_s() / len(self._threads) + self._pace.expected_s(job_type, units)
+
+    def _remove(self, job: Job[P, R]) -> None:
+        self._jobs.remove(job)
+        self._pace.wait(type(job.payload), -job.units)
+
+    def _discard(self, job: Job[P, R]) -> None:
         with self._changed:
             if job in self._jobs:
-                self._jobs.remove(job)
+                self._remove(job)
 
     def _work(self) -> None:
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
+            with self._changed:
+                self._pace.end()
             del jobs  # a thread that waits must not keep what a job held: a gallery's version
 
-    def _take(self) -> list[_Job[P, R]]:
+    def _take(self) -> list[Job[P, R]]:
         """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 self._wait_for_company()
                 if self._jobs:
-                    return self._take_batch()
+                    batch, _ = self._next_batch()
+                    for job in batch:
+                        self._remove(job)
+                    self._pace.begin(type(batch[0].payload), sum(job.units for job in batch))
+                    return batch
                 if self._closed:
                     return []
 
@@ -213,49 +210,72 @@ class WorkerPool(Generic[P, R]):
         while self._max_wait_s and self._jobs and not self._closed:
             first = self._jobs[0]
             left_s = first.submitted_s + self._max_wait_s - time.monotonic()
-            num_together = sum(self._size(job.payload) for job in self._alike())
-            if first.urgent or left_s <= 0 or num_together >= self._max_batch:
+            if first.urgent or left_s <= 0 or self._next_batch()[1]:
                 return
             self._changed.wait(left_s)
 
-    def _alike(self) -> list[_Job[P, R]]:
-        """The jobs of the kind of the first."""
+    def _next_batch(self) -> tuple[list[Job[P, R]], bool]:
+        """The jobs of the kind of the first that go with it, and whether no more would."""
         kind = self._kind(self._jobs[0].payload)
-        return [job for job in self._jobs if self._kind(job.payload) == kind]
-
-    def _take_batch(self) -> list[_Job[P, R]]:
-        room = self._max_batch
-        batch: list[_Job[P, R]] = []
-        for job in self._alike():
-            room -= self._size(job.payload)
-            if batch and room < 0:
-                break
+        batch: list[Job[P, R]] = []
+        most_units = self._most_units(type(self._jobs[0].payload))
+        size = units = 0
+        for job in self._jobs:
+            if self._kind(job.payload) != kind:
+                continue
+            size += self._size(job.payload)
+            units += job.units
+            if batch and (size > self._max_batch or units > most_units):
+                return batch, True
             batch.append(job)
-            self._jobs.remove(job)
-        return batch
+        return batch, size >= self._max_batch or units >= most_units
 
-    def _serve(self, jobs: list[_Job[P, R]]) -> None:
+    def _most_units(self, job_type: type[P]) -> float:
+        """As many as take `max_batch_s`, the same number for each core."""
+        one_s = self._pace.expected_s(job_type, 1)
+        if not one_s or self._max_batch_s == math.inf:
+            return math.inf
+        return max(1, int(self._max_batch_s / one_s / self._cores)) * self._cores
+
+    def _serve(self, jobs: list[Job[P, R]], *, left: int = 0) -> None:
+        """Do a batch, after which so many units of a failed one are left."""
         if not jobs:
             return
         begun_s = time.monotonic()
         try:
             values = self._handle([job.payload for job in jobs])
+            results = list(zip(jobs, values, strict=True))
         except Exception as err:  # whatever one job raises must not end the thread
             log.debug("%s: a batch of %d failed", self.name, len(jobs), exc_info=True)
-            self._serve_apart(jobs, err)
+            self._serve_apart(jobs, err, left=left)
             return
         work_ms = (time.monotonic() - begun_s) * 1000
-        finished: dict[asyncio.AbstractEventLoop, list[tuple[_Job[P, R], Done[R]]]] = {}
-        for job, value in zip(jobs, values, strict=True):
+        with self._changed:
+            units = sum(job.units for job in jobs)
+            self._pace.learn(type(jobs[0].payload), units, work_ms / 1000)
+        self._has_left(jobs[0], left)
+        finished: dict[asyncio.AbstractEventLoop, list[tuple[Job[P, R], Done[R]]]] = {}
+        for job, value in results:
             done = Done(value, (begun_s - job.submitted_s) * 1000, work_ms)
             finished.setdefault(job.loop, []).append((job, done))
         for of_loop in finished.values():
-            _deliver(of_loop)
+            deliver_all(of_loop)
 
-    def _serve_apart(self, jobs: list[_Job[P, R]], err: Exception) -> None:
+    def _serve_apart(self, jobs: list[Job[P, R]], err: Exception, *, left: int) -> None:
         """One bad job fails alone: after a failed batch, each job is run by itself."""
         if len(jobs) == 1:
-            _in_loop(jobs[0].loop, functools.partial(jobs[0].fail, err))
+            self._has_left(jobs[0], left)
+            in_loop(jobs[0].loop, functools.partial(jobs[0].fail, err))
             return
+        left = sum(job.units for job in jobs)
         for job in jobs:
-            self._serve([job] if job.wanted() else [])
+            left -= job.units
+            self._serve([job] if job.wanted() else [], left=left)
+
+    def _has_left(self, job: Job[P, R], units: int) -> None:
+        """So much of the batch is left for this thread; before those who get results come again."""
+        with self._changed:
+            if units:
+                self._pace.begin(type(job.payload), units)
+            else:
+                self._pace.end()

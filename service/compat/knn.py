@@ -21,13 +21,13 @@ from index_builder.items import Json
 from service.compat.pictures import picture_query, url_query
 from service.compat.schemas import KnnRequest, MetadataRequest
 from service.errors import ApiError, invalid
+from service.jobs import DeadlineError, QueueFullError
 from service.queries import Part, parse_query
 from service.rendering import shown_time_s, thumbnail_of
 from service.schemas import HitBody, QueryPart, SearchOptions
 from service.searching import Search, check_options, run_search
 from service.settings import Settings
 from service.state import Service
-from service.worker import DeadlineError, QueueFullError
 
 THUMBNAIL_PX = 256
 MAX_THUMBNAILS = 100

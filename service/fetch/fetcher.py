@@ -18,8 +18,8 @@ from service.errors import ApiError, invalid
 from service.fetch.download import Budget, Downloader, Rules
 from service.fetch.network import Network
 from service.fetch.urls import FetchError, failed
+from service.jobs import DeadlineError, PoolClosedError, QueueFullError
 from service.settings import Settings
-from service.worker import DeadlineError, PoolClosedError, QueueFullError
 
 T = TypeVar("T")
 

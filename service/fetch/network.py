@@ -16,7 +16,8 @@ import httpcore
 
 from service.fetch.addresses import is_public
 from service.fetch.urls import failed, refused
-from service.worker import DeadlineError, WorkerPool
+from service.jobs import DeadlineError
+from service.worker import WorkerPool
 
 _MAX_ADDRESSES = 4
 _CONNECT_S = 2.0

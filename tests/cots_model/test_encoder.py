@@ -1,5 +1,7 @@
 """A checkpoint ready to embed."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,21 @@ def test_encoder_keeps_the_order(encoder):
     backwards_BE = encoder.encode_texts(TEXTS[::-1], batch_size=2)
     np.testing.assert_allclose(backwards_BE[::-1], z_BE, atol=1e-6)
     assert np.abs(z_BE[0] - z_BE[1]).max() > 1e-3
+
+
+def test_encoder_takes_texts_of_like_length_together(encoder, monkeypatch):
+    texts = ["dog " * (n * 11 % 21 + 1) for n in range(21)]
+    each_BE = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    parts = []
+    encode = encoder._encode_text_batch
+    monkeypatch.setattr(
+        encoder, "_encode_text_batch", lambda part: (parts.append(part), encode(part))[1]
+    )
+    z_BE = encoder.encode_texts(texts)
+    np.testing.assert_allclose(z_BE, each_BE, atol=1e-6)
+    lengths = sorted((sorted(map(len, part)) for part in parts), reverse=True)
+    assert len(lengths) > 2
+    assert all(longer[0] > shorter[-1] for longer, shorter in itertools.pairwise(lengths))
 
 
 def test_encoder_gives_no_rows_for_no_input(encoder):

@@ -12,13 +12,14 @@ import torch
 
 from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
 from service.errors import to_api_error
+from service.pace import Pace
 
 
 class Lengths:
     """Embeds a text as its length, a picture as its first pixel; fails from `too_many` on."""
 
     dim = 1
-    device = "cuda:0"
+    device = torch.device("cuda:0")
     preprocess = SimpleNamespace(image_size=2)
 
     def __init__(self, too_many: int = 10**6) -> None:
@@ -61,14 +62,11 @@ def pixels(*values: float) -> Pixels:
     return Pixels(tuple(torch.full((3, 2, 2), value) for value in values))
 
 
-def test_texts_of_like_length_are_encoded_together_and_come_back_in_order() -> None:
+def test_many_pictures_are_encoded_a_part_at_a_time() -> None:
     encoder = Lengths()
-    texts = ["x" * (n * 11 % 70 + 1) for n in range(70)]
-    [found_BE] = embed(encoder, Texts(tuple(texts)))
-    assert found_BE[:, 0].tolist() == [len(text) for text in texts]
-    sizes = [[len(text) for text in batch] for batch in encoder.batches]
-    assert [len(batch) for batch in sizes] == [32, 32, 6]
-    assert [*sizes[0], *sizes[1], *sizes[2]] == list(range(70, 0, -1))  # short ones end together
+    [found_BE] = embed(encoder, pixels(*range(70)))
+    assert found_BE[:, 0].tolist() == list(range(70))
+    assert encoder.batches == [32, 32, 6]
 
 
 def test_a_text_is_embedded_once() -> None:
@@ -76,7 +74,7 @@ def test_a_text_is_embedded_once() -> None:
     jobs = (Texts(("a", "bb", "a")), Texts(("bb",)), Texts(("ccc", "a")))
     found = embed(encoder, *jobs, cached_texts=10)
     assert [vectors[:, 0].tolist() for vectors in found] == [[1, 2, 1], [2], [3, 1]]
-    assert encoder.batches == [["bb", "a"], ["ccc"]]
+    assert encoder.batches == [["a", "bb"], ["ccc"]]
     encoder = Lengths()
     embed(encoder, *jobs[1:], jobs[1], cached_texts=0)
     assert encoder.batches == [["bb"], ["ccc", "a"], ["bb"]]
@@ -101,6 +99,17 @@ def test_a_batch_counts_texts_and_a_larger_job_goes_alone() -> None:
         ["e", "f"],
         list("ghijkl"),
     ]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_a_batch_of_a_slow_model_is_cut_after_a_second(device, monkeypatch) -> None:
+    encoder = Lengths()
+    encoder.device = torch.device(device)
+    monkeypatch.setattr(Pace, "expected_s", lambda self, job, units: 0.15 * units)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    embed(encoder, *(Texts((f"text {n}",)) for n in range(9)), at_once=True)
+    sizes = [len(batch) for batch in encoder.batches]
+    assert sizes == ([4, 4, 1] if device == "cpu" else [6, 3])  # as many for each of four cores
 
 
 @pytest.mark.parametrize("job", [Texts(tuple("abcdefg")), pixels(*range(7))])

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cots_model.encoder import Encoder
 from service.metrics import GalleryFigures, Metrics, version_time
+from service.pace import Pace
 from tests.service.conftest import GatedEncoder, Running, picture, wait_until
 
 SEARCH = "/v1/galleries/pets/search"
@@ -119,7 +120,8 @@ def test_new_versions_refused_versions_and_galleries_that_go_are_told() -> None:
 
 
 @pytest.fixture
-def gated(encoder: Encoder) -> Iterator[GatedEncoder]:
+def gated(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatedEncoder]:
+    monkeypatch.setattr(Pace, "learn", lambda *_: None)  # a gate is not the model's pace
     gated = GatedEncoder(encoder)
     yield gated
     gated.gate.set()

@@ -21,8 +21,8 @@ from index_builder.items import Item
 from index_builder.manifest import INDEX_FILE
 from service.errors import gallery_not_found, internal, overloaded, past_deadline, to_api_error
 from service.galleries import Registry
+from service.jobs import PoolClosedError
 from service.openapi_examples import EXAMPLES, Example
-from service.worker import PoolClosedError
 from tests.galleries import publish_texts
 from tests.index_builder.stores import publish_gallery, unit_vectors
 from tests.service.conftest import Running, picture

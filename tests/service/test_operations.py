@@ -16,6 +16,8 @@ import pytest
 
 from cots_model.encoder import Encoder
 from cots_model.errors import InputError
+from service import queries
+from service.pace import Pace
 from service.server import bind
 from tests.service.conftest import GatedEncoder, Running, error_of, picture, wait_until
 
@@ -23,7 +25,8 @@ SEARCH = "/v1/galleries/pets/search"
 
 
 @pytest.fixture
-def gated(encoder: Encoder) -> Iterator[GatedEncoder]:
+def gated(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatedEncoder]:
+    monkeypatch.setattr(Pace, "learn", lambda *_: None)  # a gate is not the model's pace
     gated = GatedEncoder(encoder)
     yield gated
     gated.gate.set()
@@ -52,6 +55,42 @@ def test_full_queue_is_429_with_retry_after_and_waiting_texts_share_a_batch(serv
         assert [job.result().status_code for job in (first, *waiting)] == [200] * 4
     assert sorted(gated.batches[-1]) == ["text 0", "text 1", "text 2"]
     assert waiting[0].result().json()["took_ms"]["queue"] > 0
+
+
+def test_text_that_would_not_be_done_in_time_is_429_at_once(serve, gated, monkeypatch) -> None:
+    server = serve(model=gated, deadline_s=10.0, probe_interval_s=60.0)
+    pace = server.app.state.service.embedder._pool._pace
+    monkeypatch.setattr(pace, "expected_s", lambda job, units: 25.0 * units)
+    gated.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, server, "first")  # nothing waits: it is tried
+        wait_until(lambda: ["first"] in gated.begun)
+        begun_s = time.monotonic()
+        refused = ask(server, "second")
+        assert time.monotonic() - begun_s < 2
+        assert error_of(refused, 429)["code"] == "queue_full"
+        retry_s = int(refused.headers["retry-after"])  # for 50 s of work, of which 10 are given
+        assert 30 <= retry_s <= 40
+        gated.gate.set()
+        assert first.result().status_code == 200
+    assert ask(server, "third").status_code == 200
+
+
+def test_picture_that_the_encoder_has_no_room_for_is_not_decoded(serve, gated, monkeypatch) -> None:
+    server = serve(model=gated, queue_size=1, probe_interval_s=60.0)
+    decoded = []
+    monkeypatch.setattr(queries, "decode_image", lambda data, **_: decoded.append(data))
+    gated.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        texts = [pool.submit(ask, server, "first")]
+        wait_until(lambda: ["first"] in gated.begun)
+        texts.append(pool.submit(ask, server, "second"))
+        wait_until(lambda: server.app.state.service.embedder.waiting == 1)
+        refused = server.client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))})
+        assert error_of(refused, 429)["code"] == "queue_full"
+        assert decoded == []
+        gated.gate.set()
+        assert [text.result().status_code for text in texts] == [200, 200]
 
 
 def test_deadline_is_504_and_the_work_is_dropped(serve, gated) -> None:

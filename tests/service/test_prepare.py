@@ -8,9 +8,9 @@ import time
 import pytest
 
 from service import queries
+from service.jobs import DeadlineError
 from service.queries import Part, prepare
 from service.schemas import QueryPart
-from service.worker import DeadlineError
 from tests.service.conftest import picture
 
 

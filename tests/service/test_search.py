@@ -74,6 +74,19 @@ def test_upload_takes_include_as_a_list(client) -> None:
     assert {"metadata", "embedding"} <= set(answer.json()["hits"][0])
 
 
+def test_upload_with_an_empty_include_gives_the_hits_alone(client) -> None:
+    data = {"k": "1", "include": ""}
+    answer = client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))}, data=data)
+    assert not {"metadata", "embedding"} & set(answer.json()["hits"][0])
+    blank = client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))}, data={"k": ""})
+    assert error_of(blank, 422)["param"] == "k"
+    document = client.get("/openapi.json").json()
+    form = document["paths"]["/v1/galleries/{g}/search/upload"]["post"]["requestBody"]
+    schema = form["content"]["multipart/form-data"]["schema"]
+    assert "" in schema["properties"]["include"]["items"]["enum"]
+    assert schema["properties"]["min_score"]["type"] == "number"
+
+
 def test_item_query_finds_the_item_itself_first(client, pictures) -> None:
     for item_id in pictures:
         found = hits_of(client.post(SEARCH, json={"query": {"item_id": item_id}, "k": 1}))

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
+from service import worker
+from service.jobs import DeadlineError, Done, QueueFullError, deliver_all
+from service.pace import Pace
 from service.readiness import Readiness
 from service.state import CallPool
-from service.worker import DeadlineError, QueueFullError, WorkerPool
+from service.worker import WorkerPool
+from tests.service.conftest import wait_until
 
 
 def test_pool_drops_cancelled_and_late_jobs() -> None:
@@ -165,3 +170,248 @@ def test_a_pool_that_is_closed_does_not_wait_for_company() -> None:
         return time.monotonic() - begun_s
 
     assert asyncio.run(scenario()) < 20
+
+
+class Held:
+    """Does its jobs when told, and keeps the batches that it was given; a job is its units."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.gate = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, jobs: Sequence[int]) -> Sequence[int]:
+        self.batches.append(list(jobs))
+        self.begun.set()
+        assert self.gate.wait(30)
+        return jobs
+
+
+def paced(handle: Held, unit_s: float, **options) -> WorkerPool[int, int]:
+    """A pool that has learned how long a unit takes."""
+    pool = WorkerPool("test", handle, work=int, **{"capacity": 99, **options})
+    for _ in range(2):  # the first time counts for nothing
+        pool._pace.learn(int, 1, unit_s)
+    return pool
+
+
+def in_s(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def has_room(pool: WorkerPool[int, int], units: int, seconds: float, job: type = int) -> bool:
+    try:
+        pool.require_room(job, units, deadline_s=in_s(seconds))
+    except QueueFullError:
+        return False
+    return True
+
+
+async def held_up(pool: WorkerPool[int, int], held: Held, units: int) -> asyncio.Task[Done[int]]:
+    """A job that a thread has begun."""
+    task = asyncio.create_task(pool.run(units, deadline_s=in_s(1000)))
+    await asyncio.to_thread(held.begun.wait, 30)
+    return task
+
+
+def test_a_pool_takes_no_more_than_it_can_do_before_the_deadline() -> None:
+    async def scenario() -> tuple[list[object], list[float]]:
+        held = Held()
+        pool = paced(held, 10.0)
+        first = await held_up(pool, held, 1)
+        tasks = [asyncio.create_task(pool.run(1, deadline_s=in_s(100))) for _ in range(60)]
+        await asyncio.sleep(0)
+        held.gate.set()
+        outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
+        pool.close()
+        return outcomes, [one.retry_s for one in outcomes if isinstance(one, QueueFullError)]
+
+    outcomes, retries_s = asyncio.run(scenario())
+    taken = [one for one in outcomes if not isinstance(one, Exception)]
+    assert len(taken) == 10  # of 10 s each, the one that was begun among them
+    assert len(retries_s) == 51
+    assert all(0 < retry_s < 11 for retry_s in retries_s)
+
+
+def test_room_is_for_what_waits_and_for_the_job_itself() -> None:
+    async def scenario() -> None:
+        held = Held()
+        pool = paced(held, 10.0)
+        assert has_room(pool, 99, 1)  # a thread is free: better late than never
+        first = await held_up(pool, held, 4)
+        second = asyncio.create_task(pool.run(2, deadline_s=in_s(1000)))
+        await asyncio.sleep(0)
+        assert [has_room(pool, 1, seconds) for seconds in (55, 75)] == [False, True]
+        assert [has_room(pool, 3, seconds) for seconds in (75, 95)] == [False, True]
+        assert has_room(pool, 99, 75, job=str)  # never done: expected to take no time
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert [has_room(pool, 1, seconds) for seconds in (35, 55)] == [False, True]
+        held.gate.set()
+        await first
+        assert has_room(pool, 99, 1)
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_past_its_deadline_is_late_and_not_refused() -> None:
+    async def scenario() -> None:
+        held = Held()
+        pool = paced(held, 10.0)
+        first = await held_up(pool, held, 1)
+        with pytest.raises(DeadlineError):
+            await pool.run(1, deadline_s=in_s(-1))
+        held.gate.set()
+        await first
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_each_thread_takes_its_share_of_what_waits() -> None:
+    async def scenario() -> None:
+        held = Held()
+        pool = paced(held, 10.0, threads=2)
+        first = await held_up(pool, held, 4)
+        assert has_room(pool, 1, 1)  # for the other thread
+        second = asyncio.create_task(pool.run(4, deadline_s=in_s(1000)))
+        await asyncio.sleep(0)
+        assert [has_room(pool, 1, seconds) for seconds in (45, 55)] == [False, True]
+        held.gate.set()
+        await asyncio.gather(first, second)
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_learns_how_long_its_work_takes() -> None:
+    held = Held()
+
+    def handle(jobs):
+        time.sleep(0.1)
+        return held(jobs)
+
+    async def scenario() -> None:
+        pool = WorkerPool("test", handle, capacity=99, work=int)
+        held.gate.set()
+        for _ in range(2):
+            await pool.run(1, deadline_s=in_s(1000))
+        held.gate.clear()
+        held.begun.clear()
+        task = await held_up(pool, held, 1)
+        assert [has_room(pool, 1000, seconds) for seconds in (99, 10_000)] == [False, True]
+        held.gate.set()
+        await task
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_is_free_again_whatever_became_of_its_jobs() -> None:
+    gate = threading.Event()
+
+    def handle(jobs):
+        gate.wait(30)
+        raise ValueError("bad")
+
+    pool = paced(handle, 0.001)
+
+    async def scenario() -> None:
+        bad = asyncio.create_task(pool.run(1, deadline_s=in_s(1000)))
+        await asyncio.to_thread(wait_until, lambda: pool._pace.num_busy == 1)
+        cancelled = asyncio.create_task(pool.run(1, deadline_s=in_s(1000)))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        gate.set()
+        await asyncio.gather(bad, cancelled, return_exceptions=True)
+        await asyncio.to_thread(wait_until, lambda: pool._pace.num_busy == 0)
+        assert pool._pace.left_s() == 0
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_has_what_is_left_of_a_failed_batch(monkeypatch) -> None:
+    rooms = []
+
+    def handle(jobs):
+        if len(jobs) > 1:
+            raise ValueError("one of them is bad")
+        return jobs
+
+    pool = paced(handle, 10.0, max_batch=99)
+    pool._pace.learn = lambda *_: None  # what is done here takes no time
+
+    def deliver(finished) -> None:
+        rooms.append(has_room(pool, 1, 15))  # as who gets a result would find it
+        deliver_all(finished)
+
+    monkeypatch.setattr(worker, "deliver_all", deliver)
+
+    async def scenario() -> None:
+        with pool._changed:  # no thread takes a job before all are there
+            tasks = [asyncio.create_task(pool.run(1, deadline_s=in_s(1000))) for _ in range(3)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        pool.close()
+
+    asyncio.run(scenario())
+    assert rooms == [False, False, True]
+
+
+def test_a_handler_that_gives_too_little_fails_its_jobs_and_not_the_thread() -> None:
+    async def scenario() -> None:
+        pool = WorkerPool("test", lambda jobs: jobs[1:], capacity=9)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="shorter"):
+                await pool.run(1, deadline_s=in_s(10))
+        pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_pace_follows_what_was_done_last() -> None:
+    pace = Pace()
+    assert pace.expected_s(int, 9) == 0
+    pace.learn(int, 2, 9.0)  # while it warms up
+    assert pace.expected_s(int, 4) == 0
+    pace.learn(int, 2, 1.0)
+    assert pace.expected_s(int, 4) == pytest.approx(2.0)
+    for _ in range(20):
+        pace.learn(int, 32, 3.2)
+    assert pace.expected_s(int, 10) == pytest.approx(1.0, rel=0.01)
+    pace.learn(int, 1, 1000.0)  # the process was stopped, say
+    assert pace.expected_s(int, 10) < 1.2
+    for _ in range(5):  # jobs that take as long alone as a batch teach little
+        pace.learn(int, 1, 0.5)
+    assert pace.expected_s(int, 10) < 1.8
+    pace.learn(int, 0, 5.0)
+    assert pace.expected_s(int, 10) < 1.8
+
+
+@pytest.mark.parametrize(
+    ("unit_s", "cores", "sizes"),
+    [
+        (0.1, 1, [5, 5, 2]),  # of half a second
+        (0.1, 2, [4, 4, 4]),  # as many for each core
+        (0.4, 2, [2, 2, 2, 2, 2, 2]),
+        (3.0, 8, [8, 4]),  # a core that has nothing to do makes no batch shorter
+        (0.0, 1, [12]),
+    ],
+)
+def test_a_batch_is_cut_where_it_would_take_too_long(unit_s, cores, sizes) -> None:
+    held = Held()
+    held.gate.set()
+
+    async def scenario() -> None:
+        pool = paced(held, unit_s, max_batch=99, max_batch_s=0.55, cores=cores)
+        pool._pace.learn = lambda *_: None  # what is done here takes no time
+        with pool._changed:  # no thread takes a job before all are there
+            tasks = [asyncio.create_task(pool.run(1, deadline_s=in_s(1000))) for _ in range(12)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        pool.close()
+
+    asyncio.run(scenario())
+    assert [len(batch) for batch in held.batches] == sizes
