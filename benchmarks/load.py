@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -47,9 +48,11 @@ CALLS: Mapping[str, Callable[[str, int], Callable[[], Call]]] = {
 }
 
 
-def baseline(root: Path, checkpoint: str) -> dict[str, dict[str, float]]:
+def baseline(root: Path, checkpoint: str, kinds: Iterable[str]) -> dict[str, dict[str, float]]:
     """What `load_baseline.py` measures, while no server runs."""
     command = [sys.executable, "-m", "benchmarks.load_baseline", "--checkpoint", checkpoint]
+    for kind in kinds:
+        command += ["--kind", kind]
     done = subprocess.run(
         [*command, "--gallery", str(root / GALLERY)], stdout=subprocess.PIPE, check=True
     )
@@ -96,6 +99,7 @@ def sweep_kind(
     url: str,
     server: psutil.Process,
     bare: dict[str, dict[str, float]],
+    rates: Sequence[float],
     seconds: float,
     clients: int,
 ) -> dict[str, Any]:
@@ -103,27 +107,45 @@ def sweep_kind(
     offline = bare["offline_per_s"][kind]
     one = asyncio.run(one_client(url, CALLS[kind](GALLERY, 1), clients))
     steps = []
-    for number, share in enumerate(RATES):
+    for number, share in enumerate(rates):
         calls = CALLS[kind](GALLERY, 2 + number)
         steps.append({"of_offline": share, **at_rate(url, server, calls, share * offline, seconds)})
         click.echo(f"{kind} {json.dumps(steps[-1])}", err=True)
     return {"one_client_ms": percentiles(one), "rates": steps}
 
 
-def conclude(bare: dict[str, dict[str, float]], kinds: dict[str, Any]) -> dict[str, Any]:
-    """The ratios that matter."""
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """The mean; None of no values."""
+    return round(float(np.mean(values)), 3) if values else None
+
+
+def conclude(
+    bare: dict[str, dict[str, float]], kinds: dict[str, Any], cores: int
+) -> dict[str, Any]:
+    """The ratios that matter.
+
+    Saturation is the mean of all rates from the encoder's offline throughput on; once as it is,
+    and once as if the generator had run on other cores.
+    """
     found = {}
     for kind, figures in kinds.items():
-        bare_ms = bare["bare_ms"][kind]
-        most = max(step["answered_per_s"] for step in figures["rates"])
-        rejected = [step["rejected_ms"]["p99"] for step in figures["rates"] if step["rejected_ms"]]
+        bare_ms, offline_per_s = bare["bare_ms"][kind], bare["offline_per_s"][kind]
+        steps = figures["rates"]
+        saturated = [step for step in steps if step["of_offline"] >= 1]
+        per_s = [step["answered_per_s"] for step in saturated]
+        on_other_cores = [
+            step["answered_per_s"] / offline_per_s / (1 - step["generator_cores"] / cores)
+            for step in saturated
+        ]
+        refused_ms = [step["rejected_ms"]["p99"] for step in steps if step["rejected_ms"]]
         found[kind] = {
             "one_client_p50_of_bare": round(figures["one_client_ms"]["p50"] / bare_ms, 3),
-            "saturation_per_s": most,
-            "saturation_of_offline": round(most / bare["offline_per_s"][kind], 3),
-            "worst_p99_of_429_ms": max(rejected, default=None),
+            "saturation_per_s": mean_or_none(per_s),
+            "saturation_of_offline": mean_or_none([one / offline_per_s for one in per_s]),
+            "saturation_of_offline_on_other_cores": mean_or_none(on_other_cores),
+            "worst_p99_of_429_ms": max(refused_ms, default=None),
             "worst_accepted_ms": max(
-                step["latency_ms"]["max"] for step in figures["rates"] if step["latency_ms"]
+                (step["latency_ms"]["max"] for step in steps if step["latency_ms"]), default=None
             ),
         }
     return found
@@ -173,23 +195,31 @@ _out = click.option("--out", type=click.Path(path_type=Path), default=Path("benc
 @click.option("--seconds", default=20.0, show_default=True, help="Measured, of each rate.")
 @click.option("--clients", "count", default=200, show_default=True, help="Calls of one client.")
 @click.option("--kind", "kinds", type=click.Choice(list(CALLS)), multiple=True, default=list(CALLS))
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    default=RATES,
+    show_default=True,
+    help="Multiples of the encoder's offline throughput.",
+)
 @click.option("--serve", default="", help="Further options of cots serve.")
 def sweep(
     checkpoint: str, items: int, out: Path, seconds: float, count: int, kinds: tuple[str, ...],
-    serve: str,
+    rates: tuple[float, ...], serve: str,
 ) -> None:  # fmt: skip
     """Latency against rate, of texts and of pictures."""
     found: dict[str, Any] = {}
     bare: list[dict[str, dict[str, float]]] = []
     with workplace(items, checkpoint) as (root, log):
         for kind in kinds:
-            bare.append(baseline(root, checkpoint))
+            bare.append(baseline(root, checkpoint, kinds))
             with served(root, checkpoint, log, *shlex.split(serve)) as (url, server):
-                found[kind] = sweep_kind(kind, url, server, bare[-1], seconds, count)
-        bare.append(baseline(root, checkpoint))
-    mean = mean_of(*bare)
+                found[kind] = sweep_kind(kind, url, server, bare[-1], rates, seconds, count)
+        bare.append(baseline(root, checkpoint, kinds))
+    mean, cores = mean_of(*bare), len(os.sched_getaffinity(0))
     figures = {"items": items, "seconds": seconds, "without_server": mean, "baselines": bare}
-    write(out, "sweep", {**figures, "kinds": found, "conclusion": conclude(mean, found)})
+    write(out, "sweep", {**figures, "kinds": found, "conclusion": conclude(mean, found, cores)})
 
 
 @main.command()
@@ -218,7 +248,7 @@ def soak(
 ) -> None:
     """Constant load for long: texts, and some pictures."""
     with workplace(items, checkpoint) as (root, log):
-        bare = baseline(root, checkpoint)
+        bare = baseline(root, checkpoint, CALLS)
         offline = bare["offline_per_s"]
         s_per_call = (1 - share_of_images) / offline["text"] + share_of_images / offline["image"]
         rate = load / s_per_call

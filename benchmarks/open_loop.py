@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import numpy as np
+
+from benchmarks.connections import Connections
 
 Check = Callable[[bytes], str | None]
 """Looks at the body of a good answer; what it says is wrong with it, or None."""
@@ -117,14 +118,14 @@ async def open_loop(
     outcomes: list[Outcome] = []
     keep = on_outcome or outcomes.append
     running: set[asyncio.Task[None]] = set()
-    timeout = aiohttp.ClientTimeout(total=_ANSWER_S)
+    connections = Connections(url, answer_s=_ANSWER_S)
 
-    async def send_all(session: aiohttp.ClientSession) -> None:
+    async def send_all() -> None:
         begun_s = time.perf_counter()
 
         async def send(call: Call, due: float) -> None:
             lag_ms = (time.perf_counter() - begun_s - due) * 1000
-            status, fault = await _exchange(session, call, check)
+            status, fault = await _exchange(connections, call, check)
             latency_ms = (time.perf_counter() - begun_s - due) * 1000
             keep(Outcome(call.kind, due, lag_ms, latency_ms, status, fault))
 
@@ -137,11 +138,8 @@ async def open_loop(
             task.add_done_callback(running.discard)
         await asyncio.gather(*running)
 
-    connector = aiohttp.TCPConnector(limit=0)
-    session = aiohttp.ClientSession(url, timeout=timeout, connector=connector)
-    with _libraries_left_alone():
-        async with session:
-            await send_all(session)
+    with _libraries_left_alone(), contextlib.closing(connections):
+        await send_all()
     return outcomes
 
 
@@ -157,28 +155,26 @@ def _libraries_left_alone() -> Iterator[None]:
 
 
 async def _exchange(
-    session: aiohttp.ClientSession, call: Call, check: Check | None
+    connections: Connections, call: Call, check: Check | None
 ) -> tuple[int, str | None]:
-    headers = {"Content-Type": "application/json"}
     try:
-        async with session.post(call.path, data=call.body, headers=headers) as answer:
-            body = await answer.read()
-    except (aiohttp.ClientConnectorError, ConnectionRefusedError):
+        status, body = await connections.post(call.path, call.body)
+    except ConnectionRefusedError:
         return 0, "refused"
-    except (aiohttp.ClientError, TimeoutError, OSError) as err:
+    except OSError as err:
         return 0, type(err).__name__
-    fault = check(body) if check is not None and answer.status == 200 else None
-    return answer.status, fault
+    fault = check(body) if check is not None and status == 200 else None
+    return status, fault
 
 
 async def one_client(url: str, next_call: Callable[[], Call], count: int) -> list[float]:
     """Latency in ms of calls that are sent one after the other, after some to warm up."""
     times_ms = []
-    async with aiohttp.ClientSession(url) as session:
+    with contextlib.closing(Connections(url, answer_s=_ANSWER_S)) as connections:
         for number in range(count + 10):
             call = next_call()
             begun_s = time.perf_counter()
-            status, _ = await _exchange(session, call, None)
+            status, _ = await _exchange(connections, call, None)
             if status != 200:
                 raise RuntimeError(f"one client alone was answered with {status}")
             if number >= 10:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from aiohttp import web
 
+from benchmarks.connections import Connections, UnreadableError
+from benchmarks.load import conclude
 from benchmarks.load_queries import image_calls, mixed_calls, sentences, text_calls
 from benchmarks.load_reloads import Answers
 from benchmarks.open_loop import Call, Outcome, arrivals, open_loop, percentiles, summarise
@@ -74,8 +82,87 @@ def test_every_arrival_has_an_outcome_whatever_comes_back() -> None:
     outcomes = asyncio.run(under_load(odd, due_s, check=check))
     by_time = sorted(outcomes, key=lambda one: one.due_s)
     assert [one.status for one in by_time] == [200, 429, 0, 200]
-    assert by_time[2].fault == "ServerDisconnectedError"
+    assert by_time[2].fault == "ConnectionResetError"
     assert by_time[3].fault == "three"
+
+
+@contextlib.contextmanager
+def scripted(*answers: Sequence[bytes]) -> Iterator[str]:
+    """A server that answers the first request of each connection so, each piece by itself."""
+
+    def serve() -> None:
+        for pieces in answers:
+            with listener.accept()[0] as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+                connection.recv(65536)  # the request, which is one packet
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(0.02)
+                connection.recv(65536)  # until the client closes
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield "http://{}:{}".format(*listener.getsockname())
+        thread.join(10)
+
+
+def ask(url: str, times: int = 1, *, answer_s: float = 5.0) -> list[object]:
+    """Answers, or the types of errors, of requests one after the other."""
+
+    async def scenario() -> list[object]:
+        found: list[object] = []
+        with contextlib.closing(Connections(url, answer_s=answer_s)) as connections:
+            for _ in range(times):
+                try:
+                    found.append(await connections.post("/x", b"{}"))
+                except OSError as err:
+                    found.append(type(err))
+                await asyncio.sleep(0.3)
+        return found
+
+    return asyncio.run(scenario())
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde"
+
+
+@pytest.mark.parametrize("cuts", [(), (10,), (30, 39, 41), (len(OK) - 1,)])
+def test_an_answer_is_read_whole_however_it_comes(cuts) -> None:
+    pieces = [OK[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(OK)])]
+    with scripted(pieces) as url:
+        assert ask(url) == [(200, b"abcde")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"f",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"HTTP/1.1 2xx\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_a_fault(answer) -> None:
+    with scripted([answer]) as url:
+        assert ask(url) == [UnreadableError]
+
+
+def test_an_answer_that_does_not_end_is_a_fault_in_the_end() -> None:
+    with scripted([OK[:20]]) as url:
+        assert ask(url, answer_s=0.5) == [TimeoutError]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [OK, OK.replace(b"abcde", b"stray")],
+        [OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)],
+    ],
+    ids=["stray", "close"],
+)
+def test_a_connection_that_is_not_as_it_was_is_not_used_again(first) -> None:
+    with scripted(first, [OK.replace(b"abcde", b"other")]) as url:
+        assert ask(url, 2) == [(200, b"abcde"), (200, b"other")]
 
 
 def test_nobody_listening_is_told_from_an_answer_that_never_came() -> None:
@@ -101,6 +188,38 @@ def test_a_summary_counts_what_was_due_and_what_was_done_in_its_time() -> None:
     assert found.rejected_ms["p50"] == 5
     assert found.faults == {"refused": 1}
     assert percentiles([]) == {}
+
+
+def rate(of_offline: float, answered: float, *, refused: bool, generator: float = 0.0) -> dict:
+    return {
+        "of_offline": of_offline,
+        "answered_per_s": answered,
+        "latency_ms": {"max": 100 * of_offline},
+        "rejected_ms": {"p99": 10 * of_offline} if refused else {},
+        "generator_cores": generator,
+    }
+
+
+def test_saturation_is_the_mean_of_the_rates_from_offline_throughput_on() -> None:
+    bare = {"bare_ms": {"text": 10.0}, "offline_per_s": {"text": 100.0}}
+    rates = [
+        rate(0.5, 50, refused=False),
+        rate(0.9, 85, refused=True),
+        rate(1.0, 90, refused=False, generator=0.2),
+        rate(2.0, 80, refused=True, generator=0.4),
+    ]
+    kinds = {"text": {"one_client_ms": {"p50": 12.0}, "rates": rates}}
+    found = conclude(bare, kinds, cores=2)["text"]
+    assert found == {
+        "one_client_p50_of_bare": 1.2,
+        "saturation_per_s": 85.0,
+        "saturation_of_offline": 0.85,
+        "saturation_of_offline_on_other_cores": 1.0,
+        "worst_p99_of_429_ms": 20.0,
+        "worst_accepted_ms": 200.0,
+    }
+    none = conclude(bare, {"text": {**kinds["text"], "rates": rates[:1]}}, cores=2)["text"]
+    assert none["saturation_per_s"] is None
 
 
 def test_no_sentence_comes_twice_and_the_same_seed_gives_the_same() -> None:
