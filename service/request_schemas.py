@@ -104,6 +104,5 @@ def upload_schema() -> dict[str, Any]:
     }
     names = schema["properties"]["include"]["items"]
     names["enum"] = [*names["enum"], ""]  # a form says so that nothing is to be included
-    schema["properties"]["min_score"] = {"type": "number"}  # there is no null in a form
     schema["required"] = ["file"]
     return schema

@@ -84,7 +84,6 @@ def test_upload_with_an_empty_include_gives_the_hits_alone(client) -> None:
     form = document["paths"]["/v1/galleries/{g}/search/upload"]["post"]["requestBody"]
     schema = form["content"]["multipart/form-data"]["schema"]
     assert "" in schema["properties"]["include"]["items"]["enum"]
-    assert schema["properties"]["min_score"]["type"] == "number"
 
 
 def test_item_query_finds_the_item_itself_first(client, pictures) -> None:
