@@ -64,14 +64,24 @@ class Heartbeat:
 
 
 def with_heartbeat(app: FastAPI, send: Callable[[Beat], object], *, interval_s: float) -> None:
-    """Have an application beat from the end of its start to the beginning of its end."""
+    """Have an application beat from before its start to the beginning of its end.
+
+    The first beat is sent before the application can say that it is ready: no worker that ever was
+    can fall silent unnoticed.
+    """
     inner = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(started: Any) -> AsyncIterator[Any]:
-        async with inner(started) as state:
-            with Heartbeat(asyncio.get_running_loop(), send, interval_s=interval_s):
-                yield state
+        with contextlib.suppress(OSError):  # the parent is gone
+            send(Beat())
+        with contextlib.ExitStack() as heart:
+            heart.enter_context(Heartbeat(asyncio.get_running_loop(), send, interval_s=interval_s))
+            async with inner(started) as state:
+                try:
+                    yield state
+                finally:
+                    heart.close()
 
     app.router.lifespan_context = lifespan
 

@@ -8,14 +8,15 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from cots_model.errors import ConfigError
-from service.heartbeat import Beat, Heartbeat, Pulse
+from service.heartbeat import Beat, Heartbeat, Pulse, with_heartbeat
 from service.settings import Settings
 from tests.service.conftest import wait_until
 from tests.service.test_serve_command import Process, process
@@ -96,6 +97,37 @@ def test_heart_beats_while_the_loop_runs_and_not_while_it_is_held(loop) -> None:
             beats.get(timeout=0.2)
         gate.set()
         assert beats.get(timeout=10) == Beat()
+
+
+@pytest.mark.parametrize("parent_is_gone", [False, True])
+def test_first_beat_comes_before_an_application_can_be_ready(parent_is_gone) -> None:
+    happened: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        happened.append("starts")
+        yield
+        after_the_last = happened.count("beat")  # and one more may be on its way
+        await asyncio.sleep(0.1)
+        assert happened.count("beat") <= after_the_last + 1
+
+    def send(beat: Beat) -> None:
+        if parent_is_gone:
+            raise BrokenPipeError
+        happened.append("beat")
+
+    async def live() -> None:
+        app = FastAPI(lifespan=lifespan)
+        with_heartbeat(app, send, interval_s=0.01)
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0.2)
+
+    asyncio.run(live())
+    if parent_is_gone:
+        assert happened == ["starts"]
+    else:
+        assert happened[:2] == ["beat", "starts"]
+        assert happened.count("beat") > 2
 
 
 def test_limit_that_leaves_no_room_for_a_beat_is_refused() -> None:
