@@ -24,6 +24,9 @@ _TOGETHER = 32  # pictures in one forward pass
 _BATCH_S = 1.0
 """Longer batches are no faster, and would take pictures that came after the next text."""
 
+_PROBES_APART = 100  # times as long as a picture takes: 1 % of the time at most goes into probes
+_LONGEST_APART_S = 60.0
+
 
 def _nobody(kind: str, size: int) -> None:
     """Batches that nobody counts."""
@@ -121,6 +124,7 @@ class Embedder:
             work=len,
         )
         self._cache = TextCache(cached_texts)
+        self._picture_due_s = 0.0
 
     @property
     def waiting(self) -> int:
@@ -158,18 +162,31 @@ class Embedder:
     async def probe(self, *, timeout_s: float) -> None:
         """Run one text and one picture through the model, ahead of all that waits.
 
+        The picture only from time to time where it takes long: a model of the paper's size has a
+        CPU for most of a second.
+
         Raises:
             ProbeError: if the vectors are not finite and of length one.
             DeadlineError: if the worker does not answer in time.
         """
+        await self._probe(Texts(("probe",)), timeout_s=timeout_s)
+        if time.monotonic() < self._picture_due_s:
+            return
         side = self.encoder.preprocess.image_size
         picture = self.encoder.preprocess.image(Image.new("RGB", (side, side), "grey"))
-        for job in (Texts(("probe",)), Pixels((picture,))):
-            deadline_s = time.monotonic() + timeout_s
-            done = await self._pool.run(job, deadline_s=deadline_s, urgent=True)
-            lengths = np.linalg.norm(done.value, axis=1)
-            if done.value.shape != (1, self.encoder.dim) or not np.allclose(lengths, 1, atol=1e-3):
-                raise ProbeError(f"the probe gave {done.value.shape} of length {lengths}")
+        self._picture_due_s = 0.0  # at once again, if this one fails
+        work_ms = await self._probe(Pixels((picture,)), timeout_s=timeout_s)
+        pause_s = min(_PROBES_APART * work_ms / 1000, _LONGEST_APART_S)
+        self._picture_due_s = time.monotonic() + pause_s
+
+    async def _probe(self, job: Texts | Pixels, *, timeout_s: float) -> float:
+        """How many milliseconds it took."""
+        deadline_s = time.monotonic() + timeout_s
+        done = await self._pool.run(job, deadline_s=deadline_s, urgent=True)
+        lengths = np.linalg.norm(done.value, axis=1)
+        if done.value.shape != (1, self.encoder.dim) or not np.allclose(lengths, 1, atol=1e-3):
+            raise ProbeError(f"the probe gave {done.value.shape} of length {lengths}")
+        return done.work_ms
 
     def close(self) -> None:
         """Take no more jobs."""

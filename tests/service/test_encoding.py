@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from service import encoding
 from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
 from service.errors import to_api_error
 from service.pace import Pace
@@ -127,3 +128,52 @@ def test_a_picture_without_memory_is_503_and_the_probe_fails() -> None:
         embed(encoder, pixels(1.0))
     error = to_api_error(raised.value)
     assert (error.status, error.code) == (503, "out_of_memory")
+
+
+class Units(Lengths):
+    """Gives unit vectors, takes its time over a picture, and fails at one while told to."""
+
+    preprocess = SimpleNamespace(image_size=2, image=lambda _: torch.ones(3, 2, 2))
+    fails = False
+
+    def encode_texts(self, texts):
+        return np.sign(super().encode_texts(texts))
+
+    def encode_pixels(self, img_BCHW):
+        if self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        time.sleep(0.02)
+        return super().encode_pixels(img_BCHW)
+
+
+@pytest.mark.parametrize(("apart", "pictures"), [(0, 3), (1000, 1)])
+def test_a_picture_that_takes_long_is_probed_now_and_then(monkeypatch, apart, pictures) -> None:
+    monkeypatch.setattr(encoding, "_PROBES_APART", apart)
+    encoder = Units()
+
+    async def scenario():
+        embedder = Embedder(encoder, capacity=9, max_batch=32)
+        for _ in range(3):
+            await embedder.probe(timeout_s=10)
+
+    asyncio.run(scenario())
+    assert encoder.batches.count(["probe"]) == 3
+    assert encoder.batches.count(1) == pictures
+
+
+def test_a_picture_that_failed_is_probed_again_at_once() -> None:
+    encoder = Units()
+
+    async def scenario():
+        embedder = Embedder(encoder, capacity=9, max_batch=32)
+        encoder.fails = True
+        for _ in range(2):
+            with pytest.raises(EncoderMemoryError):
+                await embedder.probe(timeout_s=10)
+        encoder.fails = False
+        await embedder.probe(timeout_s=10)
+        encoder.fails = True
+        await embedder.probe(timeout_s=10)  # not due
+
+    asyncio.run(scenario())
+    assert encoder.batches.count(1) == 1
