@@ -25,7 +25,7 @@ class CpuProposer:
 
     def propose(self, query_QE: Vectors, width: int, effort: Effort) -> tuple[Vectors, Rows]:
         """Rough scores and rows `[Q,W]` of each query, best first; row -1 where none was found."""
-        with at_most(len(query_QE)):
+        with at_most(*query_QE.shape):
             found: tuple[Vectors, Rows] = self._index.search(
                 query_QE, width, params=self._parameters(effort, width)
             )

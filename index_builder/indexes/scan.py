@@ -31,7 +31,7 @@ class VectorScan:
         rows_QW = np.empty((len(query_QE), 0), np.int64)
         start = 0
         for block_nE in self._vectors.blocks(self._block):
-            with at_most(len(query_QE)):
+            with at_most(*query_QE.shape):
                 found_Qw, rows_Qw = faiss.knn(
                     query_QE, block_nE, min(width, len(block_nE)), metric=faiss.METRIC_INNER_PRODUCT
                 )

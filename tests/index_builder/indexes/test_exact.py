@@ -9,7 +9,7 @@ from index_builder.indexes.effort import Effort
 from index_builder.indexes.exact import ExactIndex, exact_scores
 from index_builder.indexes.open import open_index
 from index_builder.indexes.scan import VectorScan
-from index_builder.indexes.threads import threads
+from index_builder.indexes.threads import _is_product, at_most, threads
 from index_builder.vectors import StoredVectors
 from tests.index_builder.indexes.conftest import built, random_unit, reference, stored, unit
 
@@ -133,3 +133,33 @@ def test_a_query_gets_one_thread_at_most(tmp_path, monkeypatch, how, num_queries
         proposer.propose(random_unit(num_queries, 8), 5, Effort())
         assert faiss.omp_get_max_threads() == 3
     assert used == [most]
+
+
+@pytest.mark.parametrize("vector_type", TYPES)
+@pytest.mark.parametrize("k", [1, 10, 400, 3000])
+def test_many_queries_together_find_what_each_finds_alone(tmp_path, k, vector_type):
+    vectors_NE = np.concatenate([random_unit(2000, 128, 3), random_unit(500, 128, 3)])  # ties
+    index, _ = opened(vectors_NE, tmp_path, vector_type)
+    query_QE = np.concatenate([random_unit(38, 128, 4), vectors_NE[:2]])
+    scores_QK, rows_QK = index.search(query_QE, k)
+    for query, query_E in enumerate(query_QE):
+        scores_1K, rows_1K = index.search(query_E[None], k)
+        assert np.array_equal(scores_QK[query], scores_1K[0])
+        assert np.array_equal(rows_QK[query], rows_1K[0])
+
+
+def test_many_queries_are_a_product_and_few_are_not() -> None:
+    """As FAISS counts them: a product sums in another order."""
+    vectors_NE, query_QE = random_unit(3000, 256), random_unit(64, 256, 1)
+    found = []
+    for num_queries in (1, 15, 16, 64):
+        with at_most(num_queries, 256):
+            scores_QN, rows_QN = faiss.knn(
+                query_QE[:num_queries], vectors_NE, 3000, metric=faiss.METRIC_INNER_PRODUCT
+            )
+        found.append(scores_QN[0, np.argsort(rows_QN[0])])
+    alone_N, few_N, many_N, more_N = found
+    assert np.array_equal(few_N, alone_N)
+    assert not np.array_equal(many_N, alone_N)
+    assert not np.array_equal(more_N, alone_N)
+    assert [_is_product(count, 256) for count in (1, 15, 16, 64)] == [False, False, True, True]
