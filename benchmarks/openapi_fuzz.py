@@ -12,6 +12,7 @@ that of schemathesis; its output and a summary go to --out.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from index_builder.build import build_gallery
 from index_builder.options import BuildOptions
 
 CONFIG = Path(__file__).resolve().parent / "schemathesis.toml"
+HOOKS = CONFIG.with_name("schemathesis_hooks.py")
 NAMES = ("cat.jpg", "wide.png", "dogs/rex in snow.jpg", "other.jpg")
 
 
@@ -53,10 +55,31 @@ def make_gallery(folder: Path) -> tuple[Path, Path]:
     return checkpoint, folder / "root"
 
 
-def fuzz_command(url: str, cases: int) -> list[str]:
-    """Schemathesis' command line for a server at `url`."""
+def fuzz(
+    url: str, cases: int, folder: Path, *options: str, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run schemathesis against a server.
+
+    Args:
+        url: of the server.
+        cases: generated requests per route.
+        folder: where it runs.
+        options: more of its own.
+        timeout_s: after which it is ended.
+
+    Raises:
+        TimeoutExpired: if it takes longer.
+    """
     program = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "--no-color"]
-    return [*program, "run", f"{url}/openapi.json", "--max-examples", str(cases)]
+    return subprocess.run(
+        [*program, "run", f"{url}/openapi.json", "--max-examples", str(cases), *options],
+        env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 @click.command()
@@ -69,9 +92,7 @@ def main(cases: int, out: Path) -> None:
         log = Path(temporary, "log")
         with served(root, str(checkpoint), log, "--device", "cpu") as (url, _):
             begun_s = time.monotonic()
-            done = subprocess.run(
-                fuzz_command(url, cases), cwd=temporary, capture_output=True, text=True, check=False
-            )
+            done = fuzz(url, cases, Path(temporary))
             seconds = time.monotonic() - begun_s
             still_ready = httpx.get(f"{url}/readyz").status_code == 200
     summary = {
