@@ -12,10 +12,16 @@ _REPEATED = ("include",)  # fields of a form that are lists
 
 @schemathesis.hook
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case) -> bool:
-    """Leave out forms with a list of one, sent as the value alone, or of none, which is not sent."""
+    """Leave out forms whose lists a form cannot tell.
+
+    A list of one is sent as its value alone, and one of none is not sent at all.
+    """
     if case.media_type != "multipart/form-data" or not isinstance(case.body, dict):
         return True
-    return not any(
-        isinstance(value, list) and len(value) < 2 and name not in _REPEATED
-        for name, value in case.body.items()
-    )
+    return not any(_is_sent_otherwise(name, value) for name, value in case.body.items())
+
+
+def _is_sent_otherwise(name: str, value: object) -> bool:
+    if name in _REPEATED:
+        return not isinstance(value, list)
+    return isinstance(value, list) and len(value) < 2

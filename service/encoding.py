@@ -24,8 +24,8 @@ _TOGETHER = 32  # pictures in one forward pass
 _BATCH_S = 1.0
 """Longer batches are no faster, and would take pictures that came after the next text."""
 
-_PROBES_APART = 100  # times as long as a picture takes: 1 % of the time at most goes into probes
-_LONGEST_APART_S = 60.0
+_PROBES_APART = 100  # times as long as a picture takes: 1 % of the time goes into its probes
+_LONGEST_APART_S = 60.0  # and more of a model that takes over 0.6 s
 
 
 def _nobody(kind: str, size: int) -> None:
@@ -125,6 +125,7 @@ class Embedder:
         )
         self._cache = TextCache(cached_texts)
         self._picture_due_s = 0.0
+        self._probed_picture = False
 
     @property
     def waiting(self) -> int:
@@ -174,10 +175,11 @@ class Embedder:
             return
         side = self.encoder.preprocess.image_size
         picture = self.encoder.preprocess.image(Image.new("RGB", (side, side), "grey"))
-        self._picture_due_s = 0.0  # at once again, if this one fails
         work_ms = await self._probe(Pixels((picture,)), timeout_s=timeout_s)
-        pause_s = min(_PROBES_APART * work_ms / 1000, _LONGEST_APART_S)
-        self._picture_due_s = time.monotonic() + pause_s
+        if self._probed_picture:  # the first one also warms up, and teaches the pool no pace
+            pause_s = min(_PROBES_APART * work_ms / 1000, _LONGEST_APART_S)
+            self._picture_due_s = time.monotonic() + pause_s
+        self._probed_picture = True
 
     async def _probe(self, job: Texts | Pixels, *, timeout_s: float) -> float:
         """How many milliseconds it took."""

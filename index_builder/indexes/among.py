@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 
 from index_builder.indexes.base import OnBlock, go_on
 from index_builder.indexes.candidates import Candidates, settle
@@ -46,7 +45,7 @@ def scan_rows(
     for start in range(0, len(rows_M), BLOCK_ROWS):
         on_block()
         some_n = rows_M[start : start + BLOCK_ROWS]
-        near_Qn = _product(query_QE, vectors.rows(some_n))
+        near_Qn = query_QE @ vectors.rows(some_n).T
         for candidates, near_n in zip(found, near_Qn, strict=True):
             candidates.add(near_n, some_n)
 
@@ -54,16 +53,6 @@ def scan_rows(
         return exact_scores(query_E, vectors.rows(rows_n))
 
     return settle(query_QE, found, k, score, on_block)
-
-
-def _product(query_QE: Vectors, vectors_nE: Vectors) -> Vectors:
-    """All scores `[Q,n]`, by PyTorch, whose threads convert the float16 of a gallery as well.
-
-    Those of NumPy's own BLAS go on looking for work when it is done, on the cores that are to
-    convert the next block: that took four times as long.
-    """
-    near_Qn: Vectors = (torch.from_numpy(query_QE) @ torch.from_numpy(vectors_nE).T).numpy()
-    return near_Qn
 
 
 def first_width(k: int, num_rows: int, num_asked: int) -> int:

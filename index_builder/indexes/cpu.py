@@ -10,7 +10,7 @@ from typing import Any
 import faiss
 
 from index_builder.indexes.effort import Effort
-from index_builder.indexes.threads import at_most
+from index_builder.indexes.threads import at_most, product_threads
 from index_builder.vectors import Rows, Vectors
 
 _faiss: Any = faiss  # its types know half of what is used here
@@ -25,7 +25,8 @@ class CpuProposer:
 
     def propose(self, query_QE: Vectors, width: int, effort: Effort) -> tuple[Vectors, Rows]:
         """Rough scores and rows `[Q,W]` of each query, best first; row -1 where none was found."""
-        with at_most(*query_QE.shape):
+        flat = isinstance(self._index, faiss.IndexFlat)
+        with product_threads(*query_QE.shape) if flat else at_most(len(query_QE)):
             found: tuple[Vectors, Rows] = self._index.search(
                 query_QE, width, params=self._parameters(effort, width)
             )

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from index_builder.indexes.effort import Effort
-from index_builder.indexes.threads import at_most
+from index_builder.indexes.threads import product_threads
 from index_builder.vectors import BLOCK, Rows, StoredVectors, VectorRows, Vectors
 
 _CONVERTED_BLOCK = 4096  # float32 rows that stay in the caches until they are scored
@@ -31,7 +31,7 @@ class VectorScan:
         rows_QW = np.empty((len(query_QE), 0), np.int64)
         start = 0
         for block_nE in self._vectors.blocks(self._block):
-            with at_most(*query_QE.shape):
+            with product_threads(*query_QE.shape):
                 found_Qw, rows_Qw = faiss.knn(
                     query_QE, block_nE, min(width, len(block_nE)), metric=faiss.METRIC_INNER_PRODUCT
                 )

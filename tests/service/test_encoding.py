@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import SimpleNamespace
 
@@ -146,34 +147,32 @@ class Units(Lengths):
         return super().encode_pixels(img_BCHW)
 
 
-@pytest.mark.parametrize(("apart", "pictures"), [(0, 3), (1000, 1)])
+def probed(encoder: Units, *failing: bool) -> Embedder:
+    """Probe so often, with pictures failing or not."""
+
+    async def scenario() -> Embedder:
+        embedder = Embedder(encoder, capacity=9, max_batch=32)
+        for encoder.fails in failing:
+            with pytest.raises(EncoderMemoryError) if encoder.fails else contextlib.nullcontext():
+                await embedder.probe(timeout_s=10)
+        return embedder
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("apart", "pictures"), [(0, 4), (10**6, 2)])
 def test_a_picture_that_takes_long_is_probed_now_and_then(monkeypatch, apart, pictures) -> None:
     monkeypatch.setattr(encoding, "_PROBES_APART", apart)
     encoder = Units()
-
-    async def scenario():
-        embedder = Embedder(encoder, capacity=9, max_batch=32)
-        for _ in range(3):
-            await embedder.probe(timeout_s=10)
-
-    asyncio.run(scenario())
-    assert encoder.batches.count(["probe"]) == 3
+    embedder = probed(encoder, False, False, False, False)
+    assert encoder.batches.count(["probe"]) == 4
     assert encoder.batches.count(1) == pictures
+    assert embedder._pool._pace.expected_s(Pixels, 1) > 0  # the second one teaches it
 
 
-def test_a_picture_that_failed_is_probed_again_at_once() -> None:
+def test_a_picture_that_failed_is_probed_again_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(encoding, "_PROBES_APART", 10**6)
+    monkeypatch.setattr(encoding, "_LONGEST_APART_S", 0.1)
     encoder = Units()
-
-    async def scenario():
-        embedder = Embedder(encoder, capacity=9, max_batch=32)
-        encoder.fails = True
-        for _ in range(2):
-            with pytest.raises(EncoderMemoryError):
-                await embedder.probe(timeout_s=10)
-        encoder.fails = False
-        await embedder.probe(timeout_s=10)
-        encoder.fails = True
-        await embedder.probe(timeout_s=10)  # not due
-
-    asyncio.run(scenario())
-    assert encoder.batches.count(1) == 1
+    probed(encoder, True, True, False, True, False)
+    assert encoder.batches.count(1) == 2

@@ -1,5 +1,7 @@
 """Exact search: against a plain sort, however vectors are stored, with ties where they hurt."""
 
+import threading
+
 import faiss
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from index_builder.indexes.effort import Effort
 from index_builder.indexes.exact import ExactIndex, exact_scores
 from index_builder.indexes.open import open_index
 from index_builder.indexes.scan import VectorScan
-from index_builder.indexes.threads import _is_product, at_most, threads
+from index_builder.indexes.threads import product_threads, threads
 from index_builder.vectors import StoredVectors
 from tests.index_builder.indexes.conftest import built, random_unit, reference, stored, unit
 
@@ -148,18 +150,38 @@ def test_many_queries_together_find_what_each_finds_alone(tmp_path, k, vector_ty
         assert np.array_equal(rows_QK[query], rows_1K[0])
 
 
-def test_many_queries_are_a_product_and_few_are_not() -> None:
-    """As FAISS counts them: a product sums in another order."""
-    vectors_NE, query_QE = random_unit(3000, 256), random_unit(64, 256, 1)
-    found = []
-    for num_queries in (1, 15, 16, 64):
-        with at_most(num_queries, 256):
-            scores_QN, rows_QN = faiss.knn(
-                query_QE[:num_queries], vectors_NE, 3000, metric=faiss.METRIC_INNER_PRODUCT
-            )
-        found.append(scores_QN[0, np.argsort(rows_QN[0])])
-    alone_N, few_N, many_N, more_N = found
-    assert np.array_equal(few_N, alone_N)
-    assert not np.array_equal(many_N, alone_N)
-    assert not np.array_equal(more_N, alone_N)
-    assert [_is_product(count, 256) for count in (1, 15, 16, 64)] == [False, False, True, True]
+@pytest.mark.parametrize(
+    ("num_queries", "dim", "product"),
+    [(1, 256, False), (15, 256, False), (16, 256, True), (64, 256, True), (16, 128, False)],
+)
+def test_many_queries_are_a_product_and_few_are_not(num_queries, dim, product) -> None:
+    """As FAISS counts them: a product sums in another order, and has all threads."""
+    vectors_NE, query_QE = random_unit(3000, dim), random_unit(num_queries, dim, 1)
+
+    def scores_N(some_QE: np.ndarray) -> np.ndarray:
+        found_QN, rows_QN = faiss.knn(some_QE, vectors_NE, 3000, metric=faiss.METRIC_INNER_PRODUCT)
+        return found_QN[0, np.argsort(rows_QN[0])]
+
+    with threads(100):
+        with product_threads(1, dim):
+            alone_N = scores_N(query_QE[:1])
+        with product_threads(num_queries, dim):
+            assert (faiss.omp_get_max_threads() == 100) == product
+            found_N = scores_N(query_QE)
+    assert np.array_equal(found_N, alone_N) != product
+
+
+def test_one_product_at_a_time() -> None:
+    inside = threading.Event()
+
+    def other() -> None:
+        with product_threads(64, 256):
+            inside.set()
+
+    waiting = threading.Thread(target=other)
+    with product_threads(64, 256):
+        waiting.start()
+        with product_threads(1, 256):  # is none
+            assert not inside.wait(0.1)
+    waiting.join(10)
+    assert inside.is_set()
