@@ -1,6 +1,6 @@
 """What the model and the index do without a server, in a process of its own; prints JSON.
 
-Offline throughput is that of batches of 32: sentences as they come, pictures as preloaded pixels.
+Offline throughput is that of batches: 64 sentences as they come, 32 pictures as preloaded pixels.
 The bare latencies are of one query: a sentence or a JPEG (decoded and preprocessed too), then a
 search for it, in turn as a server does them. Each alone, again and again, would find its data in
 the caches.

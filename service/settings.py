@@ -85,8 +85,8 @@ class Settings(BaseSettings):
         grace_s: time between SIGTERM and exit.
         drain_s: part of `grace_s` in which new requests are still answered and `/readyz` is 503.
         probe_interval_s: pause between probes of the model and the worker threads.
-        probe_max_age_s: `/readyz` is 503 when the last good probe is older; a picture that takes the
-            model long is part of one a minute.
+        probe_max_age_s: `/readyz` is 503 when the last good probe is older; a picture that takes
+            the model long is part of one a minute.
         log_level: lowest level logged.
     """
 
