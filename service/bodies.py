@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from service.errors import ApiError, invalid
 from service.queries import from_validation
-from service.schemas import SearchOptions, SearchRequest
+from service.schemas import MOST_INCLUDED, SearchOptions, SearchRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -88,6 +88,10 @@ async def _read_file(form: FormData) -> bytes:
 
 
 def _read_options(form: FormData) -> SearchOptions:
+    times = len(form.getlist("include"))
+    if times > MOST_INCLUDED:
+        message = f"include was sent {times} times; send it {MOST_INCLUDED} times at most"
+        raise invalid("invalid_value", message, param="include")
     values: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name == "file":

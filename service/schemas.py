@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
+MOST_INCLUDED = 16
+
 
 class Strict(BaseModel):
     """Base of requests: immutable, unknown fields refused, no NaN or infinity."""
@@ -46,7 +48,7 @@ class SearchOptions(Strict):
         default=False, description="of near-duplicates only the best; offset counts these"
     )
     include: list[Literal["metadata", "embedding", "frames"]] = Field(
-        default=["metadata"], max_length=16
+        default=["metadata"], max_length=MOST_INCLUDED
     )
     rank_by: Literal["mean", "frame"] = "mean"
 

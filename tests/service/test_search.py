@@ -78,6 +78,9 @@ def test_upload_with_an_empty_include_gives_the_hits_alone(client) -> None:
     data = {"k": "1", "include": ""}
     answer = client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))}, data=data)
     assert not {"metadata", "embedding"} & set(answer.json()["hits"][0])
+    often = {"include": [""] * 17}
+    refused = client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))}, data=often)
+    assert error_of(refused, 422)["param"] == "include"
     blank = client.post(f"{SEARCH}/upload", files={"file": ("a", picture(1))}, data={"k": ""})
     assert error_of(blank, 422)["param"] == "k"
     document = client.get("/openapi.json").json()
