@@ -6,7 +6,8 @@
 #   OUT=/tmp/dry DRY_RUN=1 bash benchmarks/gpu.sh     # the same steps, tiny, on the CPU
 #
 # Stages: starts (what cots-mini and the rows of Table 3 start from), tokenizers, bench (alone on the card, or
-# its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, decoding, tests.
+# its figures mean nothing), table3, mini (cots-mini with all levels, then fine-tuned), search, load (a server
+# that encodes on the card; needs FastAPI and FAISS), decoding, tests.
 # What a stage left in RUNS is not made again, so a machine that is there for minutes can be given
 # RUNS/cots-mini-projections, RUNS/ablation-mini and the tokens. DATA is the folder of development data (flickr8k/, web_pairs/, ...); cots-mini's
 # configurations name theirs, drawings in shards/ among it (docs/training.md). Every step writes a log
@@ -102,9 +103,14 @@ tokenizers() {
   wait
 }
 
+# The paper's model and DALL-E's tokenizer, with random weights.
+base() {
+  [[ -e $RUNS/base/config.json ]] || step base "$PYTHON" benchmarks/random_base.py "$RUNS/base" "$RUNS/dalle.pt"
+}
+
 # Time and memory of steps: the paper's model with random weights (times do not depend on them), small ones.
 bench() {
-  [[ -e $RUNS/base/config.json ]] || step base "$PYTHON" benchmarks/random_base.py "$RUNS/base" "$RUNS/dalle.pt"
+  base || return
   local paper=(--config training/configs/pretrain_cc4m.yaml "init.image=checkpoint:$RUNS/base"
     "init.text=checkpoint:$RUNS/base" data.stream=false "data.evaluate=[]"
     "objective.vision.tokenizer=$RUNS/dalle.pt")
@@ -180,6 +186,15 @@ search() {
     --vectors "$RUNS/index_recall.npz" --out "$OUT" --kinds "$kinds" "${sizes[@]}"
 }
 
+# Latency and throughput of a server against rate, of cots-mini and of a model of the paper's size.
+load() {
+  local sizes=(--items 100000 --seconds 10)
+  [[ $DRY_RUN == 1 ]] && sizes=(--items 200 --seconds 1 --clients 5 --rate 1 --kind text)
+  step load_mini "$PYTHON" -m benchmarks.load sweep --device "$DEVICE" --out "$OUT" "${sizes[@]}"
+  base && step load_base "$PYTHON" -m benchmarks.load sweep --device "$DEVICE" --out "$OUT" \
+    --checkpoint "$RUNS/base" "${sizes[@]}"
+}
+
 # JPEGs decoded on the GPU beside those decoded on the CPU.
 decoding() {
   [[ $DRY_RUN == 1 ]] || step decoding env COTS_SHARED_DATA="$DATA" \
@@ -191,7 +206,7 @@ tests() {
   [[ $DRY_RUN == 1 ]] || step tests "$PYTHON" -m pytest -q -x tests/cots_model tests/training
 }
 
-known=(starts tokenizers bench table3 mini search decoding tests)
+known=(starts tokenizers bench table3 mini search load decoding tests)
 stages=("$@")
 ((${#stages[@]})) || stages=("${known[@]}")
 for stage in "${stages[@]}"; do

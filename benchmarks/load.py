@@ -29,13 +29,13 @@ from typing import Any
 import click
 import numpy as np
 import psutil
-import torch
 
 from benchmarks.load_queries import image_calls, mixed_calls, text_calls
 from benchmarks.load_reloads import run_reloads
 from benchmarks.load_soak import run_soak
 from benchmarks.open_loop import Call, arrivals, one_client, open_loop, percentiles, summarise
 from benchmarks.server import served, write_gallery
+from cots_model.encoder import resolve_device
 from cots_model.hardware import describe_hardware
 
 GALLERY = "many"
@@ -48,9 +48,12 @@ CALLS: Mapping[str, Callable[[str, int], Callable[[], Call]]] = {
 }
 
 
-def baseline(root: Path, checkpoint: str, kinds: Iterable[str]) -> dict[str, dict[str, float]]:
+def baseline(
+    root: Path, checkpoint: str, kinds: Iterable[str], device: str = "cpu"
+) -> dict[str, dict[str, float]]:
     """What `load_baseline.py` measures, while no server runs."""
     command = [sys.executable, "-m", "benchmarks.load_baseline", "--checkpoint", checkpoint]
+    command += ["--device", device]
     for kind in kinds:
         command += ["--kind", kind]
     done = subprocess.run(
@@ -151,14 +154,14 @@ def conclude(
     return found
 
 
-def write(out: Path, name: str, figures: dict[str, Any]) -> None:
+def write(out: Path, name: str, figures: dict[str, Any], device: str = "cpu") -> None:
     """Write a report with where, when and how, and print it without its series."""
     report = {
         "benchmark": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("cots-retrieval"),
         "command": shlex.join(["python", "-m", "benchmarks.load", *sys.argv[1:]]),
-        "hardware": asdict(describe_hardware(torch.device("cpu"))),
+        "hardware": asdict(describe_hardware(resolve_device(device))),
         **figures,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -203,23 +206,26 @@ _out = click.option("--out", type=click.Path(path_type=Path), default=Path("benc
     show_default=True,
     help="Multiples of the encoder's offline throughput.",
 )
+@click.option("--device", default="cpu", show_default=True, help="Of the server: cpu or cuda.")
 @click.option("--serve", default="", help="Further options of cots serve.")
 def sweep(
     checkpoint: str, items: int, out: Path, seconds: float, count: int, kinds: tuple[str, ...],
-    rates: tuple[float, ...], serve: str,
+    rates: tuple[float, ...], device: str, serve: str,
 ) -> None:  # fmt: skip
     """Latency against rate, of texts and of pictures."""
     found: dict[str, Any] = {}
     bare: list[dict[str, dict[str, float]]] = []
+    options = ("--device", device, *shlex.split(serve))
     with workplace(items, checkpoint) as (root, log):
         for kind in kinds:
-            bare.append(baseline(root, checkpoint, kinds))
-            with served(root, checkpoint, log, *shlex.split(serve)) as (url, server):
+            bare.append(baseline(root, checkpoint, kinds, device))
+            with served(root, checkpoint, log, *options) as (url, server):
                 found[kind] = sweep_kind(kind, url, server, bare[-1], rates, seconds, count)
-        bare.append(baseline(root, checkpoint, kinds))
+        bare.append(baseline(root, checkpoint, kinds, device))
     mean, cores = mean_of(*bare), len(os.sched_getaffinity(0))
     figures = {"items": items, "seconds": seconds, "without_server": mean, "baselines": bare}
-    write(out, "sweep", {**figures, "kinds": found, "conclusion": conclude(mean, found, cores)})
+    conclusion = conclude(mean, found, cores)
+    write(out, "sweep", {**figures, "kinds": found, "conclusion": conclusion}, device)
 
 
 @main.command()
@@ -252,7 +258,7 @@ def soak(
         offline = bare["offline_per_s"]
         s_per_call = (1 - share_of_images) / offline["text"] + share_of_images / offline["image"]
         rate = load / s_per_call
-        with served(root, checkpoint, log) as (url, server):
+        with served(root, checkpoint, log, "--device", "cpu") as (url, server):
             calls = mixed_calls(GALLERY, 1, share_of_images)
             figures = run_soak(url, server, calls, rate=rate, seconds=60 * minutes)
     write(out, "soak", {"items": items, "load": load, "without_server": bare, **figures})

@@ -45,11 +45,12 @@ def median_s(call: Callable[[], object], runs: int) -> float:
 @click.command()
 @click.option("--gallery", type=click.Path(path_type=Path), required=True)
 @click.option("--checkpoint", default="cots-mini", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS)
 @click.option("--runs", default=30, show_default=True, type=click.IntRange(min=1))
-def main(gallery: Path, checkpoint: str, kinds: tuple[str, ...], runs: int) -> None:
+def main(gallery: Path, checkpoint: str, device: str, kinds: tuple[str, ...], runs: int) -> None:
     """Measure."""
-    encoder = Encoder.load(checkpoint, device="cpu")
+    encoder = Encoder.load(checkpoint, device=device)
     opened = Gallery.open(gallery)
     words = sentences(seed=10_000)
     files = cycle(jpegs(BATCHES["image"]))

@@ -125,7 +125,7 @@ class Embedder:
         )
         self._cache = TextCache(cached_texts)
         self._picture_due_s = 0.0
-        self._probed_picture = False
+        self._is_warm = False
 
     @property
     def waiting(self) -> int:
@@ -164,22 +164,25 @@ class Embedder:
         """Run one text and one picture through the model, ahead of all that waits.
 
         The picture only from time to time where it takes long: a model of the paper's size has a
-        CPU for most of a second.
+        CPU for most of a second. The first good probe runs both twice, for the first pass is slow:
+        so the pace of the second is known before anyone waits.
 
         Raises:
             ProbeError: if the vectors are not finite and of length one.
             DeadlineError: if the worker does not answer in time.
         """
-        await self._probe(Texts(("probe",)), timeout_s=timeout_s)
+        passes = 1 if self._is_warm else 2
+        for _ in range(passes):
+            await self._probe(Texts(("probe",)), timeout_s=timeout_s)
         if time.monotonic() < self._picture_due_s:
             return
         side = self.encoder.preprocess.image_size
         picture = self.encoder.preprocess.image(Image.new("RGB", (side, side), "grey"))
-        work_ms = await self._probe(Pixels((picture,)), timeout_s=timeout_s)
-        if self._probed_picture:  # the first one also warms up, and teaches the pool no pace
-            pause_s = min(_PROBES_APART * work_ms / 1000, _LONGEST_APART_S)
-            self._picture_due_s = time.monotonic() + pause_s
-        self._probed_picture = True
+        for _ in range(passes):
+            work_ms = await self._probe(Pixels((picture,)), timeout_s=timeout_s)
+        self._is_warm = True
+        pause_s = min(_PROBES_APART * work_ms / 1000, _LONGEST_APART_S)
+        self._picture_due_s = time.monotonic() + pause_s
 
     async def _probe(self, job: Texts | Pixels, *, timeout_s: float) -> float:
         """How many milliseconds it took."""

@@ -160,19 +160,24 @@ def probed(encoder: Units, *failing: bool) -> Embedder:
     return asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("apart", "pictures"), [(0, 4), (10**6, 2)])
+@pytest.mark.parametrize(("apart", "pictures"), [(0, 5), (10**6, 2)])
 def test_a_picture_that_takes_long_is_probed_now_and_then(monkeypatch, apart, pictures) -> None:
     monkeypatch.setattr(encoding, "_PROBES_APART", apart)
     encoder = Units()
-    embedder = probed(encoder, False, False, False, False)
-    assert encoder.batches.count(["probe"]) == 4
+    probed(encoder, False, False, False, False)
+    assert encoder.batches.count(["probe"]) == 5  # the first time twice, as the picture
     assert encoder.batches.count(1) == pictures
-    assert embedder._pool._pace.expected_s(Pixels, 1) > 0  # the second one teaches it
+
+
+def test_the_pace_is_known_after_one_probe() -> None:
+    pace = probed(Units(), False)._pool._pace
+    assert pace.expected_s(Pixels, 1) > 0
+    assert pace.expected_s(Texts, 1) > 0
 
 
 def test_a_picture_that_failed_is_probed_again_at_once(monkeypatch) -> None:
     monkeypatch.setattr(encoding, "_PROBES_APART", 10**6)
-    monkeypatch.setattr(encoding, "_LONGEST_APART_S", 0.1)
     encoder = Units()
-    probed(encoder, True, True, False, True, False)
+    probed(encoder, True, True, False)
     assert encoder.batches.count(1) == 2
+    assert encoder.batches.count(["probe"]) == 2 + 2 + 2  # each was the first good one, to be

@@ -73,8 +73,8 @@ def test_stages_and_batches_of_a_search_are_told(fresh) -> None:
     for stage, wanted in {"queue": 4, "decode": 1, "encode": 4, "search": 4}.items():
         assert value(samples, "cots_stage_duration_seconds_count", stage=stage) == wanted, stage
         assert value(samples, "cots_stage_duration_seconds_sum", stage=stage) > 0, stage
-    assert value(samples, "cots_batch_size_sum", kind="text") == 3 + 1  # and the probe's
-    assert value(samples, "cots_batch_size_sum", kind="image") == 1 + 1
+    assert value(samples, "cots_batch_size_sum", kind="text") == 3 + 2  # and the first probe's
+    assert value(samples, "cots_batch_size_sum", kind="image") == 1 + 2
     assert value(samples, "cots_request_duration_seconds_count", route=SEARCH_ROUTE) == 3
 
 
