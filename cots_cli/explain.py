@@ -9,25 +9,29 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cots_cli.relevance_page import Explained
+    from cots_cli.relevance_page import Tile
+    from cots_model.explainer import Explained, WordsExplained
 
 
 @click.command(
     name="explain",
     epilog="""\b
 Examples:
-  cots explain photo.jpg "a dog" "snow" --output maps.png
-  cots explain photo.jpg "a dog runs through snow" --output maps.png --start-layer 4 --json
+  cots explain --image photo.jpg "a dog runs through snow" --out maps.png
+  cots explain --image photo.jpg "a dog" "snow" --out maps.png --whole
+  cots explain --image photo.jpg "a dog in snow" --out maps.png --start-layer 4 --json
 """,
 )
-@click.argument("picture", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, required=True)
+@click.option("--image", "picture", type=click.Path(path_type=Path), required=True)
 @click.option(
-    "--output",
+    "--out",
+    "output",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="PNG: the picture with a map for each text.",
+    help="PNG: the picture with a map for each text and each word.",
 )
+@click.option("--whole", is_flag=True, help="A map for each text as a whole, none for its words.")
 @click.option(
     "--start-layer",
     type=click.IntRange(0),
@@ -48,18 +52,20 @@ Examples:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print similarities, words and maps as JSON.")
 def command(
-    picture: Path,
     texts: tuple[str, ...],
+    picture: Path,
     output: Path,
+    whole: bool,
     start_layer: int,
     text_start_layer: int,
     checkpoint: str,
     device: str,
     as_json: bool,
 ) -> None:
-    """Map the similarity of PICTURE and each of TEXTS back to patches and words (GAE)."""
-    from cots_cli.relevance_page import Explainer, draw
+    """Map the similarity of a picture and each of TEXTS, and of its words, to patches (GAE)."""
+    from cots_cli.relevance_page import draw
     from cots_model.errors import InputError
+    from cots_model.explainer import Explainer
     from cots_model.images import decode_image
 
     if output.suffix.lower() != ".png":
@@ -72,9 +78,13 @@ def command(
     explainer = Explainer.load(checkpoint, device=device)
     layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
     found = [explainer(img, text, **layers) for text in texts]
-    draw(explainer.base(img), found).save(output)
+    words = [
+        None if whole else explainer.words(img, text, start_layer=start_layer) for text in texts
+    ]
+    pairs = list(zip(found, words, strict=True))
+    draw(explainer.base(img), [tile for pair in pairs for tile in _tiles(*pair)]).save(output)
     if as_json:
-        click.echo(json.dumps([_as_json(one) for one in found], ensure_ascii=False))
+        click.echo(json.dumps([_as_json(*pair) for pair in pairs], ensure_ascii=False))
         return
     for one in found:
         words = ", ".join(f"{word} {share:.0%}" for word, share in one.words)
@@ -82,10 +92,29 @@ def command(
     click.echo(f"maps in {output}")
 
 
-def _as_json(one: Explained) -> dict[str, object]:
+def _tiles(one: Explained, words: WordsExplained | None) -> list[Tile]:
+    """The map of a text, and those of its words."""
+    from cots_cli.relevance_page import Tile
+
+    shares = " ".join(f"{word} {share:.0%}" for word, share in one.words)
+    whole = Tile(one.patch_hw, one.text, f"{one.similarity:.3f}  {shares}")
+    if words is None or len(words.words) < 2:
+        return [whole]
+    return [
+        whole,
+        *(Tile(word.level_hw, word.word, f"{word.similarity:.3f}") for word in words.words),
+    ]
+
+
+def _as_json(one: Explained, words: WordsExplained | None) -> dict[str, object]:
+    maps = () if words is None else words.words
     return {
         "text": one.text,
         "similarity": one.similarity,
         "words": [{"word": word, "share": share} for word, share in one.words],
         "patches": one.patch_hw.tolist(),
+        "maps": [
+            {"word": word.word, "similarity": word.similarity, "map": word.level_hw.tolist()}
+            for word in maps
+        ],
     }

@@ -111,6 +111,11 @@ class Encoder:
         return self._model
 
     @property
+    def text_preprocess(self) -> Preprocess:
+        """The checkpoint's preprocessing, its tokenizer with it."""
+        return self._preprocess
+
+    @property
     def name(self) -> str:
         """The model's short name."""
         return self.model.config.name

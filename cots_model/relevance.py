@@ -2,18 +2,20 @@
 
     found = explain(model, img_1CHW, tok_1L, mask_1L)
     found.patch_hw, found.token_L
+    explain_words(model, img_1CHW, tok_1L, mask_1L, word_WL).patch_Whw
 
 Generic attention explainability (GAE; Chefer, Gur and Wolf, ICCV 2021) for encoders with
 self-attention alone, which both of ours are. Per layer Ā = mean over heads of (∇A ⊙ A)⁺ and
 R ← R + ĀR from R = I, where ∇A is the gradient of the two vectors' dot product. It sees the first
 network of the image tower; one beside it shows in the similarity, not on the map.
 
-Shape letters: l layers, H heads, T tokens, B batch of 1, P patches of an h x w grid, L text tokens.
+Shape letters: l layers, H heads, T tokens, B batch of 1, P patches of an h x w grid, L text tokens,
+W words, E dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -44,6 +46,25 @@ class Relevance:
     similarity: float
     patch_hw: Tensor
     token_L: Tensor
+
+
+@dataclass(frozen=True)
+class WordRelevance:
+    """Where in a picture each word of a text is.
+
+    Attributes:
+        similarity: the dot product of the vectors of the picture and of the whole text.
+        similarity_W: that of the picture and of each word as it stands in the text.
+        patch_Whw: relevance of each patch for each word, from 0.
+    """
+
+    similarity: float
+    similarity_W: Tensor
+    patch_Whw: Tensor
+
+
+def _never() -> None:
+    """Nothing happens between two words."""
 
 
 def propagate(
@@ -100,8 +121,7 @@ def explain(
             layers.
         ValueError: for more than one picture or text.
     """
-    if len(img_1CHW) != 1 or len(tok_1L) != 1:
-        raise ValueError(f"{len(img_1CHW)} pictures and {len(tok_1L)} texts; give one of each")
+    _check_one_of_each(img_1CHW, tok_1L)
     trunk = _transformer(model)
     seen: list[Tensor] = []
     with ExitStack() as stack, torch.enable_grad():
@@ -116,17 +136,81 @@ def explain(
         similarity = (image_1E * text_1E).sum()
         words = list(output.attentions)
         gradients = torch.autograd.grad(similarity, [*seen, *words])
-    for name, layers, first in (("image", seen, start_layer), ("text", words, text_start_layer)):
-        if not 0 <= first < len(layers):
-            raise ConfigError(
-                f"the {name} tower has {len(layers)} layers, and none is left from layer {first}; "
-                "start at a lower one"
-            )
+    _check_start("image", seen, start_layer)
+    _check_start("text", words, text_start_layer)
     patch_TT = _propagate(seen, gradients[: len(seen)], start_layer)
     word_LL = _propagate(words, gradients[len(seen) :], text_start_layer)
     valid_L = mask_1L[0]
     token_L = word_LL[valid_L].mean(dim=0) * valid_L
     return Relevance(similarity.item(), _map(model, trunk, patch_TT), token_L)
+
+
+def explain_words(
+    model: CotsModel,
+    img_1CHW: Tensor,
+    tok_1L: Tensor,
+    mask_1L: Tensor,
+    word_WL: Tensor,
+    *,
+    start_layer: int = 0,
+    before_word: Callable[[], None] = _never,
+) -> WordRelevance:
+    """Explain the similarity of one picture and each word of one text.
+
+    A word's vector is made as the text's is, from the outputs of its own tokens alone, which have
+    seen the whole text. What is explained is its dot product with the picture's vector.
+
+    Args:
+        model: in evaluation mode.
+        img_1CHW: normalised pixels of one picture.
+        tok_1L: token ids of one text.
+        mask_1L: bool, true on its tokens.
+        word_WL: bool, true on the tokens of each word; every word has one at least.
+        start_layer: of the image tower, the first that counts.
+        before_word: called before each word; what it raises ends the whole.
+
+    Raises:
+        ConfigError: as `explain`.
+        ValueError: for more than one picture or text.
+    """
+    _check_one_of_each(img_1CHW, tok_1L)
+    trunk = _transformer(model)
+    seen: list[Tensor] = []
+    with ExitStack() as stack:
+        stack.enter_context(_recorded_attention(trunk, seen))
+        stack.enter_context(_graph_through(model))
+        with torch.enable_grad():
+            image_E = model.encode_image(img_1CHW)[0]
+        _check_start("image", seen, start_layer)
+        with torch.no_grad():
+            hidden_1LD = model.text(tok_1L, mask_1L)
+            text_E = model.project_text(masked_mean(hidden_1LD, mask_1L))[0]
+            hidden_WLD = hidden_1LD.expand(len(word_WL), -1, -1)
+            word_WE = model.project_text(masked_mean(hidden_WLD, word_WL))
+        with torch.enable_grad():
+            similarity_W = word_WE @ image_E
+        maps = []
+        for similarity in similarity_W:
+            before_word()
+            gradients = torch.autograd.grad(similarity, seen, retain_graph=True)
+            patch_TT = _propagate(seen, gradients, start_layer)
+            maps.append(_map(model, trunk, patch_TT))
+    patch_Whw = torch.stack(maps) if maps else image_E.new_zeros(0, *model.image.patch_grid)
+    whole = float(text_E @ image_E.detach())
+    return WordRelevance(whole, similarity_W.detach(), patch_Whw)
+
+
+def _check_one_of_each(img_1CHW: Tensor, tok_1L: Tensor) -> None:
+    if len(img_1CHW) != 1 or len(tok_1L) != 1:
+        raise ValueError(f"{len(img_1CHW)} pictures and {len(tok_1L)} texts; give one of each")
+
+
+def _check_start(name: str, layers: Sequence[Tensor], first: int) -> None:
+    if not 0 <= first < len(layers):
+        raise ConfigError(
+            f"the {name} tower has {len(layers)} layers, and none is left from layer {first}; "
+            "start at a lower one"
+        )
 
 
 def _propagate(layers: Sequence[Tensor], gradients: Sequence[Tensor], start_layer: int) -> Tensor:

@@ -22,7 +22,16 @@ from service.limits import BodyLimit
 from service.metrics import Metrics
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
 from service.openapi import DESCRIPTION, complete
-from service.routes import clip_retrieval, galleries, health, items, metrics, openai, search
+from service.routes import (
+    clip_retrieval,
+    explain,
+    galleries,
+    health,
+    items,
+    metrics,
+    openai,
+    search,
+)
 from service.routes.page import page_router
 from service.settings import Settings
 from service.state import Resources, Service
@@ -98,6 +107,7 @@ def create_app(
         metrics.router,
         galleries.router,
         items.router,
+        explain.router,
         openai.router,
         clip_retrieval.router,
         page_router(),

@@ -43,8 +43,9 @@ def _of(err: ApiError, tags: frozenset[str] = frozenset()) -> Example:
 
 _SEARCH = frozenset({"search"})
 _ITEMS = frozenset({"items"})
-_GALLERY = frozenset({"search", "items", "galleries"})
-_WORK = frozenset({"search", "items", "compatibility"})
+_EXPLAIN = frozenset({"explain"})
+_GALLERY = frozenset({"search", "items", "galleries", "explain"})
+_WORK = frozenset({"search", "items", "compatibility", "explain"})
 _COMPATIBLE = frozenset({"compatibility"})
 _LOADS = frozenset({"galleries"})
 
@@ -56,10 +57,13 @@ EXAMPLES = (
             "multipart.", tags=_SEARCH),
     Example(400, "invalid_json", "the body is not JSON (expected value at line 1 column 1); send "
             'something like {"input": "a dog"}', tags=_COMPATIBLE),
+    Example(400, "invalid_json", "the body is not JSON (expected value at line 1 column 1); send "
+            'something like {"text": "a dog in snow", "gallery": "photos", "item_id": "a/b.jpg"}',
+            tags=_EXPLAIN),
     Example(401, "invalid_api_key", "no valid API key; send it as: Authorization: Bearer KEY"),
     _of(gallery_not_found("phots"), _GALLERY),
     Example(404, "item_not_found", "gallery photos has no item 'a.jpg'; ids are paths relative to "
-            "the source, or keys in its shards", tags=_ITEMS),
+            "the source, or keys in its shards", tags=_ITEMS | _EXPLAIN),
     Example(404, "content_missing", "the original of 'a.jpg' cannot be served (missing)", "id",
             _ITEMS),
     Example(404, "content_changed", "the original of 'a.jpg' cannot be served (changed)", "id",
@@ -79,6 +83,9 @@ EXAMPLES = (
             'application/json; send {"query": "a dog"}', tags=_SEARCH),
     Example(415, "unsupported_content_type", "Content-Type is 'text/plain'; accepted here: "
             'application/json; send {"input": "a dog"}', tags=_COMPATIBLE),
+    Example(415, "unsupported_content_type", "Content-Type is 'text/plain'; accepted here: "
+            'application/json; send {"text": "a dog in snow", "gallery": "photos", "item_id": '
+            '"a/b.jpg"}', tags=_EXPLAIN),
     Example(416, "range_not_satisfiable", "range 'bytes=900-' is outside the content of 800 bytes",
             "range", _ITEMS),
     Example(421, "host_not_allowed", "this server is not called 'photos.example.org'; use "
@@ -91,6 +98,7 @@ EXAMPLES = (
     Example(422, "query_form", "query has none of the forms; give exactly one: a string, "
             '{"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these',
             "query", _SEARCH),
+    Example(422, "query_form", "give either gallery and item_id, or image", "item_id", _EXPLAIN),
     Example(422, "query_cancels_out", "the weighted parts of query.0 cancel out; change a weight",
             "query.0", _SEARCH),
     Example(422, "text_empty", "query is empty; give some words", "query", _SEARCH),

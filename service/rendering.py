@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+from PIL import Image
+
 from cots_model.errors import CotsError, InputError
 from cots_model.images import decode_image
 from cots_model.videos import VideoError, decode_frame
@@ -68,17 +70,33 @@ async def thumbnail_of(
 
 
 def _picture(gallery: Gallery, row: int, size_px: int, max_pixels: int) -> bytes:
-    data = gallery.read_content(row)
-    return make_thumbnail(decode_image(data, max_pixels=max_pixels), size_px)
+    return make_thumbnail(read_picture(gallery, row, max_pixels), size_px)
 
 
 def _frame(
     gallery: Gallery, row: int, size_px: int, max_pixels: int, *, time_s: float, until_s: float
 ) -> bytes:
-    """As `_picture`, of the frame of a video; nothing but what it needs is read."""
+    img = read_frame(gallery, row, max_pixels, time_s=time_s, until_s=until_s)
+    return make_thumbnail(img, size_px)
+
+
+def read_picture(gallery: Gallery, row: int, max_pixels: int) -> Image.Image:
+    """The picture of an item, RGB; raises `ContentError` and `ImageError`."""
+    return decode_image(gallery.read_content(row), max_pixels=max_pixels)
+
+
+def read_frame(
+    gallery: Gallery, row: int, max_pixels: int, *, time_s: float, until_s: float
+) -> Image.Image:
+    """A frame of the video of an item; nothing but what it needs is read.
+
+    Raises:
+        ContentError: if the original is gone, unreadable or not what was indexed.
+        ApiError: 404 if there is no such frame, 504 if it takes too long.
+    """
     with gallery.open_content(row) as file:
         try:
-            img = decode_frame(file, time_s, max_pixels=max_pixels, until_s=until_s)
+            return decode_frame(file, time_s, max_pixels=max_pixels, until_s=until_s)
         except VideoError as err:
             if err.reason == "timeout":
                 raise past_deadline() from err
@@ -88,4 +106,3 @@ def _frame(
         except CotsError as err:  # PyAV is not installed
             message = "no frame of the video can be shown (this server cannot decode videos)"
             raise no_thumbnail(message) from err
-    return make_thumbnail(img, size_px)

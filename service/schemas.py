@@ -162,6 +162,63 @@ class SearchResponse(BaseModel):
     results: list[QueryResult] | None = None
 
 
+class ExplainRequest(Strict):
+    """Body of `POST /v1/explain`: a text, and the picture of an item or one that is sent along.
+
+    Attributes:
+        time_s: of a video the frame that is explained; else the one in the middle.
+        start_layer: first layer of the image tower that counts; early ones may show artefacts.
+    """
+
+    text: str = Field(pattern=r"\S")
+    gallery: str | None = None
+    item_id: str | None = None
+    image: str | None = Field(default=None, description="base64, or a data URI")
+    overlay: bool = Field(default=False, description="whether the maps are drawn on the picture")
+    time_s: float | None = Field(
+        default=None, ge=0, description="of a video: which frame, in seconds; else the middle one"
+    )
+    start_layer: int = Field(
+        default=0, ge=0, description="first layer of the image tower that counts"
+    )
+
+
+class ExplainedWord(BaseModel):
+    """One word, and where in the picture it is.
+
+    Attributes:
+        start: character of the text where the word begins.
+        end: the one behind its last.
+        similarity: of the vectors of the picture and of the word as it stands in the text.
+        map: `[h][w]` from 0 (the least of this map) to 1, over the grid of the image tower.
+        overlay: a PNG of the picture under the map, in base64.
+    """
+
+    word: str
+    start: int
+    end: int
+    similarity: float
+    map: list[list[float]]
+    overlay: str | None = None
+
+
+class ExplainTookMs(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    queue: float
+    explain: float
+    total: float
+
+
+class ExplainResponse(BaseModel):
+    """Answer of `POST /v1/explain`: `similarity` is that of the whole text and the picture."""
+
+    model: str
+    similarity: float
+    words: list[ExplainedWord]
+    took_ms: ExplainTookMs
+
+
 class IndexBody(BaseModel):
     """The gallery's index."""
 

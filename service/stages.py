@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 QUEUE = "queue"
-STAGES = (QUEUE, "decode", "encode", "search")
+STAGES = (QUEUE, "decode", "encode", "search", "explain")
 _OF_POOL = {"encoder": "encode", "video": "decode"}
 
 
 class StageTimes:
-    """Seconds that one request spent waiting, decoding, encoding and searching.
+    """Seconds that one request spent waiting, decoding, encoding, searching and explaining.
 
     Attributes:
         seconds: by stage; a stage that the request did not reach is not there.

@@ -14,7 +14,9 @@ from fastapi import Request
 
 from cots_model.encoder import Encoder
 from service.encoding import Embedder
+from service.explaining import Explaining
 from service.fetch import make_fetcher
+from service.fetch.fetcher import Fetcher
 from service.galleries import Registry
 from service.jobs import Done
 from service.metrics import GalleryFigures, Metrics
@@ -128,6 +130,7 @@ class Service:
         decoding: threads for pictures, items and originals.
         videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
+        explaining: the thread that explains what the model finds.
         fetcher: gets pictures by url, if the settings allow it.
         reloader: the thread that loads new versions.
         readiness: whether it should get traffic.
@@ -158,22 +161,25 @@ class Service:
             max_hits=settings.search_batch_hits,
             on_batch=self.metrics.batch,
         )
+        self.explaining = Explaining(resources.encoder, capacity=settings.queue_size)
         self.fetcher = make_fetcher(settings)
         self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
-            (self.decoding, self.searching, self.embedder, self.videos),
+            (self.decoding, self.searching, self.embedder, self.videos, self.explaining),
             interval_s=settings.probe_interval_s,
             max_age_s=settings.probe_max_age_s,
         )
 
     def refresh_metrics(self) -> None:
         """Take down the figures that are looked up, not counted."""
-        pools: dict[str, Embedder | CallPool | Searcher] = {
+        pools: dict[str, Embedder | CallPool | Searcher | Explaining | Fetcher] = {
             "encode": self.embedder,
             "decode": self.decoding,
             "video": self.videos,
             "search": self.searching,
+            "explain": self.explaining,
+            "fetch": self.fetcher,
         }
         self.metrics.refresh(
             waiting={name: pool.waiting for name, pool in pools.items()},
@@ -199,6 +205,7 @@ class Service:
             self.decoding,
             self.videos,
             self.searching,
+            self.explaining,
         )
         for pool in pools:
             pool.close()

@@ -195,9 +195,18 @@ class AsyncClient:
         gallery: str | None = None,
         item_id: str | None = None,
         image: str | Picture | None = None,
+        overlay: bool = False,
+        time_s: float | None = None,
+        start_layer: int = 0,
     ) -> dict[str, Any]:
         """See `Client.explain`."""
-        call = calls.explain(words, gallery=gallery, item_id=item_id, picture=image)
+        call = calls.explain(
+            words,
+            gallery=gallery,
+            item_id=item_id,
+            picture=image,
+            options={"overlay": overlay, "time_s": time_s, "start_layer": start_layer},
+        )
         return await self._run(call)
 
     async def models(self) -> tuple[Model, ...]:

@@ -170,9 +170,17 @@ def readyz() -> Call[Readiness]:
 
 
 def explain(
-    words: str, *, gallery: str | None, item_id: str | None, picture: str | Picture | None
+    words: str,
+    *,
+    gallery: str | None,
+    item_id: str | None,
+    picture: str | Picture | None,
+    options: Mapping[str, object],
 ) -> Call[dict[str, Any]]:
-    """`POST /v1/explain`, of an item of a gallery or of a picture."""
+    """`POST /v1/explain`, of an item of a gallery or of a picture.
+
+    Options are sent where they say something: are true, or a number.
+    """
     if {gallery is None, item_id is None} != {picture is not None}:
         raise InputError("explain takes either gallery and item_id, or image")
     fields: dict[str, Any] = {"text": words}
@@ -180,6 +188,7 @@ def explain(
         fields |= queries.image(picture).to_json()
     else:
         fields |= {"gallery": gallery, "item_id": item_id}
+    fields |= {name: value for name, value in options.items() if value not in (None, False, 0)}
     return Call(method="POST", path="/v1/explain", body=to_body(fields), read=_read_object)
 
 

@@ -257,12 +257,28 @@ class Client:
         gallery: str | None = None,
         item_id: str | None = None,
         image: str | Picture | None = None,
+        overlay: bool = False,
+        time_s: float | None = None,
+        start_layer: int = 0,
     ) -> dict[str, Any]:
-        """Which word looks where in a picture, as the server answers `POST /v1/explain`.
+        """Which word is where in a picture, as the server answers `POST /v1/explain`.
 
-        A server without that route answers with `NotFoundError`.
+        Args:
+            words: a text.
+            gallery: of the item, if it is one.
+            item_id: of the item, if it is one.
+            image: else the picture.
+            overlay: whether each word comes with a PNG of the picture under its map, in base64.
+            time_s: of a video the frame; else the one in the middle.
+            start_layer: first layer of the image tower that counts.
         """
-        call = calls.explain(words, gallery=gallery, item_id=item_id, picture=image)
+        call = calls.explain(
+            words,
+            gallery=gallery,
+            item_id=item_id,
+            picture=image,
+            options={"overlay": overlay, "time_s": time_s, "start_layer": start_layer},
+        )
         return self._run(call)
 
     def models(self) -> tuple[Model, ...]:

@@ -27,6 +27,11 @@ T = TypeVar("T")
 class Fetcher(Protocol):
     """Whoever gives pictures for urls."""
 
+    @property
+    def waiting(self) -> int:
+        """Urls that are fetched, or wait to be."""
+        ...
+
     async def fetch(self, url: str, *, param: str, deadline_s: float, budget: Budget) -> bytes:
         """The bytes that a url gives, not yet known to be a picture.
 
@@ -67,6 +72,8 @@ def no_image_urls(param: str) -> ApiError:
 
 class NoImageUrls:
     """The fetcher of a server that takes no urls."""
+
+    waiting = 0
 
     async def fetch(self, url: str, *, param: str, deadline_s: float, budget: Budget) -> NoReturn:
         """Refuse."""

@@ -243,10 +243,15 @@ def test_explain_asks_as_the_contract_says(script, cots) -> None:
     told = {"words": [{"word": "dog", "map": [[0.0, 1.0]]}]}
     server = script(answer(200, told))
     assert server.ask("explain", "a dog", gallery="photos", item_id="a.jpg") == told
-    assert server.ask("explain", "a dog", image=b"data") == told
+    assert server.ask("explain", "a dog", image=b"data", overlay=True, start_layer=2) == told
     assert server.bodies() == [
         {"text": "a dog", "gallery": "photos", "item_id": "a.jpg"},
-        {"text": "a dog", "image": base64.b64encode(b"data").decode()},
+        {
+            "text": "a dog",
+            "image": base64.b64encode(b"data").decode(),
+            "overlay": True,
+            "start_layer": 2,
+        },
     ]
     for given in ({}, {"gallery": "a"}, {"gallery": "a", "item_id": "b", "image": b"c"}):
         with pytest.raises(InputError, match="either gallery and item_id, or image"):

@@ -6,7 +6,7 @@ import torch
 from cots_model.config import ImageTowerConfig
 from cots_model.errors import ConfigError
 from cots_model.model import CotsModel
-from cots_model.relevance import explain, propagate
+from cots_model.relevance import explain, explain_words, propagate
 from cots_model.testing import make_tokenizer, tiny_model_config
 
 
@@ -177,3 +177,22 @@ def test_batches_other_networks_and_missing_layers_are_refused(model, pair):
     other = CotsModel(config.model_copy(update={"image": image})).eval()
     with pytest.raises(ConfigError, match="no attention from a class token"):
         explain(other, torch.randn(1, 3, 64, 64), *pair[1:])
+
+
+def test_a_word_that_is_the_whole_text_has_the_texts_map(model, pair):
+    img_1CHW, tok_1L, mask_1L = pair
+    whole = explain(model, *pair)
+    found = explain_words(model, *pair, torch.cat([mask_1L, mask_1L]))
+    assert found.similarity == pytest.approx(whole.similarity, abs=1e-6)
+    assert found.similarity_W.tolist() == pytest.approx([whole.similarity] * 2, abs=1e-6)
+    for patch_hw in found.patch_Whw:
+        torch.testing.assert_close(patch_hw, whole.patch_hw)
+    single = torch.zeros_like(mask_1L)
+    single[0, 1] = True
+    other = explain_words(model, *pair, single)
+    assert not torch.allclose(other.patch_Whw[0], whole.patch_hw)
+    assert explain_words(model, *pair, mask_1L[:0]).patch_Whw.shape == (0, 4, 4)
+    with pytest.raises(ConfigError, match="image tower has 2 layers"):
+        explain_words(model, *pair, mask_1L, start_layer=2)
+    with pytest.raises(ValueError, match="1 pictures and 2 texts"):
+        explain_words(model, img_1CHW, tok_1L.repeat(2, 1), mask_1L.repeat(2, 1), mask_1L)

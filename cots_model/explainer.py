@@ -1,0 +1,242 @@
+"""A checkpoint that is asked why: of a text, or of each of its words.
+
+    explainer = Explainer.load("cots-mini")
+    explainer(img, "a dog in snow").patch_hw
+    explainer.words(img, "a dog in snow").words[1].level_hw
+
+Shape letters: h and w patches, L tokens, W words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cots_model import checkpoint
+from cots_model.encoder import Encoder, resolve_device
+from cots_model.errors import InputError
+from cots_model.model import CotsModel
+from cots_model.preprocess import Preprocess, squared
+from cots_model.relevance import explain, explain_words
+
+_HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
+
+
+def _never() -> None:
+    """Nothing happens between two words."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One text on one picture.
+
+    Attributes:
+        text: as it was given.
+        similarity: of the two vectors.
+        words: of the text, special tokens left out, with their shares of the relevance.
+        patch_hw: relevance of the patches.
+    """
+
+    text: str
+    similarity: float
+    words: tuple[tuple[str, float], ...]
+    patch_hw: Tensor
+
+
+@dataclass(frozen=True)
+class WordSpan:
+    """A word of a text: from character `start` to before `end`, and the tokens it is cut into."""
+
+    start: int
+    end: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """Where in a picture one word of a text is.
+
+    Attributes:
+        word: as it stands in the text, from character `start` to before `end`.
+        similarity: of the picture's vector and the word's.
+        level_hw: relevance of the patches, from 0 (the least of this map) to 1 (the most); all 0
+            where it is the same everywhere.
+    """
+
+    word: str
+    start: int
+    end: int
+    similarity: float
+    level_hw: Tensor
+
+
+@dataclass(frozen=True)
+class WordsExplained:
+    """The words of one text on one picture.
+
+    Attributes:
+        text: as it was given.
+        similarity: of the vectors of the whole text and the picture.
+        words: in order, without punctuation, as far as the model reads the text.
+    """
+
+    text: str
+    similarity: float
+    words: tuple[WordMap, ...]
+
+
+class Explainer:
+    """A checkpoint that is asked why."""
+
+    def __init__(self, model: CotsModel, preprocess: Preprocess) -> None:
+        """Take a model in evaluation mode and its preprocessing."""
+        self._model, self._preprocess = model, preprocess
+
+    @classmethod
+    def load(cls, source: str, *, device: str = "auto") -> Self:
+        """Load a checkpoint.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+            InputError: if it is an ensemble, or the device does not exist.
+        """
+        folder = checkpoint.locate(source)
+        if checkpoint.is_ensemble(folder):
+            raise InputError(f"{folder} is an ensemble; explain its members one by one")
+        model = CotsModel.from_pretrained(folder, device=resolve_device(device))
+        return cls(model, Preprocess.from_pretrained(folder))
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Self:
+        """Explain what an encoder finds, which goes on meanwhile: only its weights are shared.
+
+        Raises:
+            InputError: if it is an ensemble, or computes with int8, which has no gradients.
+        """
+        if encoder.precision == "int8":
+            message = "there are no maps of a model in int8; use float32 or bfloat16"
+            raise InputError(message)
+        return cls(_twin(encoder.model), encoder.text_preprocess)
+
+    def base(self, img: Image.Image) -> Image.Image:
+        """What the map lies over: the whole picture if the model sees all of it, else its part."""
+        config = self._preprocess.config
+        if config.resize == "squash":
+            return img
+        pixels_HWC = squared(img, config.image_size, config.resize)
+        return Image.fromarray((pixels_HWC * 255).astype(np.uint8))
+
+    def __call__(
+        self, img: Image.Image, text: str, *, start_layer: int = 0, text_start_layer: int = 0
+    ) -> Explained:
+        """Explain one text on one picture; see `cots_model.relevance.explain`."""
+        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
+        device = next(self._model.parameters()).device
+        tok_1L, mask_1L = self._preprocess.text([text])
+        pixels = self._preprocess.images([img]).to(device)
+        found = explain(
+            self._model,
+            pixels,
+            tok_1L.to(device),
+            mask_1L.to(device),
+            start_layer=start_layer,
+            text_start_layer=text_start_layer,
+        )
+        from_attention_L = (found.token_L.cpu() - 1 / int(mask_1L.sum())).clamp(min=0)
+        words = self._words(text, from_attention_L)
+        return Explained(text, found.similarity, words, found.patch_hw.cpu())
+
+    def words(
+        self,
+        img: Image.Image,
+        text: str,
+        *,
+        start_layer: int = 0,
+        before_word: Callable[[], None] = _never,
+    ) -> WordsExplained:
+        """Explain each word of one text; see `cots_model.relevance.explain_words`."""
+        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
+        device = next(self._model.parameters()).device
+        tok_1L, mask_1L = self._preprocess.text([text])
+        spans = self.spans(text)
+        word_WL = torch.zeros((len(spans), tok_1L.shape[1]), dtype=torch.bool)
+        for place, span in enumerate(spans):
+            word_WL[place, list(span.tokens)] = True
+        found = explain_words(
+            self._model,
+            self._preprocess.images([img]).to(device),
+            tok_1L.to(device),
+            mask_1L.to(device),
+            word_WL.to(device),
+            start_layer=start_layer,
+            before_word=before_word,
+        )
+        words = tuple(
+            WordMap(text[span.start : span.end], span.start, span.end, similarity, levels(patch_hw))
+            for span, similarity, patch_hw in zip(
+                spans, found.similarity_W.tolist(), found.patch_Whw.cpu(), strict=True
+            )
+        )
+        return WordsExplained(text, found.similarity, words)
+
+    def spans(self, text: str) -> tuple[WordSpan, ...]:
+        """The words of a text that the model reads, without punctuation."""
+        encoding = self._preprocess.tokenizer.encode(text)
+        tokens: dict[int, list[int]] = {}
+        for token, word in enumerate(encoding.word_ids):
+            if word is not None:
+                tokens.setdefault(word, []).append(token)
+        spans = [
+            WordSpan(encoding.offsets[of_word[0]][0], encoding.offsets[of_word[-1]][1], of_word)
+            for of_word in tokens.values()
+        ]
+        return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
+
+    def _words(self, text: str, token_L: Tensor) -> tuple[tuple[str, float], ...]:
+        """Shares of words, each the sum of the tokens it was cut into."""
+        encoding = self._preprocess.tokenizer.encode(text)
+        relevance: dict[int, float] = {}
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for word, span, value in zip(
+            encoding.word_ids, encoding.offsets, token_L.tolist(), strict=True
+        ):
+            if word is not None:
+                relevance[word] = relevance.get(word, 0.0) + value
+                spans.setdefault(word, []).append(span)
+        total = sum(relevance.values()) or 1.0
+        return tuple(
+            (text[spans[word][0][0] : spans[word][-1][1]], value / total)
+            for word, value in relevance.items()
+        )
+
+
+def _twin(model: CotsModel) -> CotsModel:
+    """The same weights in modules of their own, whose hooks and settings nobody else sees."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach()) for parameter in model.parameters()
+    }
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo).eval()
+
+
+def levels(patch_hw: Tensor) -> Tensor:
+    """A map from 0 to 1, float32."""
+    low, high = patch_hw.min(), patch_hw.max()
+    return ((patch_hw - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).to(torch.float32)
+
+
+def heated(photo: Image.Image, patch_hw: Tensor) -> Image.Image:
+    """The picture under a map, from dark to bright."""
+    level = Image.fromarray(levels(patch_hw).numpy()).resize(photo.size, Image.Resampling.BICUBIC)
+    level_HW = np.clip(np.asarray(level), 0, 1)
+    stops = np.linspace(0, 1, len(_HOT))
+    heat = np.stack([np.interp(level_HW, stops, _HOT[:, c]) for c in range(3)], axis=-1)
+    mixed = np.asarray(photo, np.float32) * 0.45 + heat * 0.55
+    return Image.fromarray(mixed.astype(np.uint8))

@@ -1,0 +1,167 @@
+"""Explanations behind a queue of their own: which word of a text is where in a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+
+from cots_model.encoder import Encoder
+from cots_model.errors import ConfigError, InputError
+from cots_model.explainer import Explainer, WordMap, WordsExplained, heated
+from service.encoding import EncoderMemoryError
+from service.errors import invalid
+from service.jobs import DeadlineError, Done
+from service.schemas import ExplainedWord
+from service.worker import WorkerPool
+
+MAX_WORDS = 32
+"""Each costs a pass back through the image tower."""
+
+_OVERLAY_PX = 384
+
+
+@dataclass(frozen=True)
+class ExplainJob:
+    """A text to be found in a picture.
+
+    Attributes:
+        img: RGB.
+        text: of at most `MAX_WORDS` words.
+        overlay: whether the maps are drawn on the picture.
+        start_layer: of the image tower, the first that counts.
+        deadline_s: on the clock of `time.monotonic`.
+    """
+
+    img: Image.Image
+    text: str
+    overlay: bool
+    start_layer: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The maps of a text's words, as they are sent."""
+
+    similarity: float
+    words: list[ExplainedWord]
+
+
+class Explaining:
+    """One thread that explains what the encoder finds, while the encoder goes on.
+
+    It has the encoder's weights in modules of its own, made when the first request comes.
+    """
+
+    def __init__(self, encoder: Encoder, *, capacity: int) -> None:
+        """Start the thread.
+
+        Args:
+            encoder: whose vectors are explained.
+            capacity: jobs that may wait.
+        """
+        self._encoder = encoder
+        self._pool: WorkerPool[ExplainJob | None, Answer | None] = WorkerPool(
+            "explain",
+            lambda jobs: [None if job is None else self._explain(job) for job in jobs],
+            capacity=capacity,
+            work=lambda job: 0 if job is None else 1 + len(job.text.split()),
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._pool)
+
+    async def run(self, job: ExplainJob) -> Done[Answer]:
+        """Explain.
+
+        Raises:
+            ApiError: 422 for too many words, or a model that has no maps.
+            QueueFullError, DeadlineError: see `WorkerPool.run`.
+        """
+        done = await self._pool.run(job, deadline_s=job.deadline_s)
+        assert done.value is not None
+        return Done(done.value, done.queue_ms, done.work_ms)
+
+    async def probe(self, *, timeout_s: float) -> None:
+        """Have the thread do nothing, ahead of all that waits.
+
+        Raises:
+            DeadlineError: if it does not come to it in time.
+        """
+        await self._pool.run(None, deadline_s=time.monotonic() + timeout_s, urgent=True)
+
+    def close(self) -> None:
+        """Take no more jobs."""
+        self._pool.close()
+
+    def join(self, *, until_s: float) -> bool:
+        """Wait for the thread to end; see `WorkerPool.join`."""
+        return self._pool.join(until_s=until_s)
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer.of(self._encoder)
+
+    def _explain(self, job: ExplainJob) -> Answer:
+        try:
+            explainer = self._explainer
+            count = len(explainer.spans(job.text))
+            if count > MAX_WORDS:
+                message = f"text has {count} words; at most {MAX_WORDS} are explained; shorten it"
+                raise invalid("text_too_long", message, param="text")
+            found = explainer.words(
+                job.img, job.text, start_layer=job.start_layer, before_word=lambda: _check(job)
+            )
+        except ConfigError as err:
+            raise invalid("not_explainable", str(err), param="start_layer") from err
+        except torch.OutOfMemoryError as err:
+            raise EncoderMemoryError(f"no memory to explain: {err}") from err
+        return Answer(found.similarity, self._words(job, found))
+
+    def _words(self, job: ExplainJob, found: WordsExplained) -> list[ExplainedWord]:
+        base = self._explainer.base(job.img).convert("RGB")
+        base.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
+        return [
+            ExplainedWord(
+                word=word.word,
+                start=word.start,
+                end=word.end,
+                similarity=word.similarity,
+                map=[[round(level, 4) for level in row] for row in word.level_hw.tolist()],
+                overlay=_drawn(base, word) if job.overlay else None,
+            )
+            for word in found.words
+        ]
+
+
+def _check(job: ExplainJob) -> None:
+    if time.monotonic() >= job.deadline_s:
+        raise DeadlineError("explain: not finished before the deadline")
+
+
+def _drawn(base: Image.Image, word: WordMap) -> str:
+    out = io.BytesIO()
+    heated(base, word.level_hw).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def require_explainable(encoder: Encoder) -> None:
+    """Refuse at once what no picture and no text could mend.
+
+    Raises:
+        ApiError: 422 if the model is an ensemble, or in int8.
+    """
+    try:
+        if encoder.precision == "int8":
+            raise InputError("there are no maps of a model in int8; serve float32 or bfloat16")
+        _ = encoder.model
+    except InputError as err:
+        raise invalid("not_explainable", str(err)) from err

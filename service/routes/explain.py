@@ -1,0 +1,128 @@
+"""`POST /v1/explain`: which word of a text is where in a picture."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from PIL import Image
+
+from cots_model.images import decode_image
+from index_builder.content import ContentError
+from index_builder.gallery import Gallery, Item
+from service.bodies import read_json
+from service.errors import ApiError, invalid
+from service.explaining import ExplainJob, require_explainable
+from service.queries import decode_base64
+from service.rendering import read_frame, read_picture, shown_time_s
+from service.routes.parameters import (
+    CurrentService,
+    arrival_of,
+    body_schema,
+    deadline_of,
+    errors,
+)
+from service.schemas import ExplainRequest, ExplainResponse, ExplainTookMs
+from service.state import Service
+
+router = APIRouter(
+    tags=["explain"], responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504)
+)
+
+_EXAMPLE = {"text": "two dogs playing in snow", "gallery": "photos", "item_id": "a/b.jpg"}
+
+
+@router.post(
+    "/v1/explain",
+    response_model=ExplainResponse,
+    openapi_extra=body_schema(ExplainRequest, _EXAMPLE),
+)
+async def explain(request: Request, service: CurrentService) -> Response:
+    """Which word of a text is where in a picture: a map for each word (GAE)."""
+    deadline_s = deadline_of(service)
+    example = '{"text": "a dog in snow", "gallery": "photos", "item_id": "a/b.jpg"}'
+    body = await read_json(request, ExplainRequest, example=example)
+    _check(body, service)
+    img = await _picture(service, body, deadline_s)
+    job = ExplainJob(img, body.text, body.overlay, body.start_layer, deadline_s)
+    done = await service.explaining.run(job)
+    answer = ExplainResponse(
+        model=service.embedder.encoder.name,
+        similarity=done.value.similarity,
+        words=done.value.words,
+        took_ms=ExplainTookMs(
+            queue=round(done.queue_ms, 3),
+            explain=round(done.work_ms, 3),
+            total=round((time.monotonic() - arrival_of(request)) * 1000, 3),
+        ),
+    )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _check(body: ExplainRequest, service: Service) -> None:
+    most, size = service.settings.max_text_bytes, len(body.text.encode("utf-8", "replace"))
+    if size > most:
+        message = f"text has {size:,} bytes; at most {most:,} are accepted; shorten it"
+        raise invalid("text_too_long", message, param="text")
+    if body.image is None and (body.gallery is None or body.item_id is None):
+        missing = "item_id" if body.item_id is None else "gallery"
+        raise invalid("query_form", "give either gallery and item_id, or image", param=missing)
+    if body.image is not None and (body.gallery is not None or body.item_id is not None):
+        raise invalid("query_form", "give either gallery and item_id, or image", param="image")
+    if body.image is not None and body.time_s is not None:
+        message = "time_s is for videos, and image is a picture; leave it out"
+        raise invalid("invalid_value", message, param="time_s")
+    require_explainable(service.embedder.encoder)
+
+
+async def _picture(service: Service, body: ExplainRequest, deadline_s: float) -> Image.Image:
+    max_pixels = service.settings.max_image_pixels
+    if body.image is not None:
+        given = body.image
+
+        def decode() -> Image.Image:
+            return decode_image(decode_base64(given, param="image"), max_pixels=max_pixels)
+
+        return (await service.decoding.run(decode, deadline_s=deadline_s)).value
+    assert body.gallery is not None
+    gallery = service.registry.get(body.gallery)
+    row, item = await _find(service, gallery, body.item_id or "", deadline_s)
+    time_s = _time_s(gallery, item, body.time_s)
+    try:
+        if time_s is None:
+            read = functools.partial(read_picture, gallery, row, max_pixels)
+            return (await service.decoding.run(read, deadline_s=deadline_s)).value
+        frame = functools.partial(
+            read_frame, gallery, row, max_pixels, time_s=time_s, until_s=deadline_s
+        )
+        return (await service.videos.run(frame, deadline_s=deadline_s)).value
+    except ContentError as err:
+        message = f"the original of {body.item_id!r} cannot be read ({err.reason})"
+        status = 504 if err.reason == "timeout" else 404
+        raise ApiError(status, f"content_{err.reason}", message, param="item_id") from err
+
+
+async def _find(
+    service: Service, gallery: Gallery, item_id: str, deadline_s: float
+) -> tuple[int, Item]:
+    def find() -> tuple[int, Item]:
+        row = gallery.row(item_id)
+        return row, gallery.item(row)
+
+    return (await service.decoding.run(find, deadline_s=deadline_s)).value
+
+
+def _time_s(gallery: Gallery, item: Item, given_s: float | None) -> float | None:
+    """Which frame of a video; None of a picture."""
+    modality = gallery.manifest.modality
+    if modality == "text":
+        message = f"gallery {gallery.name!r} is one of texts; only pictures are explained"
+        raise invalid("not_explainable", message, param="gallery")
+    if modality == "video":
+        return shown_time_s(item, given_s)
+    if given_s is not None:
+        message = "time_s is for videos, and this is a picture; leave it out"
+        raise invalid("invalid_value", message, param="time_s")
+    return None
