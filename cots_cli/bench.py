@@ -19,7 +19,14 @@ _OUT = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 
 
-@click.group(name="bench")
+@click.group(
+    name="bench",
+    epilog="""\b
+Examples:
+  cots bench query
+  cots bench train --help
+""",
+)
 def command() -> None:
     """Measure speed on this machine."""
 

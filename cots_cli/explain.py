@@ -78,10 +78,10 @@ def command(
     explainer = Explainer.load(checkpoint, device=device)
     layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
     found = [explainer(img, text, **layers) for text in texts]
-    words = [
+    of_words = [
         None if whole else explainer.words(img, text, start_layer=start_layer) for text in texts
     ]
-    pairs = list(zip(found, words, strict=True))
+    pairs = list(zip(found, of_words, strict=True))
     draw(explainer.base(img), [tile for pair in pairs for tile in _tiles(*pair)]).save(output)
     if as_json:
         click.echo(json.dumps([_as_json(*pair) for pair in pairs], ensure_ascii=False))

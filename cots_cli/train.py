@@ -25,7 +25,15 @@ _TOLD = (
 """Loggers that say how far a run is."""
 
 
-@click.group(name="train", short_help="Train checkpoints.")
+@click.group(
+    name="train",
+    short_help="Train checkpoints.",
+    epilog="""\b
+Examples:
+  cots train pretrain --config training/configs/cots_mini/pretrain.yaml
+  cots train pretrain --help
+""",
+)
 @click.pass_context
 def command(ctx: click.Context) -> None:
     """Train checkpoints."""

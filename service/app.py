@@ -118,7 +118,10 @@ def create_app(
 
 async def _watch_figures(service: Service) -> None:
     while True:
-        service.refresh_metrics()
+        try:
+            service.refresh_metrics()
+        except Exception:  # one look that fails must not be the last
+            log.exception("the figures could not be looked up")
         await asyncio.sleep(_FIGURES_S)
 
 

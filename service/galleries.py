@@ -128,7 +128,8 @@ class Registry:
 
     def statuses(self) -> list[GalleryStatus]:
         """How all galleries do, by name."""
-        return [self._counted(self._slots[name].status) for name in sorted(self._slots)]
+        slots = self._slots  # another thread may put others in their place
+        return [self._counted(slots[name].status) for name in sorted(slots)]
 
     def reasons(self) -> list[str]:
         """One line for every gallery that was there at the start and was never served."""

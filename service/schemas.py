@@ -37,7 +37,7 @@ class SearchOptions(Strict):
 
     k: int = Field(default=10, ge=1)
     offset: int = Field(default=0, ge=0)
-    min_score: float | None = None
+    min_score: float | None = Field(default=None, allow_inf_nan=False)
     filter: dict[str, JsonValue] | None = Field(
         default=None,
         description="conditions on metadata; operators eq ne in nin gt gte lt lte exists contains, "
@@ -59,6 +59,8 @@ class SearchRequest(SearchOptions):
     `query` and the entries of `queries` stay raw here: they are checked one by one, so that a bad
     one in a batch fails alone.
     """
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     query: JsonValue = None
     queries: list[JsonValue] | None = None

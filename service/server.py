@@ -109,6 +109,9 @@ class GracefulServer(uvicorn.Server):
         listener closes: so that there are none, it is told to complete no more before. Others who
         share it may go on, so that is left to their parent.
         """
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
+            app.state.service.reloader.close()  # whoever waits for one is told, not waited for
         if not self._shared:
             for server in self.servers:
                 for listening in server.sockets:

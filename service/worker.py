@@ -245,9 +245,9 @@ class WorkerPool(Generic[P, R]):
         try:
             values = self._handle([job.payload for job in jobs])
             results = list(zip(jobs, values, strict=True))
-        except Exception as err:  # whatever one job raises must not end the thread
+        except BaseException as err:  # whatever one job raises must not end the thread
             log.debug("%s: a batch of %d failed", self.name, len(jobs), exc_info=True)
-            self._serve_apart(jobs, err, left=left)
+            self._serve_apart(jobs, _as_exception(err), left=left)
             return
         work_ms = (time.monotonic() - begun_s) * 1000
         with self._changed:
@@ -279,3 +279,12 @@ class WorkerPool(Generic[P, R]):
                 self._pace.begin(type(job.payload), units)
             else:
                 self._pace.end()
+
+
+def _as_exception(err: BaseException) -> Exception:
+    """What a future takes: a panic of a library in Rust, say, is no `Exception`."""
+    if isinstance(err, Exception) and not isinstance(err, StopIteration):
+        return err
+    fault = RuntimeError(f"{type(err).__name__}: {err}")
+    fault.__cause__ = err
+    return fault

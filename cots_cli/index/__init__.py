@@ -20,4 +20,10 @@ command = LazyGroup(
         "verify": "Check every file of a gallery.",
     },
     help="Build galleries, change them, look at them, check them.",
+    epilog="""\b
+Examples:
+  cots index build ~/Pictures --gallery galleries/photos
+  cots index update galleries/photos
+  cots index info galleries/photos
+""",
 )

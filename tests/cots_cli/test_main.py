@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 import pytest
@@ -82,6 +82,23 @@ def test_version_is_the_packages():
     from importlib.metadata import version
 
     assert cots("--version").stdout.split()[-1] == version("cots-retrieval")
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def test_every_help_has_an_example_of_its_command(capsys):
+    for path in commands(main.cli):
+        assert main.run([*path, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert "Example" in told, path
+        assert f"cots {' '.join(path)} " in told.split("Example", 1)[1].replace("\n", " "), path
 
 
 def test_no_arguments_prints_help():

@@ -32,6 +32,7 @@ GALLERY = "/v1/galleries/photos"
 SEARCH = f"{GALLERY}/search"
 ITEMS = f"{GALLERY}/items"
 _EMBED = "/v1/embeddings"
+_EXPLAIN = "/v1/explain"
 
 Key = tuple[int, str, str]
 Servers = SimpleNamespace
@@ -124,8 +125,9 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (400, "invalid_json", "search"): _raw(SEARCH, b"a dog", "application/json"),
     (400, "bad_request", "search"): _raw(f"{SEARCH}/upload", b"", "multipart/form-data"),
     (400, "invalid_json", "compatibility"): _raw(_EMBED, b"a", "application/json"),
+    (400, "invalid_json", "explain"): _raw(_EXPLAIN, b"a", "application/json"),
     (401, "invalid_api_key", ""): lambda s: s.locked.client.get("/v1/galleries"),
-    (404, "item_not_found", "items"): _get(f"{ITEMS}/none.jpg"),
+    (404, "item_not_found", "explain"): _get(f"{ITEMS}/none.jpg"),
     (404, "content_missing", "items"): _get(f"{ITEMS}/gone.jpg/content"),
     (404, "content_changed", "items"): _get(f"{ITEMS}/changed.jpg/content"),
     (404, "thumbnail_not_available", "items"): _get("/v1/galleries/words/items/000/thumbnail"),
@@ -136,12 +138,14 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (413, "body_too_large", ""): lambda s: s.small.client.post(SEARCH, content=bytes(2000)),
     (415, "unsupported_content_type", "search"): _raw(SEARCH, b"{}", "text/plain"),
     (415, "unsupported_content_type", "compatibility"): _raw(_EMBED, b"", "text/plain"),
+    (415, "unsupported_content_type", "explain"): _raw(_EXPLAIN, b"", "text/plain"),
     (416, "range_not_satisfiable", "items"): _get(f"{ITEMS}/here.jpg/content", range="bytes=9999-"),
     (421, "host_not_allowed", ""): _get("/", host="photos.example.org"),
     (422, "invalid_value", "search"): _query("a", k=2000),
     (422, "unknown_field", "search"): _query("a", limit=3),
     (422, "query_missing", "search"): _post(SEARCH, {}),
     (422, "query_form", "search"): _query({}),
+    (422, "query_form", "explain"): _post(_EXPLAIN, {"text": "a", "gallery": "photos"}),
     (422, "query_cancels_out", "search"): _query(_OPPOSITES),
     (422, "text_empty", "search"): _query(" "),
     (422, "text_too_long", "search"): _query("a" * 9001),
@@ -155,7 +159,7 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (422, "text_empty", "compatibility"): _post(_EMBED, {"input": ["a", "b", "c", ""]}),
     (422, "invalid_value", "compatibility"): _post(_EMBED, {"input": "a", "dimensions": 1}),
     (422, "invalid_value", "items"): _get(f"{ITEMS}/here.jpg/thumbnail?size=4096"),
-    (503, "gallery_unavailable", "galleries"): _get("/v1/galleries/bad"),
+    (503, "gallery_unavailable", "explain"): _get("/v1/galleries/bad"),
 }  # fmt: skip
 MADE = [gallery_not_found("phots"), overloaded(), internal(), past_deadline()]
 MADE += [to_api_error(PoolClosedError())]

@@ -89,3 +89,9 @@ def test_a_time_that_nobody_knows_is_not_told(client):
     body = client.get("/v1/galleries/captions/items/000").json()
     assert body["text"] == TEXTS[0]
     assert "modified" not in body
+
+
+def test_texts_are_not_explained(client):
+    given = {"text": "a dog", "gallery": "captions", "item_id": "000"}
+    error = error_of(client.post("/v1/explain", json=given), 422)
+    assert (error["code"], error["param"]) == ("not_explainable", "gallery")

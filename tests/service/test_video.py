@@ -358,3 +358,13 @@ def test_clips_have_as_many_frames_as_the_gallery_says(folder, found):
     [clip] = iter_clips(folder / "a b.mp4")
     gallery = found.loaded["clips"]
     assert gallery.frames.times(gallery.row("a b.mp4")).tolist() == list(clip.times_s)
+
+
+def test_a_frame_of_a_video_is_explained(client, found):
+    item_id = found.loaded["clips"].item(0).id
+    asked = {"text": "red dog", "gallery": "clips", "item_id": item_id}
+    middle = client.post("/v1/explain", json=asked)
+    assert middle.status_code == 200, middle.text
+    first = client.post("/v1/explain", json={**asked, "time_s": 0.0, "overlay": True})
+    assert [word["word"] for word in first.json()["words"]] == ["red", "dog"]
+    assert first.json()["similarity"] != middle.json()["similarity"]

@@ -415,3 +415,25 @@ def test_a_batch_is_cut_where_it_would_take_too_long(unit_s, cores, sizes) -> No
 
     asyncio.run(scenario())
     assert [len(batch) for batch in held.batches] == sizes
+
+
+class PanicError(BaseException):
+    """What a library in another language may raise."""
+
+
+@pytest.mark.parametrize("fault", [PanicError("at the disco"), StopIteration(), SystemExit(1)])
+def test_no_fault_ends_the_thread(fault) -> None:
+    def handle(jobs):
+        if "bad" in jobs:
+            raise fault
+        return jobs
+
+    async def scenario() -> None:
+        pool = WorkerPool("test", handle, capacity=9, max_batch=9)
+        far = time.monotonic() + 10
+        with pytest.raises(RuntimeError, match=type(fault).__name__):
+            await pool.run("bad", deadline_s=far)
+        assert (await pool.run("good", deadline_s=far)).value == "good"
+        pool.close()
+
+    asyncio.run(scenario())
