@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ApiError, error_response, internal
+from service.errors import ApiError, error_response, internal, to_api_error
+from service.jobs import PoolClosedError
 from service.logs import current_request_id
 from service.metrics import Metrics
 from service.settings import OPEN_PATHS
@@ -58,7 +60,8 @@ class RequestLog:
         begun_s = time.monotonic()
         method = scope["method"]  # later parts may see HEAD as GET
         request_id = _request_id(scope)
-        scope.setdefault("state", {}).update(arrived_s=begun_s, request_id=request_id)
+        state = scope.setdefault("state", {})
+        state.update(arrived_s=begun_s, request_id=request_id, task=asyncio.current_task())
         current_request_id.set(request_id)
         stages = measure_stages()
         status = 0
@@ -76,6 +79,13 @@ class RequestLog:
         self._metrics.request_begins()
         try:
             await self._app(scope, receive, numbered)
+        except asyncio.CancelledError:
+            if state.get("left"):  # see `service.protocol`: nobody is there to be answered
+                state["error_code"] = "client_closed_request"
+            elif status:
+                raise
+            else:  # the time that the end of the server gives to requests is over
+                await error_response(to_api_error(PoolClosedError()))(scope, receive, numbered)
         except Exception:  # a bug: the client gets a plain 500, the log gets the trace
             log.exception("unhandled exception")
             if status:

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
+from service.protocol import Protocol
 from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
@@ -189,7 +190,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """
     return uvicorn.Config(
         app,
-        http="h11",
+        http=Protocol,
         h11_max_incomplete_event_size=64 * 1024,
         log_config=None,
         access_log=False,

@@ -129,7 +129,8 @@ class WorkerPool(Generic[P, R]):
         with self._changed:
             expected_s = self._expected_s(job_type, units)
             left_s = deadline_s - time.monotonic()
-            if len(self._jobs) >= self._capacity:
+            free = len(self._threads) - self._pace.num_busy  # each is about to take one
+            if len(self._jobs) >= self._capacity + free:
                 message = f"{self.name}: {self._capacity} jobs are waiting already"
                 raise QueueFullError(message, retry_s=expected_s - left_s)
             if 0 < left_s < expected_s:

@@ -130,3 +130,14 @@ def test_trailers_are_no_headers(connection) -> None:
     answer = read_answer(connection)
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"x-request-id: trailer" not in answer
+
+
+@pytest.mark.parametrize("request_", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+def test_what_is_no_request_is_told_so_in_json(connection, request_) -> None:
+    head, _, body = send_until_refused(connection, request_).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    headers = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:])
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"x-request-id"]
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("bad_request", "invalid_request_error")

@@ -308,3 +308,34 @@ def test_answers_are_sent_at_once_and_not_held_back_for_an_acknowledgement() -> 
         return no_delay
 
     assert asyncio.run(scenario())
+
+
+def test_what_a_client_has_left_is_not_done(serve, gated) -> None:
+    server = serve(model=gated, probe_interval_s=60.0)
+    embedder = server.app.state.service.embedder
+    gated.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, server, "first")
+        wait_until(lambda: ["first"] in gated.begun)
+        for text in ("second", "third"):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(server.url + SEARCH, json={"query": text}, timeout=0.3)
+        wait_until(lambda: embedder.waiting == 0)
+        gated.gate.set()
+        assert first.result().status_code == 200
+    assert ask(server, "fourth").status_code == 200
+    assert ["second"] not in gated.begun
+    assert ["third"] not in gated.begun
+    line = 'cots_requests_total{method="POST",route="/v1/galleries/{g}/search",status="0"}'
+    told = httpx.get(server.url + "/metrics").text
+    assert any(one.startswith(line) and float(one.split()[-1]) >= 2 for one in told.splitlines())
+
+
+def test_a_client_that_leaves_a_stream_harms_nobody(serve) -> None:
+    server = serve()
+    with (
+        httpx.Client(base_url=server.url) as client,
+        client.stream("GET", "/v1/galleries/pets/items/cat.jpg/content") as answer,
+    ):
+        assert answer.status_code == 200
+    assert httpx.get(server.url + "/livez").status_code == 200
