@@ -20,7 +20,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
-from service.protocol import Protocol
 from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
@@ -188,6 +187,8 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     By h11, also where httptools is installed: that is faster by a tenth, but loses the body of a
     request with an `Upgrade` it does not know, which Java's client sends, and bounds no head.
     """
+    from service.protocol import Protocol  # heavy, and no use where nothing can be listened to
+
     return uvicorn.Config(
         app,
         http=Protocol,
