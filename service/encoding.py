@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CotsError
-from service.jobs import Done
+from service.jobs import DeadlineError, Done
 from service.worker import WorkerPool
 
 T = TypeVar("T")
 
 _TOGETHER = 32  # pictures in one forward pass
+_TEXTS_TOGETHER = 256  # between two looks at the clock
 _BATCH_S = 1.0
 """Longer batches are no faster, and would take pictures that came after the next text."""
 
@@ -42,9 +44,10 @@ class EncoderMemoryError(CotsError):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to embed."""
+    """Texts to embed; after `deadline_s` on the clock of `time.monotonic` nobody waits for them."""
 
     texts: tuple[str, ...]
+    deadline_s: float = math.inf
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -52,9 +55,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Preprocessed pictures to embed, each `[3,H,W]` float32."""
+    """Preprocessed pictures to embed, each `[3,H,W]` float32; `deadline_s` as that of `Texts`."""
 
     imgs: tuple[Tensor, ...]
+    deadline_s: float = math.inf
 
     def __len__(self) -> int:
         return len(self.imgs)
@@ -140,12 +144,13 @@ class Embedder:
             CotsError: what `WorkerPool.run` raises.
         """
         if isinstance(job, Pixels):
-            return await self._pool.run(job, deadline_s=deadline_s)
+            due = Pixels(job.imgs, deadline_s)
+            return await self._pool.run(due, deadline_s=deadline_s)
         found = {text: self._cache.get(text) for text in job.texts}
         missing = tuple(text for text, vector_E in found.items() if vector_E is None)
         done = Done(np.empty((0, self.encoder.dim), np.float32), 0.0, 0.0)
         if missing:
-            done = await self._pool.run(Texts(missing), deadline_s=deadline_s)
+            done = await self._pool.run(Texts(missing, deadline_s), deadline_s=deadline_s)
         for text, vector_E in zip(missing, done.value, strict=True):
             found[text] = vector_E
             self._cache.add(text, vector_E)
@@ -206,12 +211,23 @@ class Embedder:
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
         self._on_batch("text" if texts else "image", len(texts) or len(imgs))
+        due_s = max(job.deadline_s for job in jobs)
         if texts:
-            z_BE = self._as_fits(self.encoder.encode_texts, texts)
+            z_BE = self._in_parts(self.encoder.encode_texts, texts, _TEXTS_TOGETHER, due_s)
         else:
-            parts = [imgs[at : at + _TOGETHER] for at in range(0, len(imgs), _TOGETHER)]
-            z_BE = np.concatenate([self._as_fits(self._encode_pixels, part) for part in parts])
+            z_BE = self._in_parts(self._encode_pixels, imgs, _TOGETHER, due_s)
         return np.split(z_BE, np.cumsum([len(job) for job in jobs])[:-1])
+
+    def _in_parts(
+        self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T], most: int, due_s: float
+    ) -> Vectors:
+        """Embed so many at a time, as long as anybody waits for them."""
+        found = []
+        for start in range(0, len(items), most):
+            if start and time.monotonic() >= due_s:
+                raise DeadlineError("encoder: not finished before the deadline")
+            found.append(self._as_fits(encode, items[start : start + most]))
+        return np.concatenate(found)
 
     def _encode_pixels(self, imgs: Sequence[Tensor]) -> Vectors:
         return self.encoder.encode_pixels(torch.stack(list(imgs)))

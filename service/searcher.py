@@ -134,11 +134,14 @@ class Searcher:
             return [[] for _ in jobs]
         query_QE = np.concatenate([job.query_QE for job in asked])
         self._on_batch("search", len(query_QE))
-        hits = iter(_search_together(asked[0], query_QE, max(job.deadline_s for job in asked)))
-        return [
-            [_hit_bodies(job.gallery, next(hits), job.options) for _ in job.query_QE]
-            for job in asked
-        ]
+        due_s = max(job.deadline_s for job in asked)
+        hits = iter(_search_together(asked[0], query_QE, due_s))
+
+        def bodies(job: SearchJob) -> list[HitBody]:
+            _check_deadline(due_s)
+            return _hit_bodies(job.gallery, next(hits), job.options)
+
+        return [[bodies(job) for _ in job.query_QE] for job in asked]
 
 
 def _search_together(job: SearchJob, query_QE: Vectors, deadline_s: float) -> list[list[Hit]]:

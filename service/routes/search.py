@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -23,6 +24,8 @@ router = APIRouter(
     tags=["search"],
     responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
 )
+
+_MANY_HITS = 2000
 
 Queries = tuple[tuple[Part, ...] | ApiError, ...]
 
@@ -98,4 +101,9 @@ async def _answer(
 ) -> Response:
     asked = Search(gallery, options, queries, batch, arrival_of(request), deadline_of(service))
     answer = await run_search(service, asked)
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    write = functools.partial(answer.model_dump_json, exclude_none=True)
+    if len(queries) * options.k < _MANY_HITS and "embedding" not in options.include:
+        text = write()
+    else:  # what takes long to write holds up nobody else
+        text = (await service.decoding.run(write, deadline_s=asked.deadline_s)).value
+    return Response(text, media_type="application/json")

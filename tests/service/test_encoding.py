@@ -14,6 +14,7 @@ import torch
 from service import encoding
 from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
 from service.errors import to_api_error
+from service.jobs import DeadlineError
 from service.pace import Pace
 
 
@@ -181,3 +182,22 @@ def test_a_picture_that_failed_is_probed_again_at_once(monkeypatch) -> None:
     probed(encoder, True, True, False)
     assert encoder.batches.count(1) == 2
     assert encoder.batches.count(["probe"]) == 2 + 2 + 2  # each was the first good one, to be
+
+
+@pytest.mark.parametrize("job", [Texts(tuple(map(str, range(600)))), pixels(*range(70))])
+def test_what_is_late_ends_between_two_parts(job) -> None:
+    class Slow(Lengths):
+        def _check(self, count: int) -> None:
+            time.sleep(0.3)
+
+    encoder = Slow()
+
+    async def scenario() -> None:
+        embedder = Embedder(encoder, capacity=9, max_batch=32)
+        with pytest.raises(DeadlineError):
+            await embedder.embed(job, deadline_s=time.monotonic() + 0.1)
+        found = await embedder.embed(pixels(1.0), deadline_s=time.monotonic() + 10)
+        assert found.value.tolist() == [[1.0]]
+
+    asyncio.run(scenario())
+    assert [b if isinstance(b, int) else len(b) for b in encoder.batches] in ([256, 1], [32, 1])

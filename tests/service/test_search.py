@@ -196,3 +196,13 @@ def test_thumbnail_links_of_hits_work(client, pictures) -> None:
     assert len(hits) == len(pictures)
     for hit in hits:
         assert client.get(hit["thumbnail"]).headers["content-type"] == "image/jpeg"
+
+
+def test_an_answer_of_many_hits_is_written_beside_the_others(client) -> None:
+    many = client.post(SEARCH, json={"queries": ["a dog"] * 200, "k": 10})
+    [one] = client.post(SEARCH, json={"queries": ["a dog"], "k": 10}).json()["results"]
+    ids = [hit["id"] for hit in one["hits"]]
+    assert many.headers["content-type"] == "application/json"
+    assert [[hit["id"] for hit in found["hits"]] for found in many.json()["results"]] == [ids] * 200
+    told = client.post(SEARCH, json={"query": "a dog", "include": ["embedding"]}).json()["hits"]
+    assert all(len(hit["embedding"]) == 32 for hit in told)
