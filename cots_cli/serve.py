@@ -86,11 +86,14 @@ def _serve(settings: Settings) -> None:
 
             run_workers(settings, listener, on_start=_say_address)
             return
-        from service.app import create_app
-        from service.state import Resources
+        from service.waiting_room import waiting_room
 
         try:
-            app = create_app(settings, Resources.load(settings))
+            with waiting_room(listener):
+                from service.app import create_app
+                from service.state import Resources
+
+                app = create_app(settings, Resources.load(settings))
         except KeyboardInterrupt:
             click.echo("Error: interrupted", err=True)
             leave(130)

@@ -1,10 +1,10 @@
 """Several processes that answer on one address, and the parent that keeps them running.
 
-The parent binds the address and never answers itself. Each worker loads the settings' model and
-galleries, whose vectors are memory-mapped and so in memory once, and accepts from the common
-socket. One that ends unasked is replaced, later and later if that goes on, and so is one whose
-event loop does not answer any more. SIGTERM and SIGINT are passed on, and the parent ends when all
-workers have.
+The parent binds the address, and answers itself only until the first worker does. Each worker
+loads the settings' model and galleries, whose vectors are memory-mapped and so in memory once, and
+accepts from the common socket. One that ends unasked is replaced, later and later if that goes on,
+and so is one whose event loop does not answer any more. SIGTERM and SIGINT are passed on, and the
+parent ends when all workers have.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cots_model.errors import InputError
 from service.heartbeat import Beat, Pulse
 from service.server import ServerError, address_of, connect_nobody
 from service.settings import Settings
+from service.waiting_room import waiting_room
 from service.worker_environment import shared_cores, shared_metrics
 from service.worker_place import Place
 from service.worker_process import Report, serve_worker
@@ -81,6 +82,7 @@ class _Supervisor:
         self._workers = [Place(number) for number in range(settings.workers)]
         self._counters = supervision_counters(CollectorRegistry())
         self._served = False
+        self._until_served = contextlib.ExitStack()
         self._kill_at_s: float | None = None
         self._deaf_at_s: float | None = None
         self._problem: Report | None = None
@@ -105,6 +107,14 @@ class _Supervisor:
     def run(self) -> None:
         """Keep the workers running until they are told to end, and have."""
         address = address_of(self._listener)
+        with self._until_served:
+            self._until_served.enter_context(waiting_room(self._listener))
+            self._supervise(address)
+        if self._problem is not None:
+            kind = InputError if self._problem.is_input else ServerError
+            raise kind(self._problem.problem)
+
+    def _supervise(self, address: str) -> None:
         while not (self._ending and not self._running()):
             self._start_due()
             self._wait()
@@ -115,9 +125,6 @@ class _Supervisor:
                 self._bury(worker)
             self._stop_listening()
             self._kill_late()
-        if self._problem is not None:
-            kind = InputError if self._problem.is_input else ServerError
-            raise kind(self._problem.problem)
 
     @property
     def _ending(self) -> bool:
@@ -141,6 +148,7 @@ class _Supervisor:
         """Tell the workers to end; as long as they answer new requests, these are let in."""
         now_s = time.monotonic()
         drains = sig == signal.SIGTERM and not self._ending
+        self._until_served.close()
         if not self._ending:
             self._kill_at_s = now_s + self._settings.grace_s + _MARGIN_S
         self._deaf_at_s = now_s + (self._settings.drain_s if drains else 0.0)
@@ -254,6 +262,7 @@ class _Supervisor:
 
     def _serves(self, worker: Place, address: str) -> None:
         log.info("worker serves", extra={"worker": worker.number})
+        self._until_served.close()
         if not self._served and self._on_start is not None:
             self._on_start(address)
         self._served = True

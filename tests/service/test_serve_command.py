@@ -265,6 +265,49 @@ main()
 """
 
 
+def test_a_server_that_loads_is_alive_and_not_ready(root, checkpoint, free_port) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", free_port)
+    with process(LOADING, "serve", *arguments) as running:
+        wait_until(lambda: any("loading" in line for line in running.lines), seconds=60)
+        url = f"http://127.0.0.1:{free_port}"
+        wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
+        ready = httpx.get(f"{url}/readyz")
+        assert ready.status_code == 503
+        assert "loading" in ready.json()["reasons"][0]
+        other = httpx.post(f"{url}/v1/galleries/pets/search", json={"query": "a dog"})
+        assert (other.status_code, other.json()["error"]["code"]) == (503, "not_ready")
+        assert other.headers["retry-after"] == "1"
+        assert httpx.head(f"{url}/livez").content == b""
+        running.popen.kill()
+        running.popen.wait(30)
+
+
+def test_the_parent_answers_until_a_worker_does(root, checkpoint, free_port) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", free_port)
+    with process(COMMAND, "serve", *arguments, "--workers", 2, "--device", "cpu") as running:
+        url = f"http://127.0.0.1:{free_port}"
+        told: list[httpx.Response] = []
+
+        def is_ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                told.append(httpx.get(f"{url}/readyz", timeout=60))
+            return bool(told) and told[-1].status_code == 200
+
+        wait_until(is_ready, seconds=100)
+        assert told[0].status_code == 503
+        assert "loading" in told[0].json()["reasons"][0]
+        for _ in range(20):
+            assert httpx.get(f"{url}/v1/galleries").status_code == 200
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
 def test_ctrl_c_does_not_wait_for_the_model(root, checkpoint) -> None:
     arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0)
     with process(LOADING, "serve", *arguments) as running:
