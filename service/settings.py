@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     worker_heartbeat_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     worker_silent_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     queue_size: int = Field(default=64, gt=0)
-    encode_batch: int = Field(default=64, gt=0)
+    encode_batch: int = Field(default=48, gt=0)
     encode_wait_ms: float = Field(default=0.0, ge=0, le=1000)
     cached_texts: int = Field(default=4096, ge=0)
     decode_threads: int = Field(default=2, gt=0)
