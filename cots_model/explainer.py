@@ -126,12 +126,8 @@ class Explainer:
         return cls(_twin(encoder.model), encoder.text_preprocess)
 
     def base(self, img: Image.Image) -> Image.Image:
-        """What the map lies over: the whole picture if the model sees all of it, else its part."""
-        config = self._preprocess.config
-        if config.resize == "squash":
-            return img
-        pixels_HWC = squared(img, config.image_size, config.resize)
-        return Image.fromarray((pixels_HWC * 255).astype(np.uint8))
+        """What the map lies over, see `seen_part`."""
+        return seen_part(self._preprocess, img)
 
     def __call__(
         self, img: Image.Image, text: str, *, start_layer: int = 0, text_start_layer: int = 0
@@ -161,7 +157,19 @@ class Explainer:
         start_layer: int = 0,
         before_word: Callable[[], None] = _never,
     ) -> WordsExplained:
-        """Explain each word of one text; see `cots_model.relevance.explain_words`."""
+        """Explain each word of one text on one picture; see `words_of`."""
+        pixels_CHW = self._preprocess.image(img)
+        return self.words_of(pixels_CHW, text, start_layer=start_layer, before_word=before_word)
+
+    def words_of(
+        self,
+        pixels_CHW: Tensor,
+        text: str,
+        *,
+        start_layer: int = 0,
+        before_word: Callable[[], None] = _never,
+    ) -> WordsExplained:
+        """The same of preprocessed pixels; see `cots_model.relevance.explain_words`."""
         text = text.encode("utf-8", "replace").decode()  # no lone surrogates
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
@@ -171,7 +179,7 @@ class Explainer:
             word_WL[place, list(span.tokens)] = True
         found = explain_words(
             self._model,
-            self._preprocess.images([img]).to(device),
+            pixels_CHW[None].to(device),
             tok_1L.to(device),
             mask_1L.to(device),
             word_WL.to(device),
@@ -215,6 +223,15 @@ class Explainer:
             (text[spans[word][0][0] : spans[word][-1][1]], value / total)
             for word, value in relevance.items()
         )
+
+
+def seen_part(preprocess: Preprocess, img: Image.Image) -> Image.Image:
+    """The whole picture if the model sees all of it, else the part that it sees."""
+    config = preprocess.config
+    if config.resize == "squash":
+        return img
+    pixels_HWC = squared(img, config.image_size, config.resize)
+    return Image.fromarray((pixels_HWC * 255).astype(np.uint8))
 
 
 def _twin(model: CotsModel) -> CotsModel:

@@ -10,10 +10,11 @@ from functools import cached_property
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cots_model.encoder import Encoder
 from cots_model.errors import ConfigError, InputError
-from cots_model.explainer import Explainer, WordMap, WordsExplained, heated
+from cots_model.explainer import Explainer, WordMap, heated, seen_part
 from service.encoding import EncoderMemoryError
 from service.errors import invalid
 from service.jobs import DeadlineError, Done
@@ -27,18 +28,38 @@ _OVERLAY_PX = 384
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A picture as it waits to be explained: no larger than it is needed.
+
+    Attributes:
+        pixels_CHW: preprocessed.
+        base: what overlays lie over.
+    """
+
+    pixels_CHW: Tensor
+    base: Image.Image
+
+
+def shown(encoder: Encoder, img: Image.Image) -> Shown:
+    """A decoded RGB picture, made ready."""
+    base = seen_part(encoder.text_preprocess, img).copy()
+    base.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
+    return Shown(encoder.text_preprocess.image(img), base)
+
+
+@dataclass(frozen=True)
 class ExplainJob:
     """A text to be found in a picture.
 
     Attributes:
-        img: RGB.
+        picture: from `shown`.
         text: of at most `MAX_WORDS` words.
         overlay: whether the maps are drawn on the picture.
         start_layer: of the image tower, the first that counts.
         deadline_s: on the clock of `time.monotonic`.
     """
 
-    img: Image.Image
+    picture: Shown
     text: str
     overlay: bool
     start_layer: int
@@ -117,34 +138,33 @@ class Explaining:
             if count > MAX_WORDS:
                 message = f"text has {count} words; at most {MAX_WORDS} are explained; shorten it"
                 raise invalid("text_too_long", message, param="text")
-            found = explainer.words(
-                job.img, job.text, start_layer=job.start_layer, before_word=lambda: _check(job)
+            found = explainer.words_of(
+                job.picture.pixels_CHW,
+                job.text,
+                start_layer=job.start_layer,
+                before_word=lambda: _check(job),
             )
         except ConfigError as err:
             raise invalid("not_explainable", str(err), param="start_layer") from err
         except torch.OutOfMemoryError as err:
             raise EncoderMemoryError(f"no memory to explain: {err}") from err
-        return Answer(found.similarity, self._words(job, found))
-
-    def _words(self, job: ExplainJob, found: WordsExplained) -> list[ExplainedWord]:
-        base = self._explainer.base(job.img).convert("RGB")
-        base.thumbnail((_OVERLAY_PX, _OVERLAY_PX))
-        return [
-            ExplainedWord(
-                word=word.word,
-                start=word.start,
-                end=word.end,
-                similarity=word.similarity,
-                map=[[round(level, 4) for level in row] for row in word.level_hw.tolist()],
-                overlay=_drawn(base, word) if job.overlay else None,
-            )
-            for word in found.words
-        ]
+        return Answer(found.similarity, [_told(job, word) for word in found.words])
 
 
 def _check(job: ExplainJob) -> None:
     if time.monotonic() >= job.deadline_s:
         raise DeadlineError("explain: not finished before the deadline")
+
+
+def _told(job: ExplainJob, word: WordMap) -> ExplainedWord:
+    return ExplainedWord(
+        word=word.word,
+        start=word.start,
+        end=word.end,
+        similarity=word.similarity,
+        map=[[round(level, 4) for level in row] for row in word.level_hw.tolist()],
+        overlay=_drawn(job.picture.base, word) if job.overlay else None,
+    )
 
 
 def _drawn(base: Image.Image, word: WordMap) -> str:

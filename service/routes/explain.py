@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -14,7 +15,7 @@ from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
 from service.bodies import read_json
 from service.errors import ApiError, invalid
-from service.explaining import ExplainJob, require_explainable
+from service.explaining import ExplainJob, Shown, require_explainable, shown
 from service.queries import decode_base64
 from service.rendering import read_frame, read_picture, shown_time_s
 from service.routes.parameters import (
@@ -45,8 +46,8 @@ async def explain(request: Request, service: CurrentService) -> Response:
     example = '{"text": "a dog in snow", "gallery": "photos", "item_id": "a/b.jpg"}'
     body = await read_json(request, ExplainRequest, example=example)
     _check(body, service)
-    img = await _picture(service, body, deadline_s)
-    job = ExplainJob(img, body.text, body.overlay, body.start_layer, deadline_s)
+    picture = await _picture(service, body, deadline_s)
+    job = ExplainJob(picture, body.text, body.overlay, body.start_layer, deadline_s)
     done = await service.explaining.run(job)
     answer = ExplainResponse(
         model=service.embedder.encoder.name,
@@ -77,15 +78,19 @@ def _check(body: ExplainRequest, service: Service) -> None:
     require_explainable(service.embedder.encoder)
 
 
-async def _picture(service: Service, body: ExplainRequest, deadline_s: float) -> Image.Image:
-    max_pixels = service.settings.max_image_pixels
+async def _picture(service: Service, body: ExplainRequest, deadline_s: float) -> Shown:
+    max_pixels, encoder = service.settings.max_image_pixels, service.embedder.encoder
+
+    def ready(read: Callable[[], Image.Image]) -> Callable[[], Shown]:
+        return lambda: shown(encoder, read())
+
     if body.image is not None:
         given = body.image
 
         def decode() -> Image.Image:
             return decode_image(decode_base64(given, param="image"), max_pixels=max_pixels)
 
-        return (await service.decoding.run(decode, deadline_s=deadline_s)).value
+        return (await service.decoding.run(ready(decode), deadline_s=deadline_s)).value
     assert body.gallery is not None
     gallery = service.registry.get(body.gallery)
     row, item = await _find(service, gallery, body.item_id or "", deadline_s)
@@ -93,11 +98,11 @@ async def _picture(service: Service, body: ExplainRequest, deadline_s: float) ->
     try:
         if time_s is None:
             read = functools.partial(read_picture, gallery, row, max_pixels)
-            return (await service.decoding.run(read, deadline_s=deadline_s)).value
+            return (await service.decoding.run(ready(read), deadline_s=deadline_s)).value
         frame = functools.partial(
             read_frame, gallery, row, max_pixels, time_s=time_s, until_s=deadline_s
         )
-        return (await service.videos.run(frame, deadline_s=deadline_s)).value
+        return (await service.videos.run(ready(frame), deadline_s=deadline_s)).value
     except ContentError as err:
         message = f"the original of {body.item_id!r} cannot be read ({err.reason})"
         status = 504 if err.reason == "timeout" else 404

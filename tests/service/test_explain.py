@@ -94,14 +94,14 @@ def test_a_model_without_maps_is_refused(serve, checkpoint) -> None:
 def test_searches_go_on_while_something_is_explained(serve, monkeypatch) -> None:
     server = serve()
     held, gate = threading.Event(), threading.Event()
-    real = Explainer.words
+    real = Explainer.words_of
 
     def hold(self, *args, **options):
         held.set()
         assert gate.wait(30)
         return real(self, *args, **options)
 
-    monkeypatch.setattr(Explainer, "words", hold)
+    monkeypatch.setattr(Explainer, "words_of", hold)
     answers = []
     asking = threading.Thread(
         target=lambda: answers.append(server.client.post(EXPLAIN, json={"text": TEXT, **ITEM}))
@@ -125,3 +125,11 @@ def test_it_ends_at_the_deadline(serve, monkeypatch) -> None:
 
     monkeypatch.setattr(explaining, "_check", late)
     assert error_of(server.client.post(EXPLAIN, json={"text": TEXT, **ITEM}), 504)
+
+
+def test_a_picture_waits_no_larger_than_it_is_needed(encoder) -> None:
+    large = Image.new("RGB", (4000, 1000), "red")
+    picture_ = explaining.shown(encoder, large)
+    assert picture_.base.size == (384, 96)
+    assert picture_.pixels_CHW.shape == (3, 32, 32)
+    assert large.size == (4000, 1000)
