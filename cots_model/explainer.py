@@ -120,9 +120,7 @@ class Explainer:
         Raises:
             InputError: if it is an ensemble, or computes with int8, which has no gradients.
         """
-        if encoder.precision == "int8":
-            message = "there are no maps of a model in int8; use float32 or bfloat16"
-            raise InputError(message)
+        check_explainable(encoder)
         return cls(_twin(encoder.model), encoder.text_preprocess)
 
     def base(self, img: Image.Image) -> Image.Image:
@@ -223,6 +221,17 @@ class Explainer:
             (text[spans[word][0][0] : spans[word][-1][1]], value / total)
             for word, value in relevance.items()
         )
+
+
+def check_explainable(encoder: Encoder) -> None:
+    """Refuse what no picture and no text could mend.
+
+    Raises:
+        InputError: if the encoder is an ensemble, or computes with int8, which has no gradients.
+    """
+    if encoder.precision == "int8":
+        raise InputError("there are no maps of a model in int8; use float32 or bfloat16")
+    _ = encoder.model
 
 
 def seen_part(preprocess: Preprocess, img: Image.Image) -> Image.Image:

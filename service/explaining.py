@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cots_model.encoder import Encoder
 from cots_model.errors import ConfigError, InputError
-from cots_model.explainer import Explainer, WordMap, heated, seen_part
+from cots_model.explainer import Explainer, WordMap, check_explainable, heated, seen_part
 from service.encoding import EncoderMemoryError
 from service.errors import invalid
 from service.jobs import DeadlineError, Done
@@ -180,8 +180,6 @@ def require_explainable(encoder: Encoder) -> None:
         ApiError: 422 if the model is an ensemble, or in int8.
     """
     try:
-        if encoder.precision == "int8":
-            raise InputError("there are no maps of a model in int8; serve float32 or bfloat16")
-        _ = encoder.model
+        check_explainable(encoder)
     except InputError as err:
         raise invalid("not_explainable", str(err)) from err

@@ -31,7 +31,7 @@ def waiting_room(listener: socket.socket) -> Iterator[None]:
         _answer, http="h11", lifespan="off", log_config=None, access_log=False, server_header=False
     )
     server = uvicorn.Server(config)
-    own = listener.dup()  # uvicorn closes it at the end
+    own = listener.dup()  # uvicorn closes what it is given
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [own]}, name="waiting-room", daemon=True
     )
@@ -41,6 +41,7 @@ def waiting_room(listener: socket.socket) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join(_END_S)
+        own.close()  # uvicorn does not, if it was told to end before it had begun
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,8 +21,10 @@ from click.testing import CliRunner
 from cots_cli.search import command as search_command
 from cots_client import Client
 from cots_model.errors import CheckpointError
+from service.server import address_of, bind
 from service.settings import Settings
 from service.state import Resources
+from service.waiting_room import waiting_room
 from tests.service.conftest import wait_until
 from tests.service.versions import publish_copy
 
@@ -35,8 +37,10 @@ from pathlib import Path
 from cots_model.encoder import Encoder
 from service.app import create_app
 from service.server import bind, leave, serve
+from service.server import address_of, bind
 from service.settings import Settings
 from service.state import Resources
+from service.waiting_room import waiting_room
 
 class SlowEncoder(Encoder):
     def encode_texts(self, texts, *, batch_size=64):
@@ -332,3 +336,15 @@ def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
         client.search("live", "a cat")
         wait_until(lambda: first not in maps.read_text("utf-8"))
         assert second in maps.read_text("utf-8")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_waiting_room_lets_go_of_the_address(waits) -> None:
+    with bind("127.0.0.1", 0) as listener:
+        url = address_of(listener)
+        with waiting_room(listener):
+            if waits:
+                wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
+        assert listener.fileno() >= 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/livez", timeout=5)
