@@ -10,6 +10,7 @@ are sorted by id (code points), so that ties by row are ties by id. Nothing is e
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -166,7 +167,7 @@ class Gallery:
         index = open_index(folder / INDEX_FILE, manifest.index, vectors, device=device)
         return cls(root, manifest, vectors, items, index, frames)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """Name of the gallery: its folder's, or that of the link it was opened by."""
         return os.path.basename(os.path.abspath(self.root))

@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from service.cors import cors_middleware
 from service.errors import install_error_handlers
 from service.hosts import TrustedHosts
-from service.limits import BodyLimit
+from service.limits import Limits
 from service.metrics import Metrics
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
 from service.openapi import DESCRIPTION, complete
@@ -47,11 +47,14 @@ class Api(FastAPI):
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
-        self._with_keys = bool(settings.api_key_sha256)
+        self._settings = settings
+        self._document: dict[str, Any] | None = None
 
     def openapi(self) -> dict[str, Any]:
         """The document; every call gives the same object."""
-        return complete(super().openapi(), with_keys=self._with_keys)
+        if self._document is None:
+            self._document = complete(super().openapi(), self._settings)
+        return self._document
 
 
 def create_app(
@@ -137,8 +140,11 @@ def _tell_build(figures: Metrics, loaded: Resources) -> None:
 
 def _middleware(settings: Settings, figures: Metrics) -> list[Middleware]:
     """Outermost first."""
-    limit = Middleware(
-        BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+    limits = Middleware(
+        Limits,
+        max_bytes=settings.max_body_bytes,
+        together_bytes=settings.max_bodies_bytes,
+        timeout_s=settings.body_timeout_s,
     )
     keys = Middleware(ApiKeys, sha256_hex=settings.api_key_sha256)
     hosts = Middleware(TrustedHosts, names=settings.trusted_hosts())
@@ -148,7 +154,7 @@ def _middleware(settings: Settings, figures: Metrics) -> list[Middleware]:
         *cors_middleware(settings.cors_origins),
         Middleware(HeadAsGet),
     ]
-    return [*outer, hosts, keys, limit]
+    return [*outer, hosts, keys, limits]
 
 
 def version() -> str:

@@ -1,21 +1,37 @@
-"""The body limit, enforced while the body streams in, with or without a content-length."""
+"""What a request may take: the size of its body, the time to send it, memory beside others."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.budget import Budget, Share
 from service.errors import ApiError, error_response
 
+PIECE_BYTES = 256 * 1024
+"""Answers go out in pieces of this size, each when the one before it is on its way."""
 
-class BodyLimit:
-    """Answers 413 as soon as a body is known to be too large, and 408 when it comes too slowly."""
+SMALL_BODY_BYTES = 64 * 1024
+"""Bodies up to this size are read however many large ones are held."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
+
+class Limits:
+    """Answers 413 as soon as a body is known to be too large, and 408 when it comes too slowly.
+
+    Both hold with and without a content-length. Bodies beyond what may be held together get 429.
+    What a route enters into `request.state.held`, an `ExitStack`, ends when the answer has been
+    sent.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, together_bytes: int, timeout_s: float
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._bodies = Budget(together_bytes, little=SMALL_BODY_BYTES)
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,9 +43,12 @@ class BodyLimit:
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             await error_response(self._too_large())(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        with contextlib.ExitStack() as held:
+            scope.setdefault("state", {})["held"] = held
+            body = held.enter_context(self._bodies.share())
+            await self._app(scope, self._counted(receive, body), _in_pieces(send))
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _counted(self, receive: Receive, body: Share) -> Receive:
         received_bytes = 0
         complete = False
         latest_s = time.monotonic() + self._timeout_s
@@ -43,10 +62,12 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError as err:
                 raise self._too_slow() from err
-            received_bytes += len(message.get("body", b""))
+            num_bytes = len(message.get("body", b""))
+            received_bytes += num_bytes
             complete = not message.get("more_body", False)
             if received_bytes > self._max_bytes:
                 raise self._too_large()
+            body.take(num_bytes)
             return message
 
         return counted
@@ -58,3 +79,21 @@ class BodyLimit:
     def _too_slow(self) -> ApiError:
         message = f"the request body did not arrive within {self._timeout_s:g} s; send it faster"
         return ApiError(408, "body_timeout", message)
+
+
+def _in_pieces(send: Send) -> Send:
+    """Send no more than a piece at once, so that a client who reads slowly holds little."""
+
+    async def in_pieces(message: Message) -> None:
+        body = message.get("body", b"")
+        if message["type"] != "http.response.body" or len(body) <= PIECE_BYTES:
+            await send(message)
+            return
+        pieces = memoryview(body)
+        for start in range(0, len(body), PIECE_BYTES):
+            last = start + PIECE_BYTES >= len(body)
+            more = message.get("more_body", False) or not last
+            piece = bytes(pieces[start : start + PIECE_BYTES])
+            await send({**message, "body": piece, "more_body": more})
+
+    return in_pieces

@@ -6,6 +6,7 @@ that a browser would rewrite, travels with its slashes as `%2F`.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,12 @@ def item_path(gallery: str, item_id: str) -> str:
     segments = item_id.split("/")
     plain = not _AMBIGUOUS.intersection(segments) and segments[-1] not in _VIEWS
     encoded = quote(item_id, safe="/" if plain else "")
-    return f"/v1/galleries/{quote(gallery, safe='')}/items/{encoded}"
+    return f"{_items_path(gallery)}{encoded}"
+
+
+@functools.lru_cache(maxsize=256)
+def _items_path(gallery: str) -> str:
+    return f"/v1/galleries/{quote(gallery, safe='')}/items/"
 
 
 def parse_item_path(scope: Scope) -> ItemAddress:

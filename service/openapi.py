@@ -7,10 +7,11 @@ routes alike, by the tags of the route.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from service.openapi_examples import EXAMPLES, Example
-from service.settings import OPEN_PATHS
+from service.settings import OPEN_PATHS, Settings
 
 DESCRIPTION = """\
 Search pictures, videos and texts with words and pictures.
@@ -46,15 +47,15 @@ _SCHEMES = {
 }
 
 
-def complete(document: dict[str, Any], *, with_keys: bool) -> dict[str, Any]:
-    """Add to FastAPI's document, in place, what it does not know; done once.
+def complete(document: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """FastAPI's document, with what it does not know.
 
     Args:
         document: of the routes.
-        with_keys: whether API keys are asked for.
+        settings: of the server: its limits, and whether it asks for keys.
     """
-    if document.get("x-complete"):
-        return document
+    document = copy.deepcopy(document)  # parts of it belong to the routes of all servers
+    with_keys = bool(settings.api_key_sha256)
     for path, methods in document["paths"].items():
         for operation in methods.values():
             _hoist_definitions(document, operation)
@@ -64,7 +65,7 @@ def complete(document: dict[str, Any], *, with_keys: bool) -> dict[str, Any]:
         document["security"] = [{name: []} for name in _SCHEMES]
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape of a 422
         document.get("components", {}).get("schemas", {}).pop(unused, None)
-    document["x-complete"] = True
+    _tell_limits(document, settings)
     return document
 
 
@@ -73,6 +74,18 @@ def _hoist_definitions(document: dict[str, Any], operation: dict[str, Any]) -> N
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for media in operation.get("requestBody", {}).get("content", {}).values():
         schemas.update(media.get("schema", {}).pop("$defs", {}))
+
+
+def _tell_limits(node: object, settings: Settings) -> None:
+    """Replace the names of settings by their values, wherever a schema is bounded by one."""
+    if isinstance(node, list):
+        for entry in node:
+            _tell_limits(entry, settings)
+    if isinstance(node, dict):
+        for keyword, name in node.pop("x-limits", {}).items():
+            node[keyword] = getattr(settings, name)
+        for entry in node.values():
+            _tell_limits(entry, settings)
 
 
 def _complete_operation(operation: dict[str, Any], *, is_open: bool, with_keys: bool) -> None:

@@ -114,6 +114,8 @@ EXAMPLES = (
             "query.embedding", _SEARCH),
     Example(422, "item_not_found", "gallery photos has no item 'a.jpg'; ids are paths relative to "
             "the source, or keys in its shards", "query.item_id", _SEARCH),
+    Example(422, "too_many_vectors", "include asks for embedding of 20,000 hits; at most 10,000 of "
+            "one request have them; ask for fewer queries or hits", "include", _SEARCH),
     Example(422, "invalid_filter", "filter.year.gte is given a text, and the column holds numbers; "
             "accepted are numbers", "filter.year.gte", _SEARCH),
     Example(422, "image_url_refused", "query.image_url: the host has no public address; give a url "

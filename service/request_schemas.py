@@ -1,5 +1,7 @@
 """What search takes, as JSON Schema: for the OpenAPI document, as exact as the checks are.
 
+Bounds that are settings are named under `x-limits`; `service.openapi` puts their values in.
+
 The checks themselves are in `service.queries` and `service.schemas`; pydantic sees `query` as any
 JSON, because a bad entry of a batch has to fail alone.
 """
@@ -13,7 +15,7 @@ from service.schemas import QueryPart, SearchOptions, SearchRequest
 REFERENCE = "#/components/schemas/{model}"
 """Where `service.openapi` puts what pydantic defines beside a schema."""
 
-_WORDS = {"type": "string", "pattern": r"\S", "maxLength": 8192}
+_WORDS = {"type": "string", "pattern": r"\S", "x-limits": {"maxLength": "max_text_bytes"}}
 _FORMS: dict[str, dict[str, Any]] = {
     "text": _WORDS,
     "image": {
@@ -24,8 +26,6 @@ _FORMS: dict[str, dict[str, Any]] = {
     "item_id": {"type": "string"},
     "embedding": {"type": "array", "items": {"type": "number"}, "minItems": 1},
 }
-_MOST_PARTS = 16
-_MOST_QUERIES = 256
 
 
 def search_schema() -> dict[str, Any]:
@@ -37,7 +37,7 @@ def search_schema() -> dict[str, Any]:
         "type": ["array", "null"],
         "items": {"description": "as query; a bad one fails alone"},
         "minItems": 1,
-        "maxItems": _MOST_QUERIES,
+        "x-limits": {"maxItems": "max_queries"},
         "description": "several searches; give either query or queries",
     }
     null = {"type": "null"}
@@ -65,7 +65,7 @@ def query_schema() -> dict[str, Any]:
                 "type": "array",
                 "items": {"anyOf": [_WORDS, part]},
                 "minItems": 1,
-                "maxItems": _MOST_PARTS,
+                "x-limits": {"maxItems": "max_query_parts"},
             },
             {"type": "null"},
         ],

@@ -35,8 +35,8 @@ class QueryPart(Strict):
 class SearchOptions(Strict):
     """Everything of a search but what is looked for."""
 
-    k: int = Field(default=10, ge=1)
-    offset: int = Field(default=0, ge=0)
+    k: int = Field(default=10, ge=1, json_schema_extra={"x-limits": {"maximum": "max_k"}})
+    offset: int = Field(default=0, ge=0, json_schema_extra={"x-limits": {"maximum": "max_offset"}})
     min_score: float | None = Field(default=None, allow_inf_nan=False)
     filter: dict[str, JsonValue] | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,12 @@ from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse,
 from service.searcher import SearchJob, invalid_filter
 from service.settings import Settings
 from service.state import Service
+
+Options = TypeVar("Options", bound=SearchOptions)
+
+_HEAVY = frozenset({"embedding", "frames"})
+_HEAVY_HITS = 16
+"""A hit with its vector or frames takes as much memory as so many without."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,14 @@ class Search:
     deadline_s: float
 
 
-def check_options(options: SearchOptions, settings: Settings) -> None:
-    """Refuse what is out of bounds.
+def check_options(options: Options, settings: Settings) -> Options:
+    """Refuse what is out of bounds; a `k` that was not given is within them.
 
     Raises:
         ApiError: 422 naming the field.
     """
+    if "k" not in options.model_fields_set and options.k > settings.max_k:
+        options = options.model_copy(update={"k": settings.max_k})
     for name, value, most in (
         ("k", options.k, settings.max_k),
         ("offset", options.offset, settings.max_offset),
@@ -48,6 +57,28 @@ def check_options(options: SearchOptions, settings: Settings) -> None:
         if value > most:
             message = f"{name} is {value:,}; at most {most:,} is accepted"
             raise invalid("invalid_value", message, param=name)
+    return options
+
+
+def answer_size(
+    options: SearchOptions, gallery: Gallery, num_queries: int, settings: Settings
+) -> int:
+    """How much the answer to a request is, in hits without vectors.
+
+    Raises:
+        ApiError: 422 if it has more vectors than an answer may have.
+    """
+    num_hits = num_queries * min(options.k, len(gallery))
+    heavy = _HEAVY.intersection(options.include)
+    if not heavy:
+        return num_hits
+    if num_hits > settings.max_vectors:
+        message = (
+            f"include asks for {' and '.join(sorted(heavy))} of {num_hits:,} hits; at most "
+            f"{settings.max_vectors:,} of one request have them; ask for fewer queries or hits"
+        )
+        raise invalid("too_many_vectors", message, param="include")
+    return num_hits * _HEAVY_HITS
 
 
 def check_frames(options: SearchOptions, gallery: Gallery) -> None:

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         api_key_sha256: SHA-256 (hex) of each accepted API key; empty means no keys.
         require_all_galleries: `/readyz` is 503 while any gallery could not be loaded.
         max_body_bytes: largest request body, enforced while it streams in.
+        max_bodies_bytes: of the bodies that are held together; small ones are always read.
         body_timeout_s: longest time a client may take to send its body.
         max_text_bytes: largest query text, in UTF-8.
         max_k: most hits of one answer.
@@ -55,6 +56,10 @@ class Settings(BaseSettings):
         duplicate_similarity: cosine of vectors from which on `deduplicate` takes two hits for one.
         max_queries: most entries of `queries`.
         max_query_parts: most entries of a weighted query.
+        max_vectors: most hits of one answer, of all its queries, that come with their `embedding`
+            or `frames`.
+        max_hits_together: hits that all answers in the making may have together, about 2 kB each;
+            those with `embedding` or `frames` count sixteenfold, and small answers are always made.
         max_image_pixels: largest width x height of a picture, by its header.
         image_urls: whether pictures are fetched by url; the limits of that follow.
         image_url_ports: TCP ports that may be connected to.
@@ -107,6 +112,7 @@ class Settings(BaseSettings):
     require_all_galleries: bool = True
 
     max_body_bytes: int = Field(default=20 * MIB, gt=0)
+    max_bodies_bytes: int = Field(default=256 * MIB, gt=0)
     body_timeout_s: float = Field(default=60.0, gt=0)
     max_text_bytes: int = Field(default=8192, gt=0)
     max_k: int = Field(default=1000, gt=0)
@@ -114,6 +120,8 @@ class Settings(BaseSettings):
     duplicate_similarity: float = Field(default=0.97, gt=0, le=0.9999)
     max_queries: int = Field(default=256, gt=0)
     max_query_parts: int = Field(default=16, gt=0)
+    max_vectors: int = Field(default=10_000, gt=0)
+    max_hits_together: int = Field(default=500_000, gt=0)
     max_image_pixels: int = Field(default=50_000_000, gt=0)
     image_urls: bool = False
     image_url_ports: Annotated[tuple[Port, ...], NoDecode] = (80, 443)

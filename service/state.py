@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 
 from cots_model.encoder import Encoder
+from service.budget import Budget
 from service.encoding import Embedder
 from service.explaining import Explaining
 from service.fetch import make_fetcher
@@ -29,6 +30,9 @@ from service.thumbnails import ThumbnailCache
 from service.worker import WorkerPool
 
 T = TypeVar("T")
+
+LITTLE_HITS = 2000
+"""An answer of so many is made on the event loop, and however much others hold."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Service:
         decoding: threads for pictures, items and originals.
         videos: threads for what reads videos, which can take long, so that nothing else waits.
         searching: threads for indexes.
+        answers: what those in the making hold, in hits.
         explaining: the thread that explains what the model finds.
         fetcher: gets pictures by url, if the settings allow it.
         reloader: the thread that loads new versions.
@@ -161,6 +166,7 @@ class Service:
             max_hits=settings.search_batch_hits,
             on_batch=self.metrics.batch,
         )
+        self.answers = Budget(settings.max_hits_together, little=LITTLE_HITS)
         self.explaining = Explaining(resources.encoder, capacity=settings.queue_size)
         self.fetcher = make_fetcher(settings)
         self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)

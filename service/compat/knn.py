@@ -25,7 +25,7 @@ from service.jobs import DeadlineError, QueueFullError
 from service.queries import Part, parse_query
 from service.rendering import shown_time_s, thumbnail_of
 from service.schemas import HitBody, QueryPart, SearchOptions
-from service.searching import Search, check_options, run_search
+from service.searching import Search, run_search
 from service.settings import Settings
 from service.state import Service
 
@@ -59,7 +59,6 @@ async def knn(
     options = SearchOptions(
         k=min(wanted, service.settings.max_k), deduplicate=bool(body.deduplicate), include=[]
     )
-    check_options(options, service.settings)
     search = Search(gallery, options, (query,), False, arrived_s, deadline_s)
     hits = (await run_search(service, search)).hits or []
     shown = [Row(hit.row, _moment(hit)) for hit in hits[: body.num_images]]

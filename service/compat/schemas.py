@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 _INPUT = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 256},
+        {
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "x-limits": {"maxItems": "max_queries"},
+        },
     ],
     "description": "texts; or pictures: base64, data URIs or, where they are fetched, urls",
 }

@@ -15,9 +15,9 @@ from service.queries import Part, parse_query
 from service.request_schemas import search_schema, upload_schema
 from service.routes.parameters import CurrentService, NamedGallery, arrival_of, deadline_of, errors
 from service.schemas import QueryPart, SearchOptions, SearchRequest, SearchResponse
-from service.searching import Search, check_frames, check_options, run_search
+from service.searching import Search, answer_size, check_frames, check_options, run_search
 from service.settings import Settings
-from service.state import Service
+from service.state import LITTLE_HITS, Service
 
 router = APIRouter(
     prefix="/v1/galleries",
@@ -25,7 +25,6 @@ router = APIRouter(
     responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
 )
 
-_MANY_HITS = 2000
 
 Queries = tuple[tuple[Part, ...] | ApiError, ...]
 
@@ -46,8 +45,7 @@ def _body_schema(kind: str, schema: dict[str, Any], example: Any) -> dict[str, A
 )
 async def search(request: Request, service: CurrentService, gallery: NamedGallery) -> Response:
     """Search by words, a picture, an item, an embedding, or a weighted list of these."""
-    body = await read_search_request(request)
-    check_options(body, service.settings)
+    body = check_options(await read_search_request(request), service.settings)
     check_frames(body, gallery)
     queries, batch = _read_queries(body, service.settings)
     return await _answer(request, service, gallery, body, queries, batch=batch)
@@ -63,7 +61,7 @@ async def search_upload(
 ) -> Response:
     """Search by an uploaded picture."""
     file, options = await read_upload(request)
-    check_options(options, service.settings)
+    options = check_options(options, service.settings)
     check_frames(options, gallery)
     part = Part(QueryPart(), "file", file)
     return await _answer(request, service, gallery, options, ((part,),), batch=False)
@@ -99,10 +97,12 @@ async def _answer(
     *,
     batch: bool,
 ) -> Response:
+    size = answer_size(options, gallery, len(queries), service.settings)
+    request.state.held.enter_context(service.answers.share()).take(size)
     asked = Search(gallery, options, queries, batch, arrival_of(request), deadline_of(service))
     answer = await run_search(service, asked)
     write = functools.partial(answer.model_dump_json, exclude_none=True)
-    if len(queries) * options.k < _MANY_HITS and "embedding" not in options.include:
+    if size <= LITTLE_HITS:
         text = write()
     else:  # what takes long to write holds up nobody else
         text = (await service.decoding.run(write, deadline_s=asked.deadline_s)).value

@@ -60,6 +60,31 @@ def test_every_route_tells_of_what_is_around_it(document) -> None:
         assert ("408" in operation["responses"]) == ("requestBody" in operation), path
 
 
+def body_schema(server: Running, path: str) -> dict[str, Any]:
+    """Of a JSON request, with what it refers to."""
+    document = server.client.get("/openapi.json").json()
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    schema: dict[str, Any] = content["application/json"]["schema"]
+    return schema
+
+
+def test_document_tells_the_limits_that_are_set(serve, server) -> None:
+    own = serve(max_k=20, max_offset=30, max_queries=4, max_query_parts=5, max_text_bytes=600)
+    for running, limits in ((own, (20, 30, 4, 5, 600)), (server, (1000, 10_000, 256, 16, 8192))):
+        properties = body_schema(running, "/v1/galleries/{g}/search")["properties"]
+        text, _, parts, _ = properties["query"]["anyOf"]
+        assert limits == (
+            properties["k"]["maximum"],
+            properties["offset"]["maximum"],
+            properties["queries"]["maxItems"],
+            parts["maxItems"],
+            text["maxLength"],
+        )
+        given = body_schema(running, "/v1/embeddings")["properties"]["input"]
+        assert given["anyOf"][1]["maxItems"] == running.settings.max_queries
+        assert "x-limits" not in running.client.get("/openapi.json").text
+
+
 def test_examples_have_the_shape_of_errors_and_differ() -> None:
     keys = [(example.status, example.code, example.tags) for example in EXAMPLES]
     assert len(keys) == len(set(keys))

@@ -78,7 +78,13 @@ def servers(serve, encoder, tmp_path_factory) -> Servers:
     publish_copy(root / "photos", root / "photos", unseen=cut(INDEX_FILE))
     key = hashlib.sha256(b"key").hexdigest()
     return Servers(
-        whole=serve(found=found, image_urls=True, reload_interval_s=0, max_image_pixels=10_000),
+        whole=serve(
+            found=found,
+            image_urls=True,
+            reload_interval_s=0,
+            max_image_pixels=10_000,
+            max_vectors=2,
+        ),
         small=serve(max_body_bytes=1000, body_timeout_s=0.2),
         locked=serve(api_key_sha256=(key,)),
     )
@@ -154,6 +160,7 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (422, "image_too_many_pixels", "search"): _query({"image": _large_picture()}),
     (422, "embedding_length", "search"): _query({"embedding": [1.0, 2.0, 3.0]}),
     (422, "item_not_found", "search"): _query({"item_id": "none"}),
+    (422, "too_many_vectors", "search"): _query("a", include=["embedding"]),
     (422, "invalid_filter", "search"): _query("a", filter={"year": {"gte": "2020"}}),
     (422, "image_url_refused", "search"): _query({"image_url": "http://127.0.0.1/a.jpg"}),
     (422, "text_empty", "compatibility"): _post(_EMBED, {"input": ["a", "b", "c", ""]}),

@@ -111,7 +111,7 @@ def test_deadline_is_504_and_the_work_is_dropped(serve, gated) -> None:
 
 def test_stuck_model_turns_readyz_503_and_back(serve, gated) -> None:
     server = serve(model=gated, probe_interval_s=0.05, probe_max_age_s=0.5)
-    assert server.client.get("/readyz").status_code == 200
+    wait_until(lambda: server.client.get("/readyz").status_code == 200)
     gated.gate.clear()
     wait_until(lambda: server.client.get("/readyz").status_code == 503)
     reasons = server.client.get("/readyz").json()["reasons"]

@@ -1,0 +1,67 @@
+"""What the requests of one process may hold in memory together."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from service.errors import overloaded
+
+
+class Budget:
+    """So much may be held at one time, by all requests together.
+
+    A request that holds little is always let in: the queues bound how many of those there are, and
+    a few large ones cannot shut them out.
+
+    Call it from one thread: that of the event loop.
+    """
+
+    def __init__(self, most: int, *, little: int) -> None:
+        """Begin with nothing held.
+
+        Args:
+            most: units that may be held.
+            little: a request that holds no more than this is never refused.
+        """
+        self.held = 0
+        self._most = most
+        self._little = little
+
+    def share(self) -> Share:
+        """What one request will hold: nothing yet."""
+        return Share(self)
+
+    def has_room(self, more: int, *, of_request: int) -> bool:
+        """Whether a request that holds `of_request` units may hold so many more."""
+        return of_request + more <= self._little or self.held + more <= self._most
+
+
+class Share:
+    """What one request holds of a budget, until the `with` block ends."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._units = 0
+
+    def take(self, units: int) -> None:
+        """Hold so much more.
+
+        Raises:
+            ApiError: 429 if there is no room for it; nothing is taken then.
+        """
+        if not self._budget.has_room(units, of_request=self._units):
+            raise overloaded()
+        self._budget.held += units
+        self._units += units
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._budget.held -= self._units
+        self._units = 0
