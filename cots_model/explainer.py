@@ -24,13 +24,9 @@ from cots_model.encoder import Encoder, resolve_device
 from cots_model.errors import InputError
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess, squared
-from cots_model.relevance import explain, explain_words
+from cots_model.relevance import explain, explain_words, never, num_layers
 
 _HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
-
-
-def _never() -> None:
-    """Nothing happens between two words."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class Explainer:
         text: str,
         *,
         start_layer: int = 0,
-        before_word: Callable[[], None] = _never,
+        before_word: Callable[[], None] = never,
     ) -> WordsExplained:
         """Explain each word of one text on one picture; see `words_of`."""
         pixels_CHW = self._preprocess.image(img)
@@ -165,7 +161,7 @@ class Explainer:
         text: str,
         *,
         start_layer: int = 0,
-        before_word: Callable[[], None] = _never,
+        before_word: Callable[[], None] = never,
     ) -> WordsExplained:
         """The same of preprocessed pixels; see `cots_model.relevance.explain_words`."""
         text = text.encode("utf-8", "replace").decode()  # no lone surrogates
@@ -194,16 +190,7 @@ class Explainer:
 
     def spans(self, text: str) -> tuple[WordSpan, ...]:
         """The words of a text that the model reads, without punctuation."""
-        encoding = self._preprocess.tokenizer.encode(text)
-        tokens: dict[int, list[int]] = {}
-        for token, word in enumerate(encoding.word_ids):
-            if word is not None:
-                tokens.setdefault(word, []).append(token)
-        spans = [
-            WordSpan(encoding.offsets[of_word[0]][0], encoding.offsets[of_word[-1]][1], of_word)
-            for of_word in tokens.values()
-        ]
-        return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
+        return word_spans(self._preprocess, text)
 
     def _words(self, text: str, token_L: Tensor) -> tuple[tuple[str, float], ...]:
         """Shares of words, each the sum of the tokens it was cut into."""
@@ -223,15 +210,33 @@ class Explainer:
         )
 
 
-def check_explainable(encoder: Encoder) -> None:
+def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
+    """The words of a text that a model reads, without punctuation."""
+    encoding = preprocess.tokenizer.encode(text)
+    tokens: dict[int, list[int]] = {}
+    for token, word in enumerate(encoding.word_ids):
+        if word is not None:
+            tokens.setdefault(word, []).append(token)
+    spans = [
+        WordSpan(encoding.offsets[of_word[0]][0], encoding.offsets[of_word[-1]][1], of_word)
+        for of_word in tokens.values()
+    ]
+    return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
+
+
+def check_explainable(encoder: Encoder) -> int:
     """Refuse what no picture and no text could mend.
 
+    Returns:
+        How many layers of the image tower a map can start at.
+
     Raises:
-        InputError: if the encoder is an ensemble, or computes with int8, which has no gradients.
+        InputError: if the encoder is an ensemble, computes with int8, which has no gradients, or
+            has no class token that attends patches.
     """
     if encoder.precision == "int8":
         raise InputError("there are no maps of a model in int8; use float32 or bfloat16")
-    _ = encoder.model
+    return num_layers(encoder.model)
 
 
 def seen_part(preprocess: Preprocess, img: Image.Image) -> Image.Image:

@@ -63,7 +63,7 @@ class WordRelevance:
     patch_Whw: Tensor
 
 
-def _never() -> None:
+def never() -> None:
     """Nothing happens between two words."""
 
 
@@ -153,7 +153,7 @@ def explain_words(
     word_WL: Tensor,
     *,
     start_layer: int = 0,
-    before_word: Callable[[], None] = _never,
+    before_word: Callable[[], None] = never,
 ) -> WordRelevance:
     """Explain the similarity of one picture and each word of one text.
 
@@ -227,6 +227,15 @@ def _map(model: CotsModel, trunk: VisionTransformer, relevance_TT: Tensor) -> Te
     if model.config.image.pool == "cls_mean":
         row_T = (row_T + relevance_TT[prefix:].mean(dim=0)) / 2
     return row_T[prefix:].reshape(model.image.patch_grid)
+
+
+def num_layers(model: CotsModel) -> int:
+    """How many layers of the image tower a map can start at.
+
+    Raises:
+        ConfigError: if there are no maps of this model: it has no class token that attends patches.
+    """
+    return len(_transformer(model).blocks)
 
 
 def _transformer(model: CotsModel) -> VisionTransformer:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import threading
 import time
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cots_model.encoder import Encoder
-from cots_model.errors import ConfigError, InputError
-from cots_model.explainer import Explainer, WordMap, check_explainable, heated, seen_part
+from cots_model.errors import CotsError
+from cots_model.explainer import (
+    Explainer,
+    WordMap,
+    check_explainable,
+    heated,
+    seen_part,
+    word_spans,
+)
 from service.encoding import EncoderMemoryError
 from service.errors import invalid
 from service.jobs import DeadlineError, Done
@@ -47,23 +55,54 @@ def shown(encoder: Encoder, img: Image.Image) -> Shown:
     return Shown(encoder.text_preprocess.image(img), base)
 
 
+def count_words(encoder: Encoder, text: str) -> int:
+    """How many words the model reads of a text.
+
+    Raises:
+        ApiError: 422 if they are more than `MAX_WORDS`.
+    """
+    count = len(word_spans(encoder.text_preprocess, text))
+    if count > MAX_WORDS:
+        message = f"text has more than {MAX_WORDS} words, which are the most; shorten it"
+        raise invalid("text_too_long", message, param="text")
+    return count
+
+
 @dataclass(frozen=True)
 class ExplainJob:
     """A text to be found in a picture.
 
     Attributes:
         picture: from `shown`.
-        text: of at most `MAX_WORDS` words.
+        text: what to find.
+        num_words: of the text, from `count_words`.
         overlay: whether the maps are drawn on the picture.
         start_layer: of the image tower, the first that counts.
         deadline_s: on the clock of `time.monotonic`.
+        left: set when nobody waits for it any more.
     """
 
     picture: Shown
     text: str
+    num_words: int
     overlay: bool
     start_layer: int
     deadline_s: float
+    left: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def work(self) -> int:
+        """Half of what a word takes, a drawing as much, and the pass forward as a word."""
+        return 2 + self.num_words * (3 if self.overlay else 2)
+
+    def go_on(self) -> None:
+        """Between two words or drawings.
+
+        Raises:
+            DeadlineError: if the time is over, or nobody waits.
+        """
+        if self.left.is_set() or time.monotonic() >= self.deadline_s:
+            raise DeadlineError("explain: not finished before the deadline")
 
 
 @dataclass(frozen=True)
@@ -92,7 +131,7 @@ class Explaining:
             "explain",
             lambda jobs: [None if job is None else self._explain(job) for job in jobs],
             capacity=capacity,
-            work=lambda job: 0 if job is None else 1 + len(job.text.split()),
+            work=lambda job: 0 if job is None else job.work,
         )
 
     @property
@@ -104,10 +143,13 @@ class Explaining:
         """Explain.
 
         Raises:
-            ApiError: 422 for too many words, or a model that has no maps.
+            EncoderMemoryError: if the device has no memory for it.
             QueueFullError, DeadlineError: see `WorkerPool.run`.
         """
-        done = await self._pool.run(job, deadline_s=job.deadline_s)
+        try:
+            done = await self._pool.run(job, deadline_s=job.deadline_s)
+        finally:
+            job.left.set()
         assert done.value is not None
         return Done(done.value, done.queue_ms, done.work_ms)
 
@@ -127,33 +169,21 @@ class Explaining:
         """Wait for the thread to end; see `WorkerPool.join`."""
         return self._pool.join(until_s=until_s)
 
-    @cached_property
+    @functools.cached_property
     def _explainer(self) -> Explainer:
         return Explainer.of(self._encoder)
 
     def _explain(self, job: ExplainJob) -> Answer:
         try:
-            explainer = self._explainer
-            count = len(explainer.spans(job.text))
-            if count > MAX_WORDS:
-                message = f"text has {count} words; at most {MAX_WORDS} are explained; shorten it"
-                raise invalid("text_too_long", message, param="text")
-            found = explainer.words_of(
+            found = self._explainer.words_of(
                 job.picture.pixels_CHW,
                 job.text,
                 start_layer=job.start_layer,
-                before_word=lambda: _check(job),
+                before_word=job.go_on,
             )
-        except ConfigError as err:
-            raise invalid("not_explainable", str(err), param="start_layer") from err
         except torch.OutOfMemoryError as err:
             raise EncoderMemoryError(f"no memory to explain: {err}") from err
         return Answer(found.similarity, [_told(job, word) for word in found.words])
-
-
-def _check(job: ExplainJob) -> None:
-    if time.monotonic() >= job.deadline_s:
-        raise DeadlineError("explain: not finished before the deadline")
 
 
 def _told(job: ExplainJob, word: WordMap) -> ExplainedWord:
@@ -163,23 +193,30 @@ def _told(job: ExplainJob, word: WordMap) -> ExplainedWord:
         end=word.end,
         similarity=word.similarity,
         map=[[round(level, 4) for level in row] for row in word.level_hw.tolist()],
-        overlay=_drawn(job.picture.base, word) if job.overlay else None,
+        overlay=_drawn(job, word) if job.overlay else None,
     )
 
 
-def _drawn(base: Image.Image, word: WordMap) -> str:
+def _drawn(job: ExplainJob, word: WordMap) -> str:
+    job.go_on()
     out = io.BytesIO()
-    heated(base, word.level_hw).save(out, "PNG")
+    heated(job.picture.base, word.level_hw).save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
 
 
-def require_explainable(encoder: Encoder) -> None:
+def require_explainable(encoder: Encoder, start_layer: int) -> None:
     """Refuse at once what no picture and no text could mend.
 
     Raises:
-        ApiError: 422 if the model is an ensemble, or in int8.
+        ApiError: 422 if the model is an ensemble, in int8 or without maps, or has fewer layers.
     """
     try:
-        check_explainable(encoder)
-    except InputError as err:
+        layers = check_explainable(encoder)
+    except CotsError as err:
         raise invalid("not_explainable", str(err)) from err
+    if start_layer >= layers:
+        message = (
+            f"start_layer is {start_layer}; the image tower has {layers} layers, "
+            f"so 0 to {layers - 1} are accepted"
+        )
+        raise invalid("invalid_value", message, param="start_layer")

@@ -110,11 +110,16 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     if part.image_url is not None and not settings.image_urls:
         raise no_image_urls(f"{param}.image_url")
     if part.text is not None:
-        _check_text(part.text, param, settings.max_text_bytes)
+        check_text(part.text, param, settings.max_text_bytes)
     return Part(part, param)
 
 
-def _check_text(text: str, param: str, most: int) -> None:
+def check_text(text: str, param: str, most: int) -> None:
+    """Refuse a text of no words, or of more than `most` bytes.
+
+    Raises:
+        ApiError: 422 naming `param`.
+    """
     if not text.strip():
         raise invalid("text_empty", f"{param} is empty; give some words", param=param)
     size = len(text.encode("utf-8"))

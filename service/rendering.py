@@ -15,6 +15,10 @@ from service.state import Service
 from service.thumbnails import make_thumbnail
 
 
+class FrameError(CotsError):
+    """No frame of a video can be shown."""
+
+
 def no_thumbnail(message: str) -> ApiError:
     """A 404 for an item that cannot be shown."""
     return ApiError(404, "thumbnail_not_available", message, param="id")
@@ -76,7 +80,10 @@ def _picture(gallery: Gallery, row: int, size_px: int, max_pixels: int) -> bytes
 def _frame(
     gallery: Gallery, row: int, size_px: int, max_pixels: int, *, time_s: float, until_s: float
 ) -> bytes:
-    img = read_frame(gallery, row, max_pixels, time_s=time_s, until_s=until_s)
+    try:
+        img = read_frame(gallery, row, max_pixels, time_s=time_s, until_s=until_s)
+    except FrameError as err:
+        raise no_thumbnail(str(err)) from err
     return make_thumbnail(img, size_px)
 
 
@@ -92,7 +99,8 @@ def read_frame(
 
     Raises:
         ContentError: if the original is gone, unreadable or not what was indexed.
-        ApiError: 404 if there is no such frame, 504 if it takes too long.
+        FrameError: if there is no such frame.
+        ApiError: 504 if it takes too long.
     """
     with gallery.open_content(row) as file:
         try:
@@ -100,9 +108,9 @@ def read_frame(
         except VideoError as err:
             if err.reason == "timeout":
                 raise past_deadline() from err
-            raise no_thumbnail(f"no frame of the video can be shown ({err.reason})") from err
+            raise FrameError(f"no frame of the video can be shown ({err.reason})") from err
         except InputError:  # the original, while it was read
             raise
         except CotsError as err:  # PyAV is not installed
             message = "no frame of the video can be shown (this server cannot decode videos)"
-            raise no_thumbnail(message) from err
+            raise FrameError(message) from err

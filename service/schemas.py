@@ -172,7 +172,7 @@ class ExplainRequest(Strict):
         start_layer: first layer of the image tower that counts; early ones may show artefacts.
     """
 
-    text: str = Field(pattern=r"\S")
+    text: str = Field(json_schema_extra={"pattern": r"\S"})
     gallery: str | None = None
     item_id: str | None = None
     image: str | None = Field(default=None, description="base64, or a data URI")

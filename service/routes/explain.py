@@ -10,14 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from PIL import Image
 
+from cots_model.errors import ImageError
 from cots_model.images import decode_image
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
 from service.bodies import read_json
-from service.errors import ApiError, invalid
-from service.explaining import ExplainJob, Shown, require_explainable, shown
-from service.queries import decode_base64
-from service.rendering import read_frame, read_picture, shown_time_s
+from service.errors import ApiError, invalid, to_api_error
+from service.explaining import ExplainJob, Shown, count_words, require_explainable, shown
+from service.queries import check_text, decode_base64
+from service.rendering import FrameError, read_frame, read_picture, shown_time_s
 from service.routes.parameters import (
     CurrentService,
     arrival_of,
@@ -42,12 +43,13 @@ _EXAMPLE = {"text": "two dogs playing in snow", "gallery": "photos", "item_id": 
 )
 async def explain(request: Request, service: CurrentService) -> Response:
     """Which word of a text is where in a picture: a map for each word (GAE)."""
-    deadline_s = deadline_of(service)
     example = '{"text": "a dog in snow", "gallery": "photos", "item_id": "a/b.jpg"}'
     body = await read_json(request, ExplainRequest, example=example)
+    deadline_s = deadline_of(service)
     _check(body, service)
+    num_words = count_words(service.embedder.encoder, body.text)
     picture = await _picture(service, body, deadline_s)
-    job = ExplainJob(picture, body.text, body.overlay, body.start_layer, deadline_s)
+    job = ExplainJob(picture, body.text, num_words, body.overlay, body.start_layer, deadline_s)
     done = await service.explaining.run(job)
     answer = ExplainResponse(
         model=service.embedder.encoder.name,
@@ -59,14 +61,16 @@ async def explain(request: Request, service: CurrentService) -> Response:
             total=round((time.monotonic() - arrival_of(request)) * 1000, 3),
         ),
     )
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    write = functools.partial(answer.model_dump_json, exclude_none=True)
+    if body.overlay:  # megabytes
+        text = (await service.decoding.run(write, deadline_s=deadline_s)).value
+    else:
+        text = write()
+    return Response(text, media_type="application/json")
 
 
 def _check(body: ExplainRequest, service: Service) -> None:
-    most, size = service.settings.max_text_bytes, len(body.text.encode("utf-8", "replace"))
-    if size > most:
-        message = f"text has {size:,} bytes; at most {most:,} are accepted; shorten it"
-        raise invalid("text_too_long", message, param="text")
+    check_text(body.text, "text", service.settings.max_text_bytes)
     if body.image is None and (body.gallery is None or body.item_id is None):
         missing = "item_id" if body.item_id is None else "gallery"
         raise invalid("query_form", "give either gallery and item_id, or image", param=missing)
@@ -75,7 +79,7 @@ def _check(body: ExplainRequest, service: Service) -> None:
     if body.image is not None and body.time_s is not None:
         message = "time_s is for videos, and image is a picture; leave it out"
         raise invalid("invalid_value", message, param="time_s")
-    require_explainable(service.embedder.encoder)
+    require_explainable(service.embedder.encoder, body.start_layer)
 
 
 async def _picture(service: Service, body: ExplainRequest, deadline_s: float) -> Shown:
@@ -90,7 +94,10 @@ async def _picture(service: Service, body: ExplainRequest, deadline_s: float) ->
         def decode() -> Image.Image:
             return decode_image(decode_base64(given, param="image"), max_pixels=max_pixels)
 
-        return (await service.decoding.run(ready(decode), deadline_s=deadline_s)).value
+        try:
+            return (await service.decoding.run(ready(decode), deadline_s=deadline_s)).value
+        except ImageError as err:
+            raise to_api_error(err, param="image") from err
     assert body.gallery is not None
     gallery = service.registry.get(body.gallery)
     row, item = await _find(service, gallery, body.item_id or "", deadline_s)
@@ -107,6 +114,10 @@ async def _picture(service: Service, body: ExplainRequest, deadline_s: float) ->
         message = f"the original of {body.item_id!r} cannot be read ({err.reason})"
         status = 504 if err.reason == "timeout" else 404
         raise ApiError(status, f"content_{err.reason}", message, param="item_id") from err
+    except ImageError as err:
+        raise to_api_error(err, param="item_id") from err
+    except FrameError as err:
+        raise invalid("not_explainable", str(err), param="item_id") from err
 
 
 async def _find(

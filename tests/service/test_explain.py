@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
+import time
+from collections.abc import Iterator
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -13,6 +17,7 @@ from cots_model.encoder import Encoder
 from cots_model.explainer import Explainer
 from cots_model.images import decode_image
 from service import explaining
+from service.explaining import ExplainJob, count_words
 from tests.service.conftest import error_of, picture
 
 EXPLAIN = "/v1/explain"
@@ -63,15 +68,15 @@ def test_an_overlay_is_a_png_of_the_picture(client) -> None:
             {"gallery": None, "item_id": None, "image": "aaaa"},
             422,
             "image_unsupported_format",
-            None,
+            "image",
         ),
         ({"gallery": "none"}, 404, "gallery_not_found", "gallery"),
         ({"item_id": "none"}, 404, "item_not_found", None),
-        ({"text": "  "}, 422, "invalid_value", "text"),
+        ({"text": "  "}, 422, "text_empty", "text"),
         ({"text": None}, 422, "invalid_value", "text"),
         ({"text": "a" * 9000}, 422, "text_too_long", "text"),
         ({"text": "a b c d e f g h i j " * 4}, 422, None, "text"),
-        ({"start_layer": 2}, 422, "not_explainable", "start_layer"),
+        ({"start_layer": 2}, 422, "invalid_value", "start_layer"),
         ({"start_layer": -1}, 422, "invalid_value", "start_layer"),
         ({"time_s": 1.0}, 422, "invalid_value", "time_s"),
         ({"words": "a"}, 422, "unknown_field", "words"),
@@ -114,17 +119,65 @@ def test_searches_go_on_while_something_is_explained(serve, monkeypatch) -> None
     assert answers[0].status_code == 200
 
 
-def test_it_ends_at_the_deadline(serve, monkeypatch) -> None:
-    server = serve(deadline_s=0.5)
-    server.client.post(EXPLAIN, json={"text": TEXT, **ITEM})  # the first takes longer
-    real = explaining._check
+def slowed(monkeypatch, seconds: float) -> list[float]:
+    """Each word takes so much longer; when each was begun."""
+    begun_s: list[float] = []
+    real = ExplainJob.go_on
 
-    def late(job) -> None:
-        threading.Event().wait(1.0)
+    def go_on(job: ExplainJob) -> None:
+        time.sleep(seconds)
         real(job)
+        begun_s.append(time.monotonic())
 
-    monkeypatch.setattr(explaining, "_check", late)
-    assert error_of(server.client.post(EXPLAIN, json={"text": TEXT, **ITEM}), 504)
+    monkeypatch.setattr(ExplainJob, "go_on", go_on)
+    return begun_s
+
+
+def test_work_ends_at_the_deadline(serve, monkeypatch) -> None:
+    server = serve(deadline_s=1.0, probe_interval_s=60.0)
+    server.client.post(EXPLAIN, json={"text": TEXT, **ITEM})  # the first takes longer
+    begun_s = slowed(monkeypatch, 0.4)
+    sent_s = time.monotonic()
+    assert error_of(server.client.post(EXPLAIN, json={"text": "a " * 20, **ITEM}), 504)
+    time.sleep(1.0)
+    assert begun_s
+    assert begun_s[-1] < sent_s + 1.1
+
+
+def test_work_ends_when_its_client_leaves(serve, monkeypatch) -> None:
+    server = serve(probe_interval_s=60.0)
+    server.client.post(EXPLAIN, json={"text": TEXT, **ITEM})
+    begun_s = slowed(monkeypatch, 0.2)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + EXPLAIN, json={"text": "a " * 20, **ITEM}, timeout=0.5)
+    left_s = time.monotonic()
+    time.sleep(1.0)
+    assert begun_s
+    assert begun_s[-1] < left_s + 0.4
+
+
+def test_the_deadline_counts_from_the_end_of_the_body(serve) -> None:
+    server = serve(deadline_s=0.8, probe_interval_s=60.0)
+    body = json.dumps({"text": TEXT, **ITEM}).encode()
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:9]
+        time.sleep(1.0)
+        yield body[9:]
+
+    server.client.post(EXPLAIN, json={"text": TEXT, **ITEM})
+    headers = {"Content-Type": "application/json"}
+    assert server.client.post(EXPLAIN, content=slowly(), headers=headers).status_code == 200
+
+
+def test_work_is_counted_in_words_of_the_model(encoder) -> None:
+    assert count_words(encoder, "a dog, in snow!") == 4
+    assert count_words(encoder, "雪中的狗") == 4  # without spaces
+    picture_ = explaining.shown(encoder, Image.new("RGB", (40, 40)))
+    plain, drawn = (
+        ExplainJob(picture_, "a dog", 2, overlay, 0, 0.0).work for overlay in (False, True)
+    )
+    assert drawn > plain > 2
 
 
 def test_a_picture_waits_no_larger_than_it_is_needed(encoder) -> None:
