@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -78,27 +81,49 @@ def _check(settings: Settings, as_json: bool) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    from service.server import bind, leave, serve
+    from service.server import bind
 
     with bind(settings.host, settings.port) as listener:
         if settings.workers > 1:
             from service.workers import run_workers
 
             run_workers(settings, listener, on_start=_say_address)
-            return
-        from service.waiting_room import waiting_room
+        else:
+            _serve_alone(settings, listener)
+
+
+def _serve_alone(settings: Settings, listener: socket.socket) -> None:
+    from service.server import leave, serve
+    from service.waiting_room import WaitingRoom
+
+    signal.signal(signal.SIGTERM, _end_loading)  # uvicorn takes it over when all is loaded
+    with WaitingRoom(listener) as room:
+
+        def begin(address: str) -> None:
+            room.close()
+            _say_address(address)
 
         try:
-            with waiting_room(listener):
-                from service.app import create_app
-                from service.state import Resources
+            from service.app import create_app
+            from service.state import Resources
 
-                app = create_app(settings, Resources.load(settings))
+            app = create_app(settings, Resources.load(settings))
+            has_ended = serve(app, settings, listener, on_start=begin)
         except KeyboardInterrupt:
             click.echo("Error: interrupted", err=True)
             leave(130)
-        if not serve(app, settings, listener, on_start=_say_address):
-            leave()
+        except _Ended:
+            leave(0)
+    if not has_ended:
+        leave()
+
+
+class _Ended(BaseException):
+    """SIGTERM while the model and the galleries load: nothing is lost by ending at once."""
+
+
+def _end_loading(sig: int, frame: FrameType | None) -> NoReturn:
+    raise _Ended
 
 
 def _say_address(address: str) -> None:

@@ -70,8 +70,16 @@ class GracefulServer(uvicorn.Server):
     SIGINT, or a second SIGTERM, skips the waiting.
     """
 
-    def __init__(self, config: uvicorn.Config, settings: Settings, *, shared: bool) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        *,
+        shared: bool,
+        on_start: Callable[[], object],
+    ) -> None:
         super().__init__(config)
+        self._on_start = on_start
         self._settings = settings
         self._shared = shared
         self._draining = False
@@ -92,12 +100,14 @@ class GracefulServer(uvicorn.Server):
             self._stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, then leave what was loaded to no garbage collection.
+        """Start as uvicorn does, say so, then leave what was loaded to no garbage collection.
 
         A full collection looks at every object of the libraries and holds up all threads: a quarter
         of a second, again and again under load.
         """
         await super().startup(sockets)
+        if self.started:
+            await asyncio.to_thread(self._on_start)
         gc.collect()
         gc.freeze()
 
@@ -151,7 +161,7 @@ def serve(
     app: FastAPI,
     settings: Settings,
     listener: socket.socket,
-    on_start: Callable[[str], None] | None = None,
+    on_start: Callable[[str], object] = lambda _: None,
     *,
     shared: bool = False,
 ) -> bool:
@@ -161,7 +171,7 @@ def serve(
         app: the application.
         settings: times of the graceful end.
         listener: from `bind`.
-        on_start: called with the address just before serving.
+        on_start: called with the address, in a thread, as soon as requests are accepted.
         shared: whether other processes accept from the listener too; then whoever started them
             calls `connect_nobody` when all are to end.
 
@@ -172,9 +182,8 @@ def serve(
         ServerError: if the application could not start.
     """
     config = server_config(app, settings)
-    server = GracefulServer(config, settings, shared=shared)
-    if on_start is not None:
-        on_start(address_of(listener))
+    address = address_of(listener)
+    server = GracefulServer(config, settings, shared=shared, on_start=lambda: on_start(address))
     server.run(sockets=[listener])
     if not server.started:
         raise ServerError("the service could not start; the log above says why")
@@ -192,6 +201,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Protocol,
+        ws="none",
         h11_max_incomplete_event_size=64 * 1024,
         log_config=None,
         access_log=False,

@@ -5,49 +5,119 @@ It is light, for it also runs in the parent of several workers, which loads noth
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 _REASON = "the model and the galleries are still loading"
-_END_S = 5.0
+_NAME = "waiting-room"
+_TICK_S = 0.02
+_LINGER_S = 5.0
+"""Longest time that whoever is connected when loading ends is still waited for."""
+
+_MOST_BODY_BYTES = 32 * 1024 * 1024
+_BODY_S = 5.0
 
 
-@contextlib.contextmanager
-def waiting_room(listener: socket.socket) -> Iterator[None]:
-    """Answer on a listener, from a thread, while this lasts; whoever comes later waits in line.
+class WaitingRoom:
+    """Answers on a listener, from a thread, until it is closed; the listener stays open.
 
-    Args:
-        listener: from `service.server.bind`; it stays open.
+    with WaitingRoom(listener):    # from `service.server.bind`
+        ...
     """
-    config = uvicorn.Config(
-        _answer, http="h11", lifespan="off", log_config=None, access_log=False, server_header=False
+
+    def __init__(self, listener: socket.socket) -> None:
+        """Open it."""
+        self._server = _Server(_config())
+        own = listener.dup()  # uvicorn closes what it is given
+        self._thread = threading.Thread(target=self._run, args=(own,), name=_NAME, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Accept nobody any more; who is connected is still answered, in the background."""
+        self._server.should_exit = True
+        self._server.deaf.wait(_LINGER_S)
+
+    def _run(self, own: socket.socket) -> None:
+        quiet = _Quiet()
+        logger = logging.getLogger("uvicorn.error")
+        logger.addFilter(quiet)
+        try:
+            self._server.run(sockets=[own])
+        finally:
+            logger.removeFilter(quiet)
+            own.close()  # uvicorn does not, if it was told to end before it had begun
+            self._server.deaf.set()
+
+    def __enter__(self) -> WaitingRoom:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        err: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _config() -> uvicorn.Config:
+    return uvicorn.Config(
+        _answer,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
     )
-    server = uvicorn.Server(config)
-    own = listener.dup()  # uvicorn closes what it is given
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [own]}, name="waiting-room", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(_END_S)
-        own.close()  # uvicorn does not, if it was told to end before it had begun
+
+
+class _Server(uvicorn.Server):
+    """Lets those speak, at the end, that it has let in.
+
+    Attributes:
+        deaf: set once it accepts nobody any more.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.deaf = threading.Event()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, answer who is connected, then end as uvicorn does."""
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        self.deaf.set()
+        for _ in range(int(_LINGER_S / _TICK_S)):
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(_TICK_S)
+        await super().shutdown(sockets)
+
+
+class _Quiet(logging.Filter):
+    """Keeps what uvicorn says of this server out of the log: another one is about to begin."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.threadName != _NAME or record.levelno >= logging.WARNING
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
-    del receive
     if scope["type"] != "http":
         return
+    await _read_all(receive)
     status, body = _body(scope["path"])
     data = json.dumps(body).encode()
     headers = [
@@ -61,6 +131,18 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})
+
+
+async def _read_all(receive: Receive) -> None:
+    """Take the body: many clients do not look for an answer before they have sent it."""
+    left_bytes = _MOST_BODY_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_S):
+            while left_bytes > 0:
+                message = await receive()
+                if not message.get("more_body"):
+                    return
+                left_bytes -= len(message.get("body", b""))
 
 
 def _body(path: str) -> tuple[int, dict[str, Any]]:

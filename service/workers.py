@@ -23,7 +23,7 @@ from cots_model.errors import InputError
 from service.heartbeat import Beat, Pulse
 from service.server import ServerError, address_of, connect_nobody
 from service.settings import Settings
-from service.waiting_room import waiting_room
+from service.waiting_room import WaitingRoom
 from service.worker_environment import shared_cores, shared_metrics
 from service.worker_place import Place
 from service.worker_process import Report, serve_worker
@@ -108,7 +108,7 @@ class _Supervisor:
         """Keep the workers running until they are told to end, and have."""
         address = address_of(self._listener)
         with self._until_served:
-            self._until_served.enter_context(waiting_room(self._listener))
+            self._until_served.enter_context(WaitingRoom(self._listener))
             self._supervise(address)
         if self._problem is not None:
             kind = InputError if self._problem.is_input else ServerError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from cots_model.errors import CheckpointError
 from service.server import address_of, bind
 from service.settings import Settings
 from service.state import Resources
-from service.waiting_room import waiting_room
+from service.waiting_room import WaitingRoom
 from tests.service.conftest import wait_until
 from tests.service.versions import publish_copy
 
@@ -40,7 +41,7 @@ from service.server import bind, leave, serve
 from service.server import address_of, bind
 from service.settings import Settings
 from service.state import Resources
-from service.waiting_room import waiting_room
+from service.waiting_room import WaitingRoom
 
 class SlowEncoder(Encoder):
     def encode_texts(self, texts, *, batch_size=64):
@@ -321,6 +322,38 @@ def test_ctrl_c_does_not_wait_for_the_model(root, checkpoint) -> None:
         assert any("interrupted" in line for line in running.lines)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_does_not_wait_for_the_model(root, checkpoint, workers) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0)
+    with process(LOADING, "serve", *arguments, "--workers", workers) as running:
+        wait_until(lambda: any("load" in line for line in running.lines), seconds=60)
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        assert not any("Traceback" in line for line in running.lines)
+
+
+def test_who_is_connected_when_loading_ends_is_answered(caplog) -> None:
+    body = b"a" * 3_000_000
+    head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with caplog.at_level(logging.INFO), bind("127.0.0.1", 0) as listener:
+        room = WaitingRoom(listener)
+        url = httpx.URL(address_of(listener))
+        wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
+        with socket.create_connection((url.host, url.port), timeout=10) as early:
+            early.sendall(head[:9])
+            time.sleep(0.2)
+            room.close()
+            with socket.create_connection((url.host, url.port), timeout=10):
+                next_one, _ = listener.accept()  # the address is free for another server
+                next_one.close()
+            time.sleep(0.5)
+            early.sendall(head[9:] + body)
+            answer = b"".join(iter(lambda: early.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"not_ready"' in answer
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read in /proc")
 def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
     root, checkpoint, tmp_path
@@ -342,7 +375,7 @@ def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
 def test_a_waiting_room_lets_go_of_the_address(waits) -> None:
     with bind("127.0.0.1", 0) as listener:
         url = address_of(listener)
-        with waiting_room(listener):
+        with WaitingRoom(listener):
             if waits:
                 wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
         assert listener.fileno() >= 0
