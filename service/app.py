@@ -103,6 +103,7 @@ def create_app(
         middleware=_middleware(settings, figures),
     )
     app.state.ended = False
+    app.state.metrics = figures
     install_error_handlers(app)
     for router in (  # each is asked in turn whether a request is for it
         search.router,

@@ -10,8 +10,8 @@ from service.errors import overloaded
 class Budget:
     """So much may be held at one time, by all requests together.
 
-    A request that holds little is always let in: the queues bound how many of those there are, and
-    a few large ones cannot shut them out.
+    A request that holds little is always let in, so that a few large ones cannot shut it out: how
+    many of those there are is for queues and open connections to bound.
 
     Call it from one thread: that of the event loop.
     """

@@ -41,8 +41,7 @@ class Readiness:
     async def probe(self) -> None:
         """One probe; its outcome shows in `reasons`."""
         try:
-            for part in self._parts:
-                await part.probe(timeout_s=self._max_age_s)
+            await asyncio.gather(*(part.probe(timeout_s=self._max_age_s) for part in self._parts))
         except Exception as err:  # any failure means not ready, and the watch goes on
             self._failure = str(err) if isinstance(err, DeadlineError) else type(err).__name__
             log.exception("probe failed")

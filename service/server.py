@@ -196,13 +196,16 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     By h11, also where httptools is installed: that is faster by a tenth, but loses the body of a
     request with an `Upgrade` it does not know, which Java's client sends, and bounds no head.
     """
-    from service.protocol import Protocol  # heavy, and no use where nothing can be listened to
+    from service.protocol import (  # heavy, and no use where nothing can be listened to
+        MOST_HEAD_BYTES,
+        Protocol,
+    )
 
     return uvicorn.Config(
         app,
         http=Protocol,
         ws="none",
-        h11_max_incomplete_event_size=64 * 1024,
+        h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import time
 
 import httpx
 import pytest
+
+from service import protocol
 
 MAX_HEAD_BYTES = 64 * 1024
 BODY = json.dumps({"query": "a dog", "k": 1}).encode()
@@ -62,6 +65,49 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 def test_what_never_ends_is_refused(connection, request_, size) -> None:
     answer = send_until_refused(connection, *pieces(request_, size))
     assert not answer or answer.startswith(b"HTTP/1.1 4")  # a reset may overtake the answer
+
+
+def test_a_head_that_is_too_long_is_431_logged_and_counted(server, connection, caplog) -> None:
+    def counted() -> bool:
+        metrics = server.client.get("/metrics").text
+        return 'reason="head_too_large"' in metrics and 'status="431"' in metrics
+
+    with caplog.at_level(logging.INFO, "service.requests"):
+        connection.sendall(b"GET /" + b"a" * (MAX_HEAD_BYTES + 1))
+        head, _, body = read_answer(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    error = json.loads(body)["error"]
+    assert error["code"] == "head_too_large"
+    assert "65,536 bytes" in error["message"]
+    (logged,) = [r for r in caplog.records if getattr(r, "code", "") == "head_too_large"]
+    assert f"x-request-id: {logged.request_id}".encode() in head.lower()
+    assert counted()
+
+
+def test_a_broken_body_behind_an_answer_ends_the_connection(server, caplog) -> None:
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as sock:
+        sock.sendall(CHUNKED.replace(b"pets", b"none") + b"1\r\na\r\n")
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += sock.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 404")
+        sock.sendall(b"no chunk\r\n")
+        assert read_answer(sock) == b""
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_the_rest_of_a_body_that_is_not_needed_does_not_last(serve, monkeypatch) -> None:
+    monkeypatch.setattr(protocol, "WAIT_S", 0.5)
+    url = httpx.URL(serve(probe_interval_s=60.0).url)
+    with socket.create_connection((url.host, url.port), timeout=10) as sock:
+        sock.sendall(CHUNKED.replace(b"pets", b"none") + b"1\r\na\r\n")
+        begun_s = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < begun_s + 5:
+                sock.sendall(b"1\r\na\r\n")
+                time.sleep(0.05)
+        assert 0.4 < time.monotonic() - begun_s < 3
 
 
 def test_long_header_that_ends_is_taken(connection) -> None:

@@ -189,7 +189,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("earlier", [b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_a_head_that_does_not_come_is_408(serve, monkeypatch, earlier) -> None:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.5)
+    monkeypatch.setattr(protocol, "WAIT_S", 0.5)
     with connected(serve(probe_interval_s=60.0)) as sock:
         if earlier:
             sock.sendall(earlier)
@@ -208,7 +208,7 @@ def test_a_head_that_does_not_come_is_408(serve, monkeypatch, earlier) -> None:
 def test_a_connection_without_a_request_is_closed_and_one_at_work_is_not(
     serve, encoder, monkeypatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    monkeypatch.setattr(protocol, "WAIT_S", 0.3)
     gated = GatedEncoder(encoder)
     server = serve(model=gated, probe_interval_s=60.0)
     with connected(server) as idle:
@@ -248,6 +248,15 @@ def test_a_client_that_reads_slowly_holds_a_piece_and_one_that_stops_is_cut_off(
         found += read_all(slow)
         head, _, body = found.partition(b"\r\n\r\n")
         assert f"content-length: {len(body)}".encode() in head.lower()
+    monkeypatch.setattr(protocol, "_REGAINED_S", 0.0)
+    with connected(server, buffer_bytes=8192) as drip:  # no piece takes long, and all too long
+        ask_for_much(drip)
+        wait_until(lambda: answers.held > 0)
+        begun_s = time.monotonic()
+        while answers.held:
+            assert drip.recv(8192)
+            time.sleep(0.02)
+        assert 0.9 < time.monotonic() - begun_s < 4
     with connected(server, buffer_bytes=8192) as stopped:
         ask_for_much(stopped)
         wait_until(lambda: answers.held > 0)
