@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Map the similarity of a picture and each of TEXTS, and of its words, to patches (GAE)."""
+    from tqdm import tqdm
+
     from cots_cli.relevance_page import draw
     from cots_model.errors import InputError
     from cots_model.explainer import Explainer
@@ -72,17 +75,27 @@ def command(
         raise InputError(f"{output}: maps are written as PNG; give a name that ends in .png")
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent}; make it, or write elsewhere")
-    if empty := [text for text in texts if not text.strip()]:
-        raise InputError(f"{len(empty)} of the texts are empty; say what to look for")
+    if not all(text.strip() for text in texts):
+        raise InputError("a text is empty; say what to look for")
     img = decode_image(picture)
     explainer = Explainer.load(checkpoint, device=device)
     layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
     found = [explainer(img, text, **layers) for text in texts]
-    of_words = [
-        None if whole else explainer.words(img, text, start_layer=start_layer) for text in texts
-    ]
+    num_words = 0 if whole else sum(len(explainer.spans(text)) for text in texts)
+    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    with tqdm(total=num_words, unit=" words", disable=quiet or whole, leave=False) as bar:
+        of_words = [
+            None
+            if whole
+            else explainer.words(img, text, start_layer=start_layer, before_word=bar.update)
+            for text in texts
+        ]
     pairs = list(zip(found, of_words, strict=True))
-    draw(explainer.base(img), [tile for pair in pairs for tile in _tiles(*pair)]).save(output)
+    drawn = draw(explainer.base(img), [tile for pair in pairs for tile in _tiles(*pair)])
+    try:
+        drawn.save(output)
+    except OSError as err:
+        raise InputError(f"--out {output} cannot be written ({err.strerror or err})") from err
     if as_json:
         click.echo(json.dumps([_as_json(*pair) for pair in pairs], ensure_ascii=False))
         return
@@ -114,7 +127,13 @@ def _as_json(one: Explained, words: WordsExplained | None) -> dict[str, object]:
         "words": [{"word": word, "share": share} for word, share in one.words],
         "patches": one.patch_hw.tolist(),
         "maps": [
-            {"word": word.word, "similarity": word.similarity, "map": word.level_hw.tolist()}
+            {
+                "word": word.word,
+                "start": word.start,
+                "end": word.end,
+                "similarity": word.similarity,
+                "map": word.level_hw.tolist(),
+            }
             for word in maps
         ],
     }

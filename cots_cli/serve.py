@@ -56,6 +56,9 @@ def command(config: Path | None, check: bool, as_json: bool, **flags: Any) -> in
 
     Several workers share one address. Vectors are in memory once, models once for each worker.
     """
+    from service.worker_environment import spin_little
+
+    spin_little()
     from service.logs import configure_logging
     from service.root import find_galleries
     from service.settings import Settings

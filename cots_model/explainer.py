@@ -127,7 +127,7 @@ class Explainer:
         self, img: Image.Image, text: str, *, start_layer: int = 0, text_start_layer: int = 0
     ) -> Explained:
         """Explain one text on one picture; see `cots_model.relevance.explain`."""
-        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
+        text = _without_surrogates(text)
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
         pixels = self._preprocess.images([img]).to(device)
@@ -149,7 +149,7 @@ class Explainer:
         text: str,
         *,
         start_layer: int = 0,
-        before_word: Callable[[], None] = never,
+        before_word: Callable[[], object] = never,
     ) -> WordsExplained:
         """Explain each word of one text on one picture; see `words_of`."""
         pixels_CHW = self._preprocess.image(img)
@@ -161,10 +161,10 @@ class Explainer:
         text: str,
         *,
         start_layer: int = 0,
-        before_word: Callable[[], None] = never,
+        before_word: Callable[[], object] = never,
     ) -> WordsExplained:
         """The same of preprocessed pixels; see `cots_model.relevance.explain_words`."""
-        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
+        text = _without_surrogates(text)
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
         spans = self.spans(text)
@@ -212,6 +212,7 @@ class Explainer:
 
 def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
     """The words of a text that a model reads, without punctuation."""
+    text = _without_surrogates(text)
     encoding = preprocess.tokenizer.encode(text)
     tokens: dict[int, list[int]] = {}
     for token, word in enumerate(encoding.word_ids):
@@ -222,6 +223,11 @@ def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
         for of_word in tokens.values()
     ]
     return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
+
+
+def _without_surrogates(text: str) -> str:
+    """Lone ones, which a tokenizer does not take."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def check_explainable(encoder: Encoder) -> int:

@@ -153,7 +153,7 @@ def explain_words(
     word_WL: Tensor,
     *,
     start_layer: int = 0,
-    before_word: Callable[[], None] = never,
+    before_word: Callable[[], object] = never,
 ) -> WordRelevance:
     """Explain the similarity of one picture and each word of one text.
 

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
             second; a larger request goes alone.
         encode_wait_ms: longest time a text or picture waits for others to be encoded with; at 0
             those are encoded together that came while the encoder was at work.
-        cached_texts: query texts whose vectors are remembered, about 1 kB each.
+        cached_texts: query texts whose vectors are remembered, about 1 kB each and the text.
         decode_threads: threads that decode pictures and read items, and as many that read videos.
         search_threads: threads that search galleries.
         search_batch_hits: most hits that requests which are one search ask for together.

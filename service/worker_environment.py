@@ -1,4 +1,4 @@
-"""What several workers share by environment variables: a folder of figures, and the cores."""
+"""What servers tell libraries by environment variables: how to use the cores, where figures are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _THREADS = "OMP_NUM_THREADS"
+_SPINS = "GOMP_SPINCOUNT"  # of GNU's OpenMP, which PyTorch comes with on Linux
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Variable that puts prometheus_client into multiprocess mode, read when that is imported."""
+
+
+def spin_little() -> None:
+    """Have OpenMP's threads wait for each other asleep; call it before PyTorch is imported.
+
+    On their own they spin, a hundred times longer than a product takes; where something else needs
+    the cores, a query then waits for threads that have been put aside. On idle cores it makes no
+    difference. Whoever sets either variable has the last word.
+    """
+    if not any(os.environ.get(name) for name in (_SPINS, "OMP_WAIT_POLICY")):
+        os.environ[_SPINS] = "3000"  # some microseconds
 
 
 def threads_per_worker(workers: int, cores: int) -> int:

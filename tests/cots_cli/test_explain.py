@@ -43,6 +43,7 @@ def test_each_word_has_a_map_of_its_own(args, tmp_path, capsys):
     assert run([*args, "red dog, runs", "--json"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert [one["word"] for one in found["maps"]] == ["red", "dog", "runs"]
+    assert [(one["start"], one["end"]) for one in found["maps"]] == [(0, 3), (4, 7), (9, 13)]
     for one in found["maps"]:
         levels = [level for row in one["map"] for level in row]
         assert (min(levels), max(levels)) == (0, 1)
@@ -69,10 +70,11 @@ def test_a_panorama_makes_no_endless_sheet(args, tmp_path):
     ("change", "message"),
     [
         (["--out", "maps.jpg", "a"], "ends in .png"),
-        (["  "], "1 of the texts are empty"),
+        (["  "], "a text is empty"),
         (["a", "--start-layer", "9"], "image tower has 2 layers"),
         (["a", "--text-start-layer", "9"], "text tower has 2 layers"),
         (["--out", "no/such/folder/maps.png", "a"], "there is no folder no/such/folder"),
+        (["--out", "/proc/maps.png", "a"], "--out /proc/maps.png cannot be written"),
     ],
 )
 def test_what_cannot_be_mapped_is_said(args, capsys, change, message):

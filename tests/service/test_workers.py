@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.worker_environment import threads_per_worker
+from service.worker_environment import spin_little, threads_per_worker
 from service.worker_place import pause_s
 from tests.service.conftest import wait_until
 from tests.service.test_serve_command import COMMAND, Process, process
@@ -46,6 +49,20 @@ def scrape(url: str) -> dict[str, float]:
     return sums
 
 
+def test_threads_hardly_spin_unless_the_user_says_otherwise(monkeypatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    spin_little()
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    spin_little()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    spin_little()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
 @pytest.fixture(scope="module")
 def two(root: Path, checkpoint: Path) -> Iterator[tuple[Process, str]]:
     with process(COMMAND, *arguments(root, checkpoint, 2)) as running:
@@ -53,6 +70,18 @@ def two(root: Path, checkpoint: Path) -> Iterator[tuple[Process, str]]:
         wait_until(lambda: len(logged(running, "worker serves")) == 2, seconds=60)
         wait_until(lambda: scrape(url).get("cots_ready_workers") == 2, seconds=20)
         yield running, url
+
+
+def test_openmp_is_told_before_it_is_loaded(two) -> None:
+    script = (
+        "import sys, cots_cli.serve, service.worker_environment; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'faiss')))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    running, _ = two
+    workers = psutil.Process(running.popen.pid).children()
+    told = [worker.environ().get("GOMP_SPINCOUNT") for worker in workers]
+    assert told.count(os.environ.get("GOMP_SPINCOUNT", "3000")) >= 2
 
 
 def test_every_scrape_tells_the_figures_of_all_workers(two) -> None:
