@@ -12,6 +12,8 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +26,7 @@ from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
 _SHARED_ACCEPT_S = 0.4  # the same, and for another process to see to it that nobody else is
+_THREADS_S = 0.5  # for threads of libraries to end, once the event loop has
 _SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
 _BPF_RETURN = 0x06
 
@@ -67,7 +70,8 @@ class GracefulServer(uvicorn.Server):
     """On SIGTERM: `/readyz` turns 503 at once, new requests are still answered for `drain_s`.
 
     Then the listener closes, requests in flight finish, and the process ends with status 0.
-    SIGINT, or a second SIGTERM, skips the waiting.
+    SIGINT, or a second SIGTERM, skips the waiting. When the grace time is over the process ends
+    whatever holds it up: a read, say, from a share that does not answer, which no thread gives up.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class GracefulServer(uvicorn.Server):
         self._settings = settings
         self._shared = shared
         self._draining = False
+        self._overdue = threading.Timer(settings.grace_s, leave)
+        self._overdue.daemon = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal; nothing is re-raised at the end, so the status stays 0."""
@@ -92,6 +98,8 @@ class GracefulServer(uvicorn.Server):
             app.state.service.readiness.draining = True
         if self._draining and sig == signal.SIGINT:
             self.force_exit = True
+        if not self._draining:
+            self._overdue.start()
         self._draining = True
         loop = _running_loop()
         if waits and loop is not None:
@@ -132,6 +140,10 @@ class GracefulServer(uvicorn.Server):
         await asyncio.sleep(SETTLE_S)
         await super().shutdown(sockets)
         gc.unfreeze()  # or libraries that count their objects at the end would call them leaked
+
+    def is_over(self) -> None:
+        """All has ended in time."""
+        self._overdue.cancel()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -176,7 +188,8 @@ def serve(
             calls `connect_nobody` when all are to end.
 
     Returns:
-        Whether all threads of the service have ended; else end the process by `leave`.
+        Whether all threads have ended that the end of the process would wait for, or that could
+        compute beyond it; else end it by `leave`.
 
     Raises:
         ServerError: if the application could not start.
@@ -185,9 +198,20 @@ def serve(
     address = address_of(listener)
     server = GracefulServer(config, settings, shared=shared, on_start=lambda: on_start(address))
     server.run(sockets=[listener])
+    server.is_over()
     if not server.started:
         raise ServerError("the service could not start; the log above says why")
-    return bool(app.state.ended)
+    return bool(app.state.ended) and not _held_up()
+
+
+def _held_up() -> bool:
+    """Whether a thread that the interpreter waits for has no end."""
+    others = set(threading.enumerate()) - {threading.current_thread()}
+    until_s = time.monotonic() + _THREADS_S
+    for thread in others:
+        if not thread.daemon:
+            thread.join(max(0.0, until_s - time.monotonic()))
+    return any(thread.is_alive() and not thread.daemon for thread in others)
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

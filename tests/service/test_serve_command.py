@@ -231,6 +231,53 @@ def test_sigterm_exits_0_within_the_grace_time_when_work_hangs(root, checkpoint)
         thread.join(20)
 
 
+STUCK = """
+import service.content
+
+def stuck(stream, wanted):
+    yield b"a"
+    print("reading", file=sys.stderr, flush=True)
+    time.sleep(3600)  # as a share that does not answer
+
+service.content._chunks = stuck
+"""
+WEDGED = """
+@app.get("/wedge")
+async def wedge():
+    print("reading", file=sys.stderr, flush=True)
+    while True:
+        time.sleep(1)  # the event loop does nothing else
+
+"""
+
+
+def get_and_forget(url: str) -> None:
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.get(url, timeout=20)
+
+
+BEGINS, SERVES = "settings = Settings.load", "listener = bind"
+
+
+@pytest.mark.parametrize(
+    ("fault", "before", "path"),
+    [(STUCK, BEGINS, "/v1/galleries/pets/items/cat.jpg/content"), (WEDGED, SERVES, "/wedge")],
+    ids=["read", "loop"],
+)
+def test_what_never_ends_does_not_hold_up_the_end(root, checkpoint, fault, before, path) -> None:
+    code = SLOW.replace("SLOW_S", "0").replace("GRACE_S", "3").replace(before, fault + before)
+    with process(code, root, checkpoint) as running:
+        url = running.url()
+        thread = threading.Thread(target=get_and_forget, args=(url + path,))
+        thread.start()
+        wait_until(lambda: any("reading" in line for line in running.lines))
+        begun_s = time.monotonic()
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        assert time.monotonic() - begun_s < 3 + 1.5
+        thread.join(20)
+
+
 def test_second_sigterm_does_not_wait(served) -> None:
     running, url = served
     begun_s = time.monotonic()
