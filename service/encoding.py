@@ -136,6 +136,11 @@ class Embedder:
         """Jobs in the queue."""
         return len(self._pool)
 
+    @property
+    def longest_s(self) -> float:
+        """See `WorkerPool.longest_s`."""
+        return self._pool.longest_s
+
     async def embed(self, job: Texts | Pixels, *, deadline_s: float) -> Done[Vectors]:
         """Embed: `[B,E]` float32 unit vectors, in order; call it from one event loop.
 

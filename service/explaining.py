@@ -139,6 +139,11 @@ class Explaining:
         """Jobs in the queue."""
         return len(self._pool)
 
+    @property
+    def longest_s(self) -> float:
+        """See `WorkerPool.longest_s`."""
+        return self._pool.longest_s
+
     async def run(self, job: ExplainJob) -> Done[Answer]:
         """Explain.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from service.jobs import DeadlineError
@@ -16,19 +16,48 @@ log = logging.getLogger(__name__)
 class Probed(Protocol):
     """A part of the service that can be asked to do a little work."""
 
+    @property
+    def longest_s(self) -> float:
+        """How long one of its threads has been at a job."""
+        ...
+
     async def probe(self, *, timeout_s: float) -> None:
         """Do it, ahead of all that waits; any exception means that the part does not work."""
         ...
 
 
 class Readiness:
-    """Probes the parts every so often (the model by a forward pass) and remembers how it went."""
+    """Probes the parts every so often (the model by a forward pass) and remembers how it went.
 
-    def __init__(self, parts: Sequence[Probed], *, interval_s: float, max_age_s: float) -> None:
+    A part also answers while one of several threads is stuck. Of what computes, that makes the
+    process unready: it will not get better. Of what reads files, it is a warning: a share that does
+    not answer takes no search with it.
+    """
+
+    def __init__(
+        self,
+        computing: Mapping[str, Probed],
+        reading: Mapping[str, Probed],
+        *,
+        interval_s: float,
+        max_age_s: float,
+        max_job_s: float,
+    ) -> None:
+        """Nothing is probed yet.
+
+        Args:
+            computing: parts by name, whose jobs end by themselves soon after the deadline.
+            reading: parts whose jobs may wait for files.
+            interval_s: between two probes.
+            max_age_s: of the last good probe.
+            max_job_s: a thread that has been at one job for longer is stuck.
+        """
         self.draining = False
-        self._parts = parts
+        self._computing = computing
+        self._reading = reading
         self._interval_s = interval_s
         self._max_age_s = max_age_s
+        self._max_job_s = max_job_s
         self._last_good_s: float | None = None
         self._failure: str | None = None
 
@@ -41,7 +70,8 @@ class Readiness:
     async def probe(self) -> None:
         """One probe; its outcome shows in `reasons`."""
         try:
-            await asyncio.gather(*(part.probe(timeout_s=self._max_age_s) for part in self._parts))
+            parts = (*self._computing.values(), *self._reading.values())
+            await asyncio.gather(*(part.probe(timeout_s=self._max_age_s) for part in parts))
         except Exception as err:  # any failure means not ready, and the watch goes on
             self._failure = str(err) if isinstance(err, DeadlineError) else type(err).__name__
             log.exception("probe failed")
@@ -52,6 +82,7 @@ class Readiness:
     def reasons(self) -> list[str]:
         """Why the process is not ready; empty when it is."""
         reasons = ["shutting down"] if self.draining else []
+        reasons += self._stuck(self._computing)
         if self._failure is not None:
             reasons.append(f"the last probe failed ({self._failure})")
         if self._last_good_s is None:
@@ -63,3 +94,14 @@ class Readiness:
                 f"at most {self._max_age_s:g} s are allowed"
             )
         return reasons
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the process, which is ready all the same."""
+        return self._stuck(self._reading)
+
+    def _stuck(self, parts: Mapping[str, Probed]) -> list[str]:
+        return [
+            f"{name}: a thread has been at one job for {part.longest_s:.0f} s"
+            for name, part in parts.items()
+            if part.longest_s > self._max_job_s
+        ]

@@ -103,6 +103,11 @@ class Searcher:
         """Jobs in the queue."""
         return len(self._pool)
 
+    @property
+    def longest_s(self) -> float:
+        """See `WorkerPool.longest_s`."""
+        return self._pool.longest_s
+
     async def run(self, job: SearchJob) -> Done[Found]:
         """Search: the hits of each query of the job, in order.
 

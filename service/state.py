@@ -102,6 +102,11 @@ class CallPool:
         """Jobs in the queue."""
         return len(self._pool)
 
+    @property
+    def longest_s(self) -> float:
+        """See `WorkerPool.longest_s`."""
+        return self._pool.longest_s
+
     async def probe(self, *, timeout_s: float) -> None:
         """Have a thread do nothing, ahead of all that waits.
 
@@ -172,9 +177,11 @@ class Service:
         self.reloader = Reloader(self.registry, interval_s=settings.reload_interval_s)
         self.thumbnails = ThumbnailCache(settings.thumbnail_cache_bytes)
         self.readiness = Readiness(
-            (self.decoding, self.searching, self.embedder, self.videos, self.explaining),
+            {"search": self.searching, "encode": self.embedder, "explain": self.explaining},
+            {"decode": self.decoding, "video": self.videos},
             interval_s=settings.probe_interval_s,
             max_age_s=settings.probe_max_age_s,
+            max_job_s=settings.probe_max_age_s + settings.deadline_s,
         )
 
     def refresh_metrics(self) -> None:

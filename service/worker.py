@@ -81,6 +81,7 @@ class WorkerPool(Generic[P, R]):
         self._pace = Pace()
         self._jobs: deque[Job[P, R]] = deque()
         self._changed = threading.Condition()
+        self._begun_s: dict[int, float] = {}
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
@@ -153,6 +154,12 @@ class WorkerPool(Generic[P, R]):
             thread.join(max(0.0, until_s - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
+    @property
+    def longest_s(self) -> float:
+        """How long the thread is at work that has not come back longest; 0 if all wait."""
+        begun_s = min(self._begun_s.copy().values(), default=math.inf)
+        return max(0.0, time.monotonic() - begun_s)
+
     def __len__(self) -> int:
         """Jobs waiting."""
         return len(self._jobs)
@@ -189,6 +196,7 @@ class WorkerPool(Generic[P, R]):
             self._serve([job for job in jobs if job.wanted()])
             with self._changed:
                 self._pace.end()
+                del self._begun_s[threading.get_ident()]
             del jobs  # a thread that waits must not keep what a job held: a gallery's version
 
     def _take(self) -> list[Job[P, R]]:
@@ -202,6 +210,7 @@ class WorkerPool(Generic[P, R]):
                     for job in batch:
                         self._remove(job)
                     self._pace.begin(type(batch[0].payload), sum(job.units for job in batch))
+                    self._begun_s[threading.get_ident()] = time.monotonic()
                     return batch
                 if self._closed:
                     return []

@@ -20,10 +20,12 @@ async def livez() -> Health:
 async def readyz(service: parameters.CurrentService, response: Response) -> Health:
     """200 when the galleries are loaded and a probe forward pass finished lately, else 503.
 
-    A new version that was refused is a warning: the old one goes on.
+    A new version that was refused is a warning: the old one goes on. So is a thread that waits for
+    a file and does not come back.
     """
     reasons = service.readiness.reasons()
-    lost, warnings = service.registry.reasons(), service.registry.warnings()
+    lost = service.registry.reasons()
+    warnings = service.registry.warnings() + service.readiness.warnings()
     if service.settings.require_all_galleries:
         reasons += lost
     else:

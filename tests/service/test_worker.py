@@ -80,7 +80,7 @@ def test_wedged_threads_are_not_ready_and_are_named() -> None:
 
     async def scenario() -> None:
         pool = CallPool("decode", threads=1, capacity=2)
-        readiness = Readiness([pool], interval_s=60.0, max_age_s=0.3)
+        readiness = Readiness({}, {"decode": pool}, interval_s=60.0, max_age_s=0.3, max_job_s=60.0)
         await readiness.probe()
         assert readiness.reasons() == []
         stuck = asyncio.create_task(pool.run(gate.wait, deadline_s=time.monotonic() + 10))
@@ -92,6 +92,37 @@ def test_wedged_threads_are_not_ready_and_are_named() -> None:
         await readiness.probe()
         assert readiness.reasons() == []
         pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_one_stuck_thread_of_two_is_told() -> None:
+    gate = threading.Event()
+
+    async def scenario() -> None:
+        pools = {name: CallPool(name, threads=2, capacity=2) for name in ("search", "decode")}
+        readiness = Readiness(
+            {"search": pools["search"]},
+            {"decode": pools["decode"]},
+            interval_s=60.0,
+            max_age_s=60.0,
+            max_job_s=0.3,
+        )
+        stuck = [
+            asyncio.create_task(pool.run(gate.wait, deadline_s=in_s(10))) for pool in pools.values()
+        ]
+        await asyncio.sleep(0.1)
+        await readiness.probe()  # the other thread answers
+        assert (readiness.reasons(), readiness.warnings()) == ([], [])
+        await asyncio.sleep(0.3)
+        assert readiness.reasons() == ["search: a thread has been at one job for 0 s"]
+        assert readiness.warnings() == ["decode: a thread has been at one job for 0 s"]
+        gate.set()
+        await asyncio.gather(*stuck)
+        await asyncio.to_thread(wait_until, lambda: not any(p.longest_s for p in pools.values()))
+        assert (readiness.reasons(), readiness.warnings()) == ([], [])
+        for pool in pools.values():
+            pool.close()
 
     asyncio.run(scenario())
 
