@@ -197,6 +197,7 @@ def main(checkpoint: str, out: Path | None, **args: Any) -> None:
         "rss_drift": round(drift, 4),
     }
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         path = out / f"{time.strftime('%Y-%m-%dT%H%M%S')}-hostile.json"
         path.write_text(json.dumps(report, indent=1, default=str) + "\n")
     shown = {key: value for key, value in report.items() if key != "rss_mib"}
