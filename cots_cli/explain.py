@@ -99,9 +99,11 @@ def command(
     if as_json:
         click.echo(json.dumps([_as_json(*pair) for pair in pairs], ensure_ascii=False))
         return
-    for one in found:
-        words = ", ".join(f"{word} {share:.0%}" for word, share in one.words)
-        click.echo(f"{one.similarity:.3f}  {one.text}  ({words})")
+    for one, words in pairs:
+        shares = ", ".join(f"{word} {share:.0%}" for word, share in one.words)
+        click.echo(f"{one.similarity:.3f}  {one.text}  ({shares})")
+        for word in () if words is None else words.words:
+            click.echo(f"  {word.similarity:.3f}  {word.word}")
     click.echo(f"maps in {output}")
 
 

@@ -116,7 +116,7 @@ def _serve_alone(settings: Settings, listener: socket.socket) -> None:
             click.echo("Error: interrupted", err=True)
             leave(130)
         except _Ended:
-            leave(0)
+            leave(0, "SIGTERM while the model and the galleries load; nothing was begun")
     if not has_ended:
         leave()
 

@@ -225,6 +225,11 @@ def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
     return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
 
 
+def is_cut(preprocess: Preprocess, text: str) -> bool:
+    """Whether a text is longer than a model reads."""
+    return bool(preprocess.tokenizer.encode(_without_surrogates(text)).overflowing)
+
+
 def _without_surrogates(text: str) -> str:
     """Lone ones, which a tokenizer does not take."""
     return text.encode("utf-8", "replace").decode()

@@ -114,7 +114,7 @@ def create_app(
         explain.router,
         openai.router,
         clip_retrieval.router,
-        page_router(),
+        page_router(settings.max_k),
     ):
         app.include_router(router)
     return app

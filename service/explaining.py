@@ -20,6 +20,7 @@ from cots_model.explainer import (
     WordMap,
     check_explainable,
     heated,
+    is_cut,
     seen_part,
     word_spans,
 )
@@ -59,11 +60,18 @@ def count_words(encoder: Encoder, text: str) -> int:
     """How many words the model reads of a text.
 
     Raises:
-        ApiError: 422 if they are more than `MAX_WORDS`.
+        ApiError: 422 if there is none, more than `MAX_WORDS`, or more than the model reads.
     """
-    count = len(word_spans(encoder.text_preprocess, text))
+    preprocess = encoder.text_preprocess
+    count = len(word_spans(preprocess, text))
+    if not count:
+        raise invalid("text_empty", "text has no word to look for; give some", param="text")
+    if is_cut(preprocess, text):
+        most = preprocess.config.max_tokens
+        message = f"text is longer than the {most} tokens that the model reads; shorten it"
+        raise invalid("text_too_long", message, param="text")
     if count > MAX_WORDS:
-        message = f"text has more than {MAX_WORDS} words, which are the most; shorten it"
+        message = f"text has {count} words; at most {MAX_WORDS} are accepted; shorten it"
         raise invalid("text_too_long", message, param="text")
     return count
 

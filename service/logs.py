@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-_CLIENTS = ("httpx", "httpcore")
-"""They log every url in full, which may hold what a client confided."""
+_QUIET = ("httpx", "httpcore", "faiss.loader")
+"""The first two log every url in full, which may hold what a client confided; the last says of each
+kind of processor that it is not this one."""
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that the running task answers; it is in all that the task logs."""
@@ -56,5 +57,5 @@ def configure_logging(level: str, **fields: Any) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(**fields))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _CLIENTS:
+    for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -143,7 +143,8 @@ def _route(scope: Scope) -> str:
         path = getattr(found, "path_format", None) or getattr(found, "path", None)
         if path:
             return str(path)
-    return "none"
+    document = getattr(scope["app"], "openapi_url", None)  # whose route does not tell its path
+    return scope["path"] if scope["path"] == document else "none"
 
 
 def _is_draining(scope: Scope) -> bool:

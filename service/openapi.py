@@ -18,6 +18,8 @@ Search pictures, videos and texts with words and pictures.
 
 Every answer has an `X-Request-Id`. Errors are `{"error": {"message", "type", "param", "code"}}`;
 programs go by `code`. A 429 or 503 that says `Retry-After` may be sent again after so many seconds.
+While the server loads every route but `/livez` is 503 `not_ready`. What is no request that can be
+read is 400, 408 or 431 on every route.
 """
 
 _SCHEMA = {"$ref": "#/components/schemas/ErrorResponse"}
@@ -84,6 +86,8 @@ def _tell_limits(node: object, settings: Settings) -> None:
     if isinstance(node, dict):
         for keyword, name in node.pop("x-limits", {}).items():
             node[keyword] = getattr(settings, name)
+        if isinstance(node.get("default"), int) and "maximum" in node:
+            node["default"] = min(node["default"], node["maximum"])
         for entry in node.values():
             _tell_limits(entry, settings)
 

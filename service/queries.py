@@ -130,7 +130,8 @@ def check_text(text: str, param: str, most: int) -> None:
 
 def from_validation(err: ValidationError, prefix: str = "") -> ApiError:
     """The first fault of a pydantic error, as a 422."""
-    fault = err.errors(include_url=False, include_input=False)[0]
+    faults = err.errors(include_url=False, include_input=False)
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     param = ".".join([*([prefix] if prefix else []), *(str(p) for p in fault["loc"])])
     if fault["type"] == "extra_forbidden":
         message = f"{param} is not a field of this request; see /docs for those that are"

@@ -102,6 +102,9 @@ class GracefulServer(uvicorn.Server):
             self._overdue.start()
         self._draining = True
         loop = _running_loop()
+        name = signal.Signals(sig).name
+        if loop is not None:
+            loop.call_soon_threadsafe(log.info, "%s: the service ends", name)
         if waits and loop is not None:
             loop.call_soon_threadsafe(loop.call_later, self._settings.drain_s, self._stop)
         else:
@@ -240,12 +243,12 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def leave(status: int = 0) -> NoReturn:
+def leave(status: int = 0, why: str = "a thread is still at work; ending without it") -> NoReturn:
     """End the process now, whatever its threads do.
 
     A thread that computes while the interpreter shuts down takes the process with it (SIGABRT).
     """
-    log.warning("a thread is still at work; ending without it")
+    log.warning(why)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

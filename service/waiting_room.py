@@ -18,6 +18,8 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+log = logging.getLogger("service.requests")
+
 _REASON = "the model and the galleries are still loading"
 _NAME = "waiting-room"
 _TICK_S = 0.02
@@ -120,12 +122,16 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     await _read_all(receive)
     status, body = _body(scope["path"])
     data = json.dumps(body).encode()
+    request_id = uuid.uuid4().hex
+    fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+    log.info("request while loading", extra={**fields, "status": status})
     headers = [
         (b"content-type", b"application/json"),
+        (b"x-content-type-options", b"nosniff"),
         (b"content-length", str(len(data)).encode()),
         (b"cache-control", b"no-store"),
         (b"connection", b"close"),
-        (b"x-request-id", uuid.uuid4().hex.encode()),
+        (b"x-request-id", request_id.encode()),
     ]
     if status == 503:
         headers.append((b"retry-after", b"1"))

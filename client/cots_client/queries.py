@@ -166,6 +166,11 @@ def _read_picture(source: object) -> bytes:
             message = f"picture {os.fspath(source)!r} cannot be read ({reason}); give another path"
             raise PictureError(message) from err
     read = getattr(source, "read", None)
+    if isinstance(source, Part):
+        raise InputError(
+            "this takes the picture itself, not image(...) of it; give a path, bytes, or a file "
+            "opened with 'rb'"
+        )
     if read is None:
         kind = type(source).__name__
         raise InputError(f"a picture is a {kind}; give a path, bytes, or a file opened with 'rb'")

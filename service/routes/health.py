@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from service.routes import parameters
 from service.schemas import Health
@@ -17,7 +17,9 @@ async def livez() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Health}})
-async def readyz(service: parameters.CurrentService, response: Response) -> Health:
+async def readyz(
+    request: Request, service: parameters.CurrentService, response: Response
+) -> Health:
     """200 when the galleries are loaded and a probe forward pass finished lately, else 503.
 
     A new version that was refused is a warning: the old one goes on. So is a thread that waits for
@@ -35,4 +37,5 @@ async def readyz(service: parameters.CurrentService, response: Response) -> Heal
     response.headers["Cache-Control"] = "no-store"
     if reasons:
         response.status_code = 503
+        request.state.error_code = "not_ready"
     return Health(status="unavailable" if reasons else "ok", reasons=reasons, warnings=warnings)

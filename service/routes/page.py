@@ -18,6 +18,7 @@ _TYPES = {
     "svg": "image/svg+xml",
 }
 _OWN = ("index.html", "app.js", "grid.js", "app.css", "icon.svg", "docs.html", "docs.js")
+_HITS, _PAGE = b'data-hits="%d"', 30
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 _PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}
 
@@ -44,23 +45,29 @@ class Asset:
     policy: str
 
 
-def load_assets() -> dict[str, Asset]:
-    """Read the files of the pages: ours, and those of Swagger UI as fastapi-offline brings them."""
+def load_assets(max_k: int) -> dict[str, Asset]:
+    """Read the files of the pages: ours, and those of Swagger UI as fastapi-offline brings them.
+
+    Args:
+        max_k: most hits that the page may ask for at once.
+    """
     own = resources.files("service") / "static"
     swagger_ui = resources.files("fastapi_offline") / "static"
     found = {name: own / name for name in _OWN} | {n: swagger_ui / n for n in _SWAGGER_UI}
     assets = {}
     for name, file in found.items():
         data = file.read_bytes()
+        if name == "index.html":
+            data = data.replace(_HITS % _PAGE, _HITS % min(_PAGE, max_k))
         etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
         policy = _DOCS_POLICY if name == "docs.html" else _POLICY
         assets[name] = Asset(data, _TYPES[name.rpartition(".")[2]], etag, policy)
     return assets
 
 
-def page_router() -> APIRouter:
+def page_router(max_k: int) -> APIRouter:
     """The pages and their files; a name is looked up in a table, never on disk."""
-    assets = load_assets()
+    assets = load_assets(max_k)
     router = APIRouter(include_in_schema=False)
 
     def add(path: str, asset: Asset) -> None:

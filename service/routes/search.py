@@ -40,7 +40,7 @@ def _body_schema(kind: str, schema: dict[str, Any], example: Any) -> dict[str, A
     openapi_extra=_body_schema(
         "application/json",
         search_schema(),
-        {"query": "two dogs playing in snow", "k": 10},
+        {"query": "two dogs playing in snow", "include": ["metadata"]},
     ),
 )
 async def search(request: Request, service: CurrentService, gallery: NamedGallery) -> Response:
@@ -54,7 +54,7 @@ async def search(request: Request, service: CurrentService, gallery: NamedGaller
 @router.post(
     "/{g}/search/upload",
     response_model=SearchResponse,
-    openapi_extra=_body_schema("multipart/form-data", upload_schema(), {"k": 10}),
+    openapi_extra=_body_schema("multipart/form-data", upload_schema(), {"include": "metadata"}),
 )
 async def search_upload(
     request: Request, service: CurrentService, gallery: NamedGallery

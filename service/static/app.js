@@ -3,7 +3,7 @@
 
 import { Grid } from "/static/grid.js";
 
-const PAGE = 30;
+const PAGE = Number(document.documentElement.dataset.hits); // as many as the server gives
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
 const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, asked: 0 };
