@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 from service.cors import cors_middleware
 from service.errors import install_error_handlers
 from service.hosts import TrustedHosts
+from service.lag import Lag
 from service.limits import Limits
 from service.metrics import Metrics
 from service.middleware import ApiKeys, HeadAsGet, RequestLog, SecurityHeaders
@@ -68,6 +69,7 @@ def create_app(
         worker: number of this process among the workers.
     """
     figures = Metrics(worker=worker)
+    lag = Lag()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -81,6 +83,7 @@ def create_app(
         tasks = [
             asyncio.create_task(service.readiness.watch(), name="readiness"),
             asyncio.create_task(_watch_figures(service), name="metrics"),
+            asyncio.create_task(lag.watch(), name="lag"),
         ]
         log.info("service started", extra={"galleries": sorted(loaded.registry.loaded)})
         try:
@@ -100,10 +103,11 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings, figures),
+        middleware=_middleware(settings, figures, lag),
     )
     app.state.ended = False
     app.state.metrics = figures
+    app.state.lag = lag
     install_error_handlers(app)
     for router in (  # each is asked in turn whether a request is for it
         search.router,
@@ -139,13 +143,14 @@ def _tell_build(figures: Metrics, loaded: Resources) -> None:
     )
 
 
-def _middleware(settings: Settings, figures: Metrics) -> list[Middleware]:
+def _middleware(settings: Settings, figures: Metrics, lag: Lag) -> list[Middleware]:
     """Outermost first."""
     limits = Middleware(
         Limits,
         max_bytes=settings.max_body_bytes,
         together_bytes=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
+        lag=lag,
     )
     keys = Middleware(ApiKeys, sha256_hex=settings.api_key_sha256)
     hosts = Middleware(TrustedHosts, names=settings.trusted_hosts())

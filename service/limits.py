@@ -9,10 +9,18 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget, Share
-from service.errors import ApiError, error_response
+from service.errors import ApiError, error_response, overloaded
+from service.lag import Lag
+from service.settings import OPEN_PATHS
 
 PIECE_BYTES = 256 * 1024
 """Answers go out in pieces of this size, each when the one before it is on its way."""
+
+NEVER_REFUSED = OPEN_PATHS | {"/metrics"}
+"""Who watches the server hears from it also when it is overloaded."""
+
+CROWD = 64
+"""Requests at work; with fewer a late event loop is slow, not overloaded."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """Bodies up to this size are read however many large ones are held."""
@@ -21,15 +29,18 @@ SMALL_BODY_BYTES = 64 * 1024
 class Limits:
     """Answers 413 as soon as a body is known to be too large, and 408 when it comes too slowly.
 
-    Both hold with and without a content-length. Bodies beyond what may be held together get 429.
+    Both hold with and without a content-length. Bodies beyond what may be held together get 429. So
+    does, while the event loop is late, whatever comes beside `CROWD` others.
     What a route enters into `request.state.held`, an `ExitStack`, ends when the answer has been
     sent.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_bytes: int, together_bytes: int, timeout_s: float
+        self, app: ASGIApp, *, max_bytes: int, together_bytes: int, timeout_s: float, lag: Lag
     ) -> None:
         self._app = app
+        self._lag = lag
+        self._inside = 0
         self._max_bytes = max_bytes
         self._bodies = Budget(together_bytes, little=SMALL_BODY_BYTES)
         self._timeout_s = timeout_s
@@ -39,14 +50,21 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._inside >= CROWD and self._lag.is_late and scope["path"] not in NEVER_REFUSED:
+            await error_response(overloaded())(scope, receive, send)
+            return
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             await error_response(self._too_large())(scope, receive, send)
             return
-        with contextlib.ExitStack() as held:
-            scope.setdefault("state", {})["held"] = held
-            body = held.enter_context(self._bodies.share())
-            await self._app(scope, self._counted(receive, body), _in_pieces(send))
+        self._inside += 1
+        try:
+            with contextlib.ExitStack() as held:
+                scope.setdefault("state", {})["held"] = held
+                body = held.enter_context(self._bodies.share())
+                await self._app(scope, self._counted(receive, body), _in_pieces(send))
+        finally:
+            self._inside -= 1
 
     def _counted(self, receive: Receive, body: Share) -> Receive:
         received_bytes = 0

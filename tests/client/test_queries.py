@@ -154,6 +154,7 @@ def test_what_is_no_list_of_queries_is_refused_unsent(script, source) -> None:
         (lambda: image("/nowhere/a.jpg"), "cannot be read"),
         (lambda: image("a\0b"), "cannot be read"),
         (lambda: image(3.0), "a picture is a float"),
+        (lambda: image(image(b"a")), "the picture itself"),
     ],
 )
 def test_parts_that_are_none_are_refused(make, words) -> None:

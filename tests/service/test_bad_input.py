@@ -211,6 +211,11 @@ def test_unknown_route_and_method_have_the_error_shape(client) -> None:
     assert wrong.headers["allow"] == "POST"
 
 
+def test_a_method_that_is_not_accepted_names_those_that_are(client) -> None:
+    error = error_of(client.get("/v1/explain"), 405)
+    assert error["message"].endswith("accepted here: POST")
+
+
 def test_a_good_request_is_answered_after_all_that(client) -> None:
     answer = client.post(SEARCH, json={"query": "a dog"})
     assert answer.status_code == 200

@@ -73,18 +73,22 @@ def test_an_overlay_is_a_png_of_the_picture(client) -> None:
         ({"gallery": "none"}, 404, "gallery_not_found", "gallery"),
         ({"item_id": "none"}, 404, "item_not_found", None),
         ({"text": "  "}, 422, "text_empty", "text"),
+        ({"text": "... !"}, 422, "text_empty", "text"),
         ({"text": None}, 422, "invalid_value", "text"),
+        ({"text": "a" + "!" * 200}, 422, "text_too_long", "text"),
         ({"text": "a" * 9000}, 422, "text_too_long", "text"),
         ({"text": "a b c d e f g h i j " * 4}, 422, None, "text"),
         ({"start_layer": 2}, 422, "invalid_value", "start_layer"),
         ({"start_layer": -1}, 422, "invalid_value", "start_layer"),
         ({"time_s": 1.0}, 422, "invalid_value", "time_s"),
         ({"words": "a"}, 422, "unknown_field", "words"),
+        ({"text": ..., "words": "a"}, 422, "unknown_field", "words"),
     ],
 )
 def test_what_cannot_be_explained_is_said(client, monkeypatch, change, status, code, param) -> None:
     monkeypatch.setattr(explaining, "MAX_WORDS", 8)
-    error = error_of(client.post(EXPLAIN, json={"text": TEXT, **ITEM, **change}), status)
+    body = {k: v for k, v in {"text": TEXT, **ITEM, **change}.items() if v is not ...}
+    error = error_of(client.post(EXPLAIN, json=body), status)
     assert error["code"] == (code or "text_too_long")
     assert error["param"] == param
 

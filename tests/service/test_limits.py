@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
@@ -13,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service import protocol
+from service import limits, protocol
 from service.budget import Budget
 from service.errors import ApiError
+from service.lag import Lag
 from service.limits import PIECE_BYTES, SMALL_BODY_BYTES
 from tests.service.conftest import GatedEncoder, Running, error_of, picture, wait_until
 
@@ -262,3 +264,61 @@ def test_a_client_that_reads_slowly_holds_a_piece_and_one_that_stops_is_cut_off(
         wait_until(lambda: answers.held > 0)
         wait_until(lambda: answers.held == 0, seconds=5)
         assert not connections
+
+
+async def late_after(blocks_s: list[float]) -> bool:
+    """Whether the loop counts as late once it was held up so often, each time so long."""
+    lag = Lag()
+    watch = asyncio.create_task(lag.watch())
+    await asyncio.sleep(0)
+    for block_s in blocks_s:
+        time.sleep(block_s)  # noqa: ASYNC251 - as work on the event loop does
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    is_late = lag.is_late
+    watch.cancel()
+    return is_late
+
+
+def test_a_loop_is_late_that_is_held_up_again_and_again_and_not_by_one_long_step() -> None:
+    assert asyncio.run(late_after([0.06] * 8))
+    assert not asyncio.run(late_after([0.5]))
+    assert not asyncio.run(late_after([0.001] * 50))
+
+
+def test_a_late_loop_is_on_time_again() -> None:
+    async def scenario() -> tuple[bool, bool]:
+        lag = Lag()
+        lag._late = 8
+        watch = asyncio.create_task(lag.watch())
+        before = lag.is_late
+        await asyncio.to_thread(wait_until, lambda: not lag.is_late)
+        watch.cancel()
+        return before, lag.is_late
+
+    assert asyncio.run(scenario()) == (True, False)
+
+
+def test_a_crowd_at_a_late_loop_is_refused_unread_and_who_watches_is_not(
+    serve, encoder, monkeypatch
+) -> None:
+    monkeypatch.setattr(limits, "CROWD", 2)
+    monkeypatch.setattr(Lag, "is_late", True)
+    gated = GatedEncoder(encoder)
+    server = serve(model=gated, probe_interval_s=60.0)
+    assert server.client.post(SEARCH, json={"query": "alone"}).status_code == 200
+    gated.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        two = [
+            pool.submit(httpx.post, server.url + SEARCH, json={"query": text}, timeout=30)
+            for text in ("one", "two")
+        ]
+        in_flight = "cots_requests_in_flight 3.0"  # this look is the third
+        wait_until(lambda: in_flight in server.client.get("/metrics").text)
+        refused = server.client.post(SEARCH, content=b"not even read")
+        assert error_of(refused, 429)["code"] == "queue_full"
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert server.client.get(path).status_code == 200
+        gated.gate.set()
+        assert [one.result().status_code for one in two] == [200, 200]
+    assert server.client.post(SEARCH, json={"query": "alone"}).status_code == 200

@@ -80,9 +80,20 @@ def test_document_tells_the_limits_that_are_set(serve, server) -> None:
             parts["maxItems"],
             text["maxLength"],
         )
+        assert properties["k"]["default"] == 10
         given = body_schema(running, "/v1/embeddings")["properties"]["input"]
         assert given["anyOf"][1]["maxItems"] == running.settings.max_queries
         assert "x-limits" not in running.client.get("/openapi.json").text
+
+
+def test_defaults_and_examples_are_within_the_limits(serve) -> None:
+    server = serve(max_k=5, probe_interval_s=60.0)
+    assert body_schema(server, "/v1/galleries/{g}/search")["properties"]["k"]["default"] == 5
+    document = server.client.get("/openapi.json").json()
+    operation = document["paths"]["/v1/galleries/{g}/search"]["post"]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    answer = server.client.post("/v1/galleries/pets/search", json=example)
+    assert len(answer.json()["hits"]) == 5
 
 
 def test_examples_have_the_shape_of_errors_and_differ() -> None:

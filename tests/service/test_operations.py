@@ -129,6 +129,10 @@ def test_model_that_gives_nonsense_is_not_ready(serve, encoder) -> None:
     server = serve(model=Broken(encoder), probe_interval_s=60.0)
     answer = server.client.get("/readyz")
     assert answer.status_code == 503
+    server.client.get("/openapi.json")
+    metrics = server.client.get("/metrics").text
+    assert 'cots_rejected_requests_total{reason="not_ready",status="503"} 1.0' in metrics
+    assert 'route="/openapi.json",status="200"} 1.0' in metrics
     assert "ProbeError" in " ".join(answer.json()["reasons"])
 
 

@@ -52,3 +52,10 @@ def test_page_scripts_use_only_ids_that_exist(client) -> None:
 def test_page_names_outside_the_table_are_404(client) -> None:
     for name in ("../app.py", "..%2fapp.py", "app.py", "index.html", ""):
         assert client.get(f"/static/{name}").status_code == 404
+
+
+@pytest.mark.parametrize(("max_k", "hits"), [(1000, 30), (30, 30), (7, 7)])
+def test_page_asks_for_no_more_than_there_may_be(serve, max_k, hits) -> None:
+    server = serve(max_k=max_k, probe_interval_s=60.0)
+    assert f'<html lang="en" data-hits="{hits}">' in server.client.get("/").text
+    assert "dataset.hits" in server.client.get("/static/app.js").text

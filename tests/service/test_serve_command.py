@@ -327,6 +327,9 @@ def test_a_server_that_loads_is_alive_and_not_ready(root, checkpoint, free_port)
         assert ready.status_code == 503
         assert "loading" in ready.json()["reasons"][0]
         other = httpx.post(f"{url}/v1/galleries/pets/search", json={"query": "a dog"})
+        request_id = other.headers["x-request-id"]
+        wait_until(lambda: any(request_id in line for line in running.lines))
+        assert other.headers["x-content-type-options"] == "nosniff"
         assert (other.status_code, other.json()["error"]["code"]) == (503, "not_ready")
         assert other.headers["retry-after"] == "1"
         assert httpx.head(f"{url}/livez").content == b""
@@ -377,6 +380,7 @@ def test_sigterm_does_not_wait_for_the_model(root, checkpoint, workers) -> None:
         running.popen.send_signal(signal.SIGTERM)
         assert running.end() == 0
         assert not any("Traceback" in line for line in running.lines)
+        assert any("SIGTERM" in line for line in running.lines)
 
 
 def test_who_is_connected_when_loading_ends_is_answered(caplog) -> None:
