@@ -26,6 +26,7 @@ from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
 _SHARED_ACCEPT_S = 0.4  # the same, and for another process to see to it that nobody else is
+_READER = "AnyIO worker"  # threads that streamed answers are read by
 _THREADS_S = 0.5  # for threads of libraries to end, once the event loop has
 _SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
 _BPF_RETURN = 0x06
@@ -208,13 +209,15 @@ def serve(
 
 
 def _held_up() -> bool:
-    """Whether a thread that the interpreter waits for has no end."""
-    others = set(threading.enumerate()) - {threading.current_thread()}
+    """Whether a thread that reads an original has no end; the interpreter would wait for it.
+
+    Those of pools are told to end when the interpreter does.
+    """
+    readers = [one for one in threading.enumerate() if one.name.startswith(_READER)]
     until_s = time.monotonic() + _THREADS_S
-    for thread in others:
-        if not thread.daemon:
-            thread.join(max(0.0, until_s - time.monotonic()))
-    return any(thread.is_alive() and not thread.daemon for thread in others)
+    for reader in readers:
+        reader.join(max(0.0, until_s - time.monotonic()))
+    return any(reader.is_alive() for reader in readers)
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

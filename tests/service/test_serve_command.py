@@ -298,6 +298,21 @@ def test_a_server_ends_without_a_word_that_is_no_log(root, checkpoint) -> None:
         assert [line for line in running.lines if not line.startswith("{")] == said
 
 
+SEVERAL_CORES = f"import torch; torch.set_num_threads(2); {COMMAND}"
+
+
+def test_a_server_that_encoded_on_several_cores_ends_by_itself(root, checkpoint) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0, "--device", "cpu")
+    with process(SEVERAL_CORES, "serve", *arguments) as running:
+        url = running.url()
+        body = {"queries": [f"text {number}" for number in range(40)]}
+        assert httpx.post(f"{url}/v1/galleries/pets/search", json=body).status_code == 200
+        assert httpx.get(f"{url}/v1/galleries/pets/items/cat.jpg/content").status_code == 200
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.end() == 0
+        assert not [line for line in running.lines if "still at work" in line]
+
+
 LOADING = """
 import signal
 import sys
