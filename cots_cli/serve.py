@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -100,7 +101,7 @@ def _serve_alone(settings: Settings, listener: socket.socket) -> None:
     from service.waiting_room import WaitingRoom
 
     signal.signal(signal.SIGTERM, _end_loading)  # uvicorn takes it over when all is loaded
-    with WaitingRoom(listener) as room:
+    with contextlib.closing(WaitingRoom(listener)) as room:
 
         def begin(address: str) -> None:
             room.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+import contextlib
+from collections.abc import Iterator
 
 from service.errors import overloaded
 
@@ -27,9 +28,14 @@ class Budget:
         self._most = most
         self._little = little
 
-    def share(self) -> Share:
-        """What one request will hold: nothing yet."""
-        return Share(self)
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """What one request holds, until the `with` block ends: nothing yet."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.give_back()
 
     def has_room(self, more: int, *, of_request: int) -> bool:
         """Whether a request that holds `of_request` units may hold so many more."""
@@ -37,7 +43,7 @@ class Budget:
 
 
 class Share:
-    """What one request holds of a budget, until the `with` block ends."""
+    """What one request holds of a budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -54,14 +60,7 @@ class Share:
         self._budget.held += units
         self._units += units
 
-    def __enter__(self) -> Share:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def give_back(self) -> None:
+        """Hold nothing any more."""
         self._budget.held -= self._units
         self._units = 0

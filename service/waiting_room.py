@@ -12,7 +12,6 @@ import logging
 import socket
 import threading
 import uuid
-from types import TracebackType
 from typing import Any
 
 import uvicorn
@@ -33,7 +32,7 @@ _BODY_S = 5.0
 class WaitingRoom:
     """Answers on a listener, from a thread, until it is closed; the listener stays open.
 
-    with WaitingRoom(listener):    # from `service.server.bind`
+    with contextlib.closing(WaitingRoom(listener)):    # from `service.server.bind`
         ...
     """
 
@@ -59,17 +58,6 @@ class WaitingRoom:
             logger.removeFilter(quiet)
             own.close()  # uvicorn does not, if it was told to end before it had begun
             self._server.deaf.set()
-
-    def __enter__(self) -> WaitingRoom:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        err: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _config() -> uvicorn.Config:

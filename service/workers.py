@@ -108,7 +108,7 @@ class _Supervisor:
         """Keep the workers running until they are told to end, and have."""
         address = address_of(self._listener)
         with self._until_served:
-            self._until_served.enter_context(WaitingRoom(self._listener))
+            self._until_served.callback(WaitingRoom(self._listener).close)
             self._supervise(address)
         if self._problem is not None:
             kind = InputError if self._problem.is_input else ServerError

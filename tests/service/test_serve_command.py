@@ -441,7 +441,7 @@ def test_the_version_loaded_at_the_start_is_let_go_when_another_is_taken(
 def test_a_waiting_room_lets_go_of_the_address(waits) -> None:
     with bind("127.0.0.1", 0) as listener:
         url = address_of(listener)
-        with WaitingRoom(listener):
+        with contextlib.closing(WaitingRoom(listener)):
             if waits:
                 wait_until(lambda: httpx.get(f"{url}/livez").status_code == 200)
         assert listener.fileno() >= 0
