@@ -24,6 +24,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from service.logs import num_lost
 from service.stages import STAGES
 from service.worker_environment import METRICS_FOLDER
 
@@ -137,6 +138,12 @@ class Metrics:
             "livemin",
             registry,
         )
+        self._lost_lines = Counter(
+            "cots_log_lines_lost",
+            "Lines of the log that stderr was not read fast enough for.",
+            registry=registry,
+        )
+        self._num_lost_lines = 0
         self._supervision = supervision_counters(registry)
         self._process = _ProcessFigures(self._worker, registry)
         for stage in STAGES:
@@ -201,13 +208,16 @@ class Metrics:
         galleries: Mapping[str, GalleryFigures],
         root_up: bool = True,
     ) -> None:
-        """Take down what is looked up, not counted: queues, galleries, readiness, the process."""
+        """Take down what is looked up, not counted: queues, galleries, readiness, process and log."""
         for queue, depth in waiting.items():
             self._waiting.labels(queue).set(depth)
         self._ready.set(int(ready))
         self._root_up.set(int(root_up))
         self._galleries.refresh(galleries)
         self._process.refresh()
+        num_lost_lines = num_lost()
+        self._lost_lines.inc(num_lost_lines - self._num_lost_lines)
+        self._num_lost_lines = num_lost_lines
 
     def render(self) -> bytes:
         """All figures in the text format, of all workers together."""

@@ -6,12 +6,14 @@ import hashlib
 import io
 import json
 import logging
+import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from service.logs import JsonFormatter
+from service.logs import JsonFormatter, LineQueue, num_lost
 from tests.service.conftest import GatedEncoder, Running, picture, wait_until
 
 SEARCH = "/v1/galleries/pets/search"
@@ -114,3 +116,60 @@ def test_lines_stay_lines_whatever_is_asked_for(server: Running, written) -> Non
     server.client.get("/v1/galleries/a%0A%22b%E2%98%83%00", headers=headers)
     line = request_line(written, "lines-1")
     assert line["path"] == '/v1/galleries/a\n"b☃\0'
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reads, writes = os.pipe()
+    yield reads, writes
+    for end in (reads, writes):
+        os.close(end)
+
+
+@pytest.fixture
+def queue(pipe: tuple[int, int]) -> Iterator[tuple[LineQueue, logging.Logger]]:
+    lines = LineQueue(most=5, descriptor=pipe[1])
+    lines.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.addHandler(lines)
+    logger = logging.getLogger("tests.queue")
+    logger.setLevel(logging.INFO)
+    yield lines, logger
+    root.removeHandler(lines)
+    lines.close()
+
+
+def read_lines(descriptor: int, last: str) -> list[str]:
+    told = b""
+    while last.encode() not in told or not told.endswith(b"\n"):
+        told += os.read(descriptor, 65_536)
+    return [json.loads(line)["message"] for line in told.decode().splitlines()]
+
+
+def test_lines_come_in_their_order_and_whole(pipe, queue) -> None:
+    lines, logger = queue
+    for number in range(5):
+        logger.info("line %d %s", number, "ä" * 1000)
+    lines.flush()
+    told = read_lines(pipe[0], "line 4")
+    assert told == [f"line {number} {'ä' * 1000}" for number in range(5)]
+    assert num_lost() == 0
+
+
+def test_lines_that_nobody_reads_are_lost_and_counted_and_told(pipe, queue) -> None:
+    lines, logger = queue
+    logger.info("a" * 200_000)  # more than a pipe holds: the thread that writes waits here
+    wait_until(lambda: lines.queue.qsize() == 0)
+    begun_s = time.monotonic()
+    for number in range(12):
+        logger.info("waits %d", number)
+    assert time.monotonic() - begun_s < 1.0
+    assert num_lost() == 7
+    begun_s = time.monotonic()
+    lines.flush()
+    assert 0.9 < time.monotonic() - begun_s < 3.0
+    assert read_lines(pipe[0], "waits 4")[1:] == [f"waits {number}" for number in range(5)]
+    logger.info("after")
+    loss = "7 lines of this log are lost: stderr was not read fast enough"
+    assert read_lines(pipe[0], "after") == [loss, "after"]
+    assert num_lost() == 7

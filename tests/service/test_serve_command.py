@@ -38,10 +38,8 @@ from pathlib import Path
 from cots_model.encoder import Encoder
 from service.app import create_app
 from service.server import bind, leave, serve
-from service.server import address_of, bind
 from service.settings import Settings
 from service.state import Resources
-from service.waiting_room import WaitingRoom
 
 class SlowEncoder(Encoder):
     def encode_texts(self, texts, *, batch_size=64):
@@ -77,12 +75,16 @@ class Process:
             cwd=REPOSITORY,
         )
         self.lines: list[str] = []
+        self.may_read = threading.Event()
+        self.may_read.set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.popen.stderr is not None
-        self.lines.extend(iter(self.popen.stderr.readline, ""))
+        for line in iter(self.popen.stderr.readline, ""):
+            self.lines.append(line)
+            self.may_read.wait()
 
     def url(self) -> str:
         def found() -> list[str]:
@@ -112,6 +114,7 @@ def process(code: str, *arguments: object) -> Iterator[Process]:
     finally:
         if started.popen.poll() is None:
             started.popen.kill()
+        started.may_read.set()
         started.end()
         assert started.popen.stderr is not None
         started.popen.stderr.close()
@@ -149,6 +152,21 @@ def test_serve_logs_json_lines(served) -> None:
     logged = [json.loads(line) for line in running.lines if line.startswith("{")]
     request = next(entry for entry in logged if entry.get("path") == "/v1/galleries")
     assert (request["status"], request["method"], request["level"]) == (200, "GET", "info")
+
+
+def test_a_log_that_nobody_reads_holds_up_no_answer_and_no_end(root, checkpoint) -> None:
+    arguments = ("--galleries", root, "--checkpoint", checkpoint, "--port", 0)
+    with process(COMMAND, "serve", *arguments) as running:
+        url = running.url()
+        running.may_read.clear()
+        long_line = "a" * 4_000  # 64 KiB fit into the pipe
+        with httpx.Client(base_url=url, timeout=10) as client:
+            answers = [client.get(f"/v1/galleries/{long_line}").status_code for _ in range(100)]
+        assert answers == [404] * 100
+        begun_s = time.monotonic()
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.popen.wait(20) == 0
+        assert time.monotonic() - begun_s < 10
 
 
 def run(*arguments: object) -> tuple[int, str]:
