@@ -208,7 +208,7 @@ class Metrics:
         galleries: Mapping[str, GalleryFigures],
         root_up: bool = True,
     ) -> None:
-        """Take down what is looked up, not counted: queues, galleries, readiness, process and log."""
+        """Take down what is looked up, not counted: queues, galleries, readiness, process, log."""
         for queue, depth in waiting.items():
             self._waiting.labels(queue).set(depth)
         self._ready.set(int(ready))
