@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 Answer = Future[GalleryStatus | None]
 
+LONG_S = 60.0
+"""A look that takes longer is told: a large gallery is loaded, or its disk does not answer."""
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -47,6 +50,7 @@ class Reloader:
         self._asked: list[_Asked] = []
         self._begun: list[_Asked] = []
         self._closed = False
+        self._looks_since_s: float | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="reload", daemon=True)
         self._thread.start()
@@ -69,6 +73,15 @@ class Reloader:
             self._changed.notify()
         return await asyncio.wrap_future(asked.answer)
 
+    def warnings(self) -> list[str]:
+        """That a look takes long, if it does: nobody can tell from here whether it ends."""
+        since_s = self._looks_since_s
+        taken_s = 0.0 if since_s is None else time.monotonic() - since_s
+        if taken_s <= LONG_S:
+            return []
+        looks = f"galleries: one look at what is new has taken {taken_s:.0f} s so far"
+        return [f"{looks}; a large version is being loaded, or a disk does not answer"]
+
     def close(self) -> None:
         """Look at nothing more; who waits is told. A load that has begun is not waited for."""
         with self._changed:
@@ -86,11 +99,13 @@ class Reloader:
         next_s = time.monotonic() + self._interval_s
         while not self._closed:
             requests = self._take(next_s)
+            self._looks_since_s = time.monotonic()
             for name in dict.fromkeys(asked.name for asked in requests):
                 self._answer([asked for asked in requests if asked.name == name])
             if self._interval_s and time.monotonic() >= next_s:
                 self._poll()
                 next_s = time.monotonic() + self._interval_s
+            self._looks_since_s = None
 
     def _take(self, next_s: float) -> list[_Asked]:
         """Wait until a gallery is asked for, or until it is time to look."""

@@ -23,11 +23,15 @@ async def readyz(
     """200 when the galleries are loaded and a probe forward pass finished lately, else 503.
 
     A new version that was refused is a warning: the old one goes on. So is a thread that waits for
-    a file and does not come back.
+    a file and does not come back, and a look at the galleries that takes long.
     """
     reasons = service.readiness.reasons()
     lost = service.registry.reasons()
-    warnings = service.registry.warnings() + service.readiness.warnings()
+    warnings = [
+        *service.registry.warnings(),
+        *service.reloader.warnings(),
+        *service.readiness.warnings(),
+    ]
     if service.settings.require_all_galleries:
         reasons += lost
     else:

@@ -284,6 +284,26 @@ def test_many_reloads_at_once_are_one_load(serve, place, monkeypatch) -> None:
     assert len(opened) == 1
 
 
+def test_look_that_takes_long_is_told(serve, place, monkeypatch) -> None:
+    monkeypatch.setattr("service.reloading.LONG_S", 0.2)
+    server = serve(found=place.open(), reload_interval_s=0)
+    held = threading.Event()
+    monkeypatch.setattr("service.presence.list_galleries", lambda root: held.wait(20) and [])
+
+    def warnings() -> list[str]:
+        return [line for line in server.client.get("/readyz").json()["warnings"] if "look" in line]
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reload, server)  # from a disk that does not answer
+        wait_until(warnings)
+        assert server.client.get("/readyz").status_code == 200
+        assert "a disk does not answer" in warnings()[0]
+        assert count(server) == len(FEW)
+        held.set()
+        assert error_of(waiting.result(), 503)["code"] == "gallery_unavailable"
+    wait_until(lambda: not warnings())
+
+
 def test_request_keeps_the_version_that_it_began_with(serve, place, encoder) -> None:
     gated = GatedEncoder(encoder)
     registry = place.open()
