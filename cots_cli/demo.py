@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli.progress import is_quiet
+
 if TYPE_CHECKING:
     import socket
 
@@ -83,7 +85,7 @@ def _collected(folder: Path) -> Path:
     made_with = folder / ".made-with"
     if made_with.is_file() and made_with.read_text("utf-8") == wanted:
         return folder
-    with tqdm(desc="collecting", unit=" pictures", disable=_quiet(), file=sys.stderr) as bar:
+    with tqdm(desc="collecting", unit=" pictures", disable=is_quiet(), file=sys.stderr) as bar:
         collect_pictures(folder, bar.update)
     made_with.write_text(wanted, "utf-8")
     return folder
@@ -105,7 +107,7 @@ def _ensure_gallery(source: Path, root: Path, encoder: Encoder, *, own: bool) ->
     metadata = None if own else source / METADATA_FILE
     options = BuildOptions(sources=(str(source.resolve()),), gallery=gallery, metadata=metadata)
     click.echo(f"building the gallery {gallery}", err=True)
-    with tqdm(desc="indexing", unit=" pictures", disable=_quiet(), file=sys.stderr) as bar:
+    with tqdm(desc="indexing", unit=" pictures", disable=is_quiet(), file=sys.stderr) as bar:
         report = build_gallery(options, encoder, progress=bar.update)
     click.echo(
         f"{report.count:,} pictures indexed in {report.seconds['total']:.0f} s, "
@@ -179,7 +181,3 @@ COTS Retrieval is at {address} (stop it with Ctrl-C). Try:
   curl -s {address}/v1/galleries/{GALLERY}
 """
     )
-
-
-def _quiet() -> bool:
-    return not (sys.stdout.isatty() and sys.stderr.isatty())

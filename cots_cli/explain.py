@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from cots_cli.progress import is_quiet
 
 if TYPE_CHECKING:
     from cots_cli.relevance_page import Tile
@@ -82,8 +83,7 @@ def command(
     layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
     found = [explainer(img, text, **layers) for text in texts]
     num_words = 0 if whole else sum(len(explainer.spans(text)) for text in texts)
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
-    with tqdm(total=num_words, unit=" words", disable=quiet or whole, leave=False) as bar:
+    with tqdm(total=num_words, unit=" words", disable=is_quiet() or whole, leave=False) as bar:
         of_words = [
             None
             if whole

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli.progress import steps
+
 if TYPE_CHECKING:
     from cots_model.encoder import Encoder, Vectors
     from index_builder.filter import Filter
@@ -79,24 +81,30 @@ def command(
     if words is not None and not words.strip():
         raise click.UsageError("the words are empty; say what is looked for")
     where = None if filter_json is None else _parse_filter(filter_json)
-    from cots_model.encoder import Encoder
-    from index_builder.gallery import Gallery, read_manifest
-    from index_builder.search import search_gallery
+    with steps(
+        "loading libraries", "loading the model", "opening the gallery", "searching"
+    ) as done:
+        from cots_model.encoder import Encoder
+        from index_builder.gallery import Gallery, read_manifest
+        from index_builder.search import search_gallery
 
-    read_manifest(gallery)  # a wrong folder should not wait for the model
-    encoder = Encoder.load(checkpoint, device=device)
-    opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
-    query_1E = _embed(encoder, words, image)
-    [hits] = search_gallery(
-        opened,
-        query_1E,
-        k=k,
-        offset=offset,
-        min_score=min_score,
-        where=where,
-        distinct=duplicate_similarity if deduplicate else None,
-        rank_by=rank_by,
-    )
+        done()
+        read_manifest(gallery)  # a wrong folder should not wait for the model
+        encoder = Encoder.load(checkpoint, device=device)
+        done()
+        opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
+        done()
+        query_1E = _embed(encoder, words, image)
+        [hits] = search_gallery(
+            opened,
+            query_1E,
+            k=k,
+            offset=offset,
+            min_score=min_score,
+            where=where,
+            distinct=duplicate_similarity if deduplicate else None,
+            rank_by=rank_by,
+        )
     _print_hits(opened.name, hits, as_json=as_json)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cots_cli.progress import is_quiet
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -123,7 +125,7 @@ def progress_on_stderr(modality: Modality, *, as_json: bool) -> Iterator[Progres
 
     if as_json:
         yield JsonProgress(sys.stderr)
-    elif sys.stdout.isatty() and sys.stderr.isatty():
+    elif not is_quiet():
         bar = BarProgress(sys.stderr, NOUNS[modality][1])
         try:
             yield bar
@@ -138,8 +140,7 @@ def bytes_on_stderr(what: str) -> Iterator[Callable[[int], object]]:
     """A bar of bytes on a terminal, and nothing elsewhere; gives what moves it."""
     from tqdm import tqdm
 
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
-    with tqdm(unit="B", unit_scale=True, disable=quiet, file=sys.stderr, desc=what) as bar:
+    with tqdm(unit="B", unit_scale=True, disable=is_quiet(), file=sys.stderr, desc=what) as bar:
         yield bar.update
 
 

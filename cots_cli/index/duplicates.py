@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli.progress import is_quiet
+
 if TYPE_CHECKING:
     from index_builder.duplicate_report import DuplicateReport
     from index_builder.gallery import Gallery
@@ -67,7 +69,7 @@ def command(
 
     options = DuplicateOptions(threshold=threshold, max_groups=max_groups, max_pairs=max_pairs)
     opened = Gallery.open(gallery)
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    quiet = is_quiet()
     with tqdm(total=1.0, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}",
               disable=quiet, file=sys.stderr) as bar:  # fmt: skip
         report = find_duplicates(opened, options, progress=bar.update)

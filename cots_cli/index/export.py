@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cots_cli.progress import is_quiet
+
 if TYPE_CHECKING:
     from index_builder.milvus.options import IndexType
 
@@ -60,8 +62,7 @@ def command(
 
     options = ExportOptions(gallery=gallery, to=url, target=target, index=index, replace=replace)
     total = 3 * read_manifest(gallery)[1].count  # hashed, written, read back
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
-    with tqdm(total=total, unit=" rows", disable=quiet, file=sys.stderr) as bar:
+    with tqdm(total=total, unit=" rows", disable=is_quiet(), file=sys.stderr) as bar:
         report = export_gallery(options, progress=bar.update)
     if as_json:
         click.echo(json.dumps(asdict(report), ensure_ascii=False))
