@@ -190,4 +190,7 @@ async def _on_bad_parameters(request: Request, err: Exception) -> Response:
     fault = err.errors()[0]
     where = [str(part) for part in fault["loc"][1:]]
     param = ".".join(where) or str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        message = f"there is no query parameter {param!r}; see /docs for those that are"
+        return error_response(invalid("unknown_field", message, param=param))
     return error_response(invalid("invalid_value", f"{param}: {fault['msg']}", param=param))

@@ -93,6 +93,8 @@ EXAMPLES = (
     Example(422, "invalid_value", "k is 2,000; at most 1,000 is accepted", "k", _SEARCH),
     Example(422, "unknown_field", "limit is not a field of this request; see /docs for those that "
             "are", "limit", _SEARCH),
+    Example(422, "unknown_field", "there is no query parameter 'k'; this route has none", "k",
+            _LOADS),
     Example(422, "query_missing", 'query is missing; give a string, {"text"}, {"image"}, '
             '{"image_url"}, {"item_id"}, {"embedding"}, or a list of these', "query", _SEARCH),
     Example(422, "query_form", "query has none of the forms; give exactly one: a string, "

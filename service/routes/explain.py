@@ -20,6 +20,7 @@ from service.explaining import ExplainJob, Shown, count_words, require_explainab
 from service.queries import check_text, decode_base64
 from service.rendering import FrameError, read_frame, read_picture, shown_time_s
 from service.routes.parameters import (
+    NO_QUERY,
     CurrentService,
     arrival_of,
     body_schema,
@@ -30,7 +31,9 @@ from service.schemas import ExplainRequest, ExplainResponse, ExplainTookMs
 from service.state import Service
 
 router = APIRouter(
-    tags=["explain"], responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504)
+    tags=["explain"],
+    responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+    dependencies=[NO_QUERY],
 )
 
 _EXAMPLE = {"text": "two dogs playing in snow", "gallery": "photos", "item_id": "a/b.jpg"}

@@ -10,10 +10,15 @@ from index_builder.gallery import Gallery
 from service.errors import ApiError, gallery_not_found
 from service.gallery_status import GalleryStatus
 from service.opening import FAULTS
-from service.routes.parameters import CurrentService, NamedGallery, errors
+from service.routes.parameters import NO_QUERY, CurrentService, NamedGallery, errors
 from service.schemas import GalleryBody, GalleryList, IndexBody, RefusedBody, ReloadBody
 
-router = APIRouter(prefix="/v1/galleries", tags=["galleries"], responses=errors(401))
+router = APIRouter(
+    prefix="/v1/galleries",
+    tags=["galleries"],
+    responses=errors(401, 422),
+    dependencies=[NO_QUERY],
+)
 
 
 @router.get("")

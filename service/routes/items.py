@@ -23,7 +23,7 @@ from service.content import ByteRange, ContentResponse, content_headers, etag_ma
 from service.errors import ApiError, invalid
 from service.links import item_path, parse_item_path
 from service.rendering import no_thumbnail, shown_time_s, thumbnail_of
-from service.routes.parameters import CurrentService, NamedGallery, deadline_of, errors
+from service.routes.parameters import NO_QUERY, CurrentService, NamedGallery, deadline_of, errors
 from service.schemas import ItemBody
 from service.state import Service
 
@@ -60,12 +60,6 @@ class ItemParams(BaseModel):
         allow_inf_nan=False,
         description="of a video: which frame, in seconds; else the one in the middle",
     )
-
-
-class NoParams(BaseModel):
-    """No query parameter is accepted."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 ItemId = Annotated[str, Path(description="percent-encoded; a / may stay")]
@@ -122,14 +116,19 @@ async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) ->
     return await _answer(asked, params)
 
 
-@router.get("/{item_id:path}/content", response_class=Response, responses=_ORIGINAL)
-async def get_content(asked: Asked, params: Annotated[NoParams, Query()]) -> Response:
+@router.get(
+    "/{item_id:path}/content",
+    response_class=Response,
+    responses=_ORIGINAL,
+    dependencies=[NO_QUERY],
+)
+async def get_content(asked: Asked) -> Response:
     """The original, whole or by a byte range."""
     return await _answer(asked)
 
 
-@router.get("/{item_id:path}", response_model=ItemBody)
-async def get_item(asked: Asked, params: Annotated[NoParams, Query()]) -> Response:
+@router.get("/{item_id:path}", response_model=ItemBody, dependencies=[NO_QUERY])
+async def get_item(asked: Asked) -> Response:
     """What is known of the item."""
     return await _answer(asked)
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from index_builder.gallery import Gallery
+from service.errors import invalid
 from service.schemas import ErrorResponse
 from service.state import Service, get_service
 
@@ -21,6 +22,16 @@ async def get_gallery(g: str, service: CurrentService) -> Gallery:
 
 
 NamedGallery = Annotated[Gallery, Depends(get_gallery)]
+
+
+async def _refuse_query(request: Request) -> None:
+    """What is asked for by a query parameter, such as `?k=5`, is not passed over in silence."""
+    for name in request.query_params:
+        message = f"there is no query parameter {name!r}; this route has none"
+        raise invalid("unknown_field", message, param=name)
+
+
+NO_QUERY = Depends(_refuse_query)
 
 
 def deadline_of(service: Service) -> float:

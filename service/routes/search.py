@@ -13,7 +13,14 @@ from service.bodies import read_search_request, read_upload
 from service.errors import ApiError, invalid
 from service.queries import Part, parse_query
 from service.request_schemas import search_schema, upload_schema
-from service.routes.parameters import CurrentService, NamedGallery, arrival_of, deadline_of, errors
+from service.routes.parameters import (
+    NO_QUERY,
+    CurrentService,
+    NamedGallery,
+    arrival_of,
+    deadline_of,
+    errors,
+)
 from service.schemas import QueryPart, SearchOptions, SearchRequest, SearchResponse
 from service.searching import Search, answer_size, check_frames, check_options, run_search
 from service.settings import Settings
@@ -23,6 +30,7 @@ router = APIRouter(
     prefix="/v1/galleries",
     tags=["search"],
     responses=errors(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+    dependencies=[NO_QUERY],
 )
 
 

@@ -204,6 +204,26 @@ def test_unknown_gallery_is_404(client, name) -> None:
         error_of(answer, 404)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/galleries"),
+        ("GET", "/v1/galleries/pets"),
+        ("POST", "/v1/galleries/pets/reload"),
+        ("POST", "/v1/galleries/pets/search"),
+        ("POST", "/v1/galleries/pets/search/upload"),
+        ("GET", "/v1/galleries/pets/items/any"),
+        ("GET", "/v1/galleries/pets/items/any/content"),
+        ("GET", "/v1/galleries/pets/items/any/thumbnail"),
+        ("POST", "/v1/explain"),
+    ],
+)
+def test_query_parameter_that_means_nothing_is_refused(client, method, path) -> None:
+    body = {"json": {"query": "a dog"}} if method == "POST" else {}
+    error = error_of(client.request(method, f"{path}?top=5", **body), 422)
+    assert (error["code"], error["param"]) == ("unknown_field", "top")
+
+
 def test_unknown_route_and_method_have_the_error_shape(client) -> None:
     assert error_of(client.get("/nope"), 404)["code"] == "route_not_found"
     wrong = client.get(SEARCH)
