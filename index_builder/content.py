@@ -118,33 +118,36 @@ class ContentCheck:
     """Whether originals are what was indexed, by their hash; remembers the last 10,000."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, Stamp], bool] = {}
+        self._known: dict[tuple[Location, Stamp], str] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def is_same(self, row: int, file: BinaryIO, stamp: Stamp, size_bytes: int, sha256: str) -> bool:
-        """Compare an open original with the size and hash of row `row`; leaves it at its start.
+    def is_same(
+        self, location: Location, file: BinaryIO, stamp: Stamp, size_bytes: int, sha256: str
+    ) -> bool:
+        """Compare an open original with the size and hash it had; leaves it at its start.
 
-        It is read only if neither its size, nor an earlier answer for this stamp, tells.
+        It is read only if its size does not tell, and it was not read before with this stamp: all
+        segments of a video are one reading.
         """
         if stamp.size_bytes != size_bytes:
             return False
         with self._lock:
-            known = self._known.get((row, stamp))
-        if known is None:
-            known = _sha256(file) == sha256
+            found = self._known.get((location, stamp))
+        if found is None:
+            found = _sha256(file)
             file.seek(0)
             if stamp.mtime_s:  # 0 is a place that does not tell times: its stamp proves nothing
-                self._remember(row, stamp, known)
-        return known
+                self._remember(location, stamp, found)
+        return found == sha256
 
-    def _remember(self, row: int, stamp: Stamp, same: bool) -> None:
+    def _remember(self, location: Location, stamp: Stamp, found: str) -> None:
         with self._lock:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.pop(next(iter(self._known)))
-            self._known[row, stamp] = same
+            self._known[location, stamp] = found
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -286,11 +286,12 @@ class Gallery:
         item = self.item(row)
         if item.text is not None:
             return io.BytesIO(item.text.encode())
-        handle, stamp = open_location(self._location(item))
+        location = self._location(item)
+        handle, stamp = open_location(location)
         if stamp.mtime_s and stamp == Stamp(item.size_bytes, item.mtime_s):
             return handle
         try:
-            if not self._check.is_same(row, handle, stamp, item.size_bytes, item.sha256):
+            if not self._check.is_same(location, handle, stamp, item.size_bytes, item.sha256):
                 raise _changed(item)
         except BaseException:
             handle.close()

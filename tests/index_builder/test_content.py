@@ -124,12 +124,31 @@ def test_a_check_remembers_so_many_originals_and_no_more(monkeypatch):
     monkeypatch.setattr(content, "_MAX_REMEMBERED", 3)
     check = ContentCheck()
     digest = hashlib.sha256(b"x").hexdigest()
-    for row in range(10):
+    for number in range(10):
         for _ in range(2):
             file = io.BytesIO(b"x")
-            assert check.is_same(row, file, Stamp(1, 5.0), 1, digest)
+            assert check.is_same(Location(str(number)), file, Stamp(1, 5.0), 1, digest)
             assert file.tell() == 0
         assert len(check) <= 3
-    assert not check.is_same(0, io.BytesIO(b"y"), Stamp(1, 6.0), 1, digest)
+    place = Location("0")
+    assert not check.is_same(place, io.BytesIO(b"y"), Stamp(1, 6.0), 1, digest)
     for data in (b"x", b"y"):  # a place that does not tell times is read each time
-        assert check.is_same(0, io.BytesIO(data), Stamp(1, 0.0), 1, digest) == (data == b"x")
+        assert check.is_same(place, io.BytesIO(data), Stamp(1, 0.0), 1, digest) == (data == b"x")
+
+
+def test_a_check_reads_a_file_once_for_all_that_is_of_it():
+    class Counted(io.BytesIO):
+        num_read = 0
+
+        def read(self, *size: int) -> bytes:
+            self.num_read += 1
+            return super().read(*size)
+
+    check, file, place = ContentCheck(), Counted(b"x"), Location("film.mp4")
+    right, wrong = (hashlib.sha256(data).hexdigest() for data in (b"x", b"y"))
+    assert check.is_same(place, file, Stamp(1, 5.0), 1, right)
+    num_read = file.num_read
+    assert num_read > 0
+    assert check.is_same(place, file, Stamp(1, 5.0), 1, right)
+    assert not check.is_same(place, file, Stamp(1, 5.0), 1, wrong)
+    assert file.num_read == num_read
