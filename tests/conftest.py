@@ -1,9 +1,12 @@
 """What every test package shares: the development data, and a tiny real checkpoint."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,3 +26,29 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cots_model.testing import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of a real browser; its scripts may not fail, nor do what its policy forbids."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    faults: list[str] = []
+
+    def read(line: ConsoleMessage) -> None:
+        if "Content Security Policy" in line.text:
+            faults.append(line.text)
+
+    expect.set_options(timeout=20_000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        shown = browser.new_page(viewport={"width": 1200, "height": 800})
+        shown.set_default_timeout(20_000)
+        shown.on("pageerror", lambda err: faults.append(str(err)))
+        shown.on("console", read)
+        yield shown
+        browser.close()
+    assert not faults

@@ -17,7 +17,16 @@ _TYPES = {
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_OWN = ("index.html", "app.js", "grid.js", "app.css", "icon.svg", "docs.html", "docs.js")
+_OWN = (
+    "index.html",
+    "app.js",
+    "grid.js",
+    "explain.js",
+    "app.css",
+    "icon.svg",
+    "docs.html",
+    "docs.js",
+)
 _HITS, _PAGE = b'data-hits="%d"', 30
 _SWAGGER_UI = ("swagger-ui-bundle.js", "swagger-ui.css")
 _PAGES = {"/": "index.html", "/docs": "docs.html", "/favicon.ico": "icon.svg"}

@@ -7,7 +7,7 @@ const PAGE = Number(document.documentElement.dataset.hits); // as many as the se
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
 const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, asked: 0 };
-const grid = new Grid((hit) => go({ like: hit.id }));
+const grid = new Grid(call, (hit) => go({ like: hit.id }));
 
 const NAMES = { image: ["picture", "pictures"], video: ["video", "videos"], text: ["text", "texts"] };
 
@@ -46,7 +46,8 @@ async function call(path, options) {
   let answer;
   try {
     answer = await fetch(path, options);
-  } catch {
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Check that it is running, then try again.");
   }
   const body = await answer.json().catch(() => null);
@@ -76,7 +77,10 @@ async function search(offset = 0) {
   try {
     const answer = await request(offset);
     if (asked !== state.asked) return; // a newer search is on its way
-    if (offset === 0) grid.clear();
+    if (offset === 0) {
+      grid.clear();
+      grid.begin(state.gallery, state.file || state.query.item_id ? "" : state.query);
+    }
     grid.add(answer.hits);
     state.shown = offset + answer.hits.length;
     report(answer);

@@ -1,5 +1,7 @@
 // The result grid and the larger view. Everything from the server is set as text, never as HTML.
 
+import { Explanation } from "/static/explain.js";
+
 const $ = (id) => document.getElementById(id);
 
 function element(tag, className, text) {
@@ -37,9 +39,13 @@ function contentOf(hit) {
 }
 
 export class Grid {
-  constructor(onSimilar) {
+  // `call` asks the server, `onSimilar` is told of a hit whose like is wanted.
+  constructor(call, onSimilar) {
     this.hits = [];
     this.at = -1;
+    this.gallery = "";
+    this.text = "";
+    this.explanation = new Explanation(call, (isMap) => this.cover(isMap));
     this.list = $("grid");
     this.viewer = $("viewer");
     this.list.addEventListener("keydown", (event) => this.onGridKey(event));
@@ -48,6 +54,7 @@ export class Grid {
       if (event.target === this.viewer) this.viewer.close();
     });
     this.viewer.addEventListener("close", () => {
+      this.explanation.close();
       this.stop();
       this.buttons()[this.at]?.focus();
     });
@@ -64,6 +71,12 @@ export class Grid {
 
   buttons() {
     return [...this.list.querySelectorAll("button")];
+  }
+
+  // What the next hits are of; `text` is empty where they were not found by words.
+  begin(gallery, text) {
+    this.gallery = gallery;
+    this.text = text;
   }
 
   clear() {
@@ -124,6 +137,7 @@ export class Grid {
     const hit = this.hits[number];
     if (!hit) return;
     this.at = number;
+    this.explanation.offer(hit, this.gallery, this.text);
     this.stage(hit);
     $("viewer-id").textContent = hit.id;
     $("original").hidden = !hit.thumbnail;
@@ -141,8 +155,7 @@ export class Grid {
     const image = $("viewer-image");
     const video = $("viewer-video");
     this.stop();
-    image.hidden = !hit.thumbnail || Boolean(hit.moment);
-    video.hidden = !hit.moment;
+    this.cover(false);
     $("viewer-text").hidden = hit.text === undefined;
     $("viewer-text").textContent = hit.text ?? "";
     if (hit.moment) {
@@ -153,6 +166,14 @@ export class Grid {
       image.alt = hit.id;
       image.src = sized(hit.thumbnail, 1024);
     }
+  }
+
+  // A map takes the place of the picture or the video.
+  cover(isMap) {
+    const hit = this.hits[this.at];
+    if (isMap) $("viewer-video").pause();
+    $("viewer-image").hidden = isMap || !hit?.thumbnail || Boolean(hit.moment);
+    $("viewer-video").hidden = isMap || !hit?.moment;
   }
 
   stop() {

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import subprocess
 from typing import Any
 
 import httpx
 import pytest
 from openapi_spec_validator import validate
+from playwright.sync_api import Page, expect
 
 from benchmarks.openapi_fuzz import fuzz
 from service.openapi_examples import EXAMPLES
@@ -162,21 +161,11 @@ def test_docs_page_needs_nothing_from_the_network(client) -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|<style", page.text)
 
 
-def test_docs_page_shows_the_routes_in_a_browser_under_its_policy(server: Running) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no browser here")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    shown = subprocess.run(
-        [chromium, *options, "--virtual-time-budget=15000", "--dump-dom", f"{server.url}/docs"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    assert "/v1/galleries/{g}/search" in shown.stdout.replace("\u200b", "").replace("<wbr>", "")
-    assert "Content Security Policy" not in shown.stderr
-    assert "No operations defined" not in shown.stdout
+def test_docs_page_shows_the_routes_in_a_browser_under_its_policy(
+    server: Running, page: Page
+) -> None:
+    page.goto(f"{server.url}/docs")
+    expect(page.locator("#operations-search-search_v1_galleries__g__search_post")).to_be_visible()
 
 
 def test_docs_page_asks_for_a_key_like_everything_else(serve) -> None:
