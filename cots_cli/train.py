@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +45,14 @@ def command(ctx: click.Context) -> None:
         logging.getLogger(name).setLevel(logging.INFO if tells else logging.NOTSET)
 
 
+_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
 def _run_options(function: Callable[..., None]) -> Callable[..., None]:
     """The options of every training on pairs."""
     for decorate in (
         click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+        _AS_JSON,
         click.option(
             "--report-limit",
             type=click.IntRange(1),
@@ -87,6 +92,7 @@ def pretrain(
     config_path: Path,
     report_filtered: Path | None,
     report_limit: int,
+    as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Train with the losses that the file switches on (eq. 1-15).
@@ -95,7 +101,7 @@ def pretrain(
     folder that `output` names; the checkpoint is written anew after every epoch. A run that was
     stopped goes on where it was.
     """
-    _train(config_path, report_filtered, report_limit, overrides)
+    _train(config_path, report_filtered, report_limit, overrides, as_json=as_json)
 
 
 @command.command(
@@ -110,10 +116,18 @@ def finetune(
     config_path: Path,
     report_filtered: Path | None,
     report_limit: int,
+    as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Train a checkpoint further: as `pretrain`, from the checkpoint that `init` names."""
-    _train(config_path, report_filtered, report_limit, overrides, starts_from_checkpoint=True)
+    _train(
+        config_path,
+        report_filtered,
+        report_limit,
+        overrides,
+        as_json=as_json,
+        starts_from_checkpoint=True,
+    )
 
 
 def _train(
@@ -122,6 +136,7 @@ def _train(
     report_limit: int,
     overrides: tuple[str, ...],
     *,
+    as_json: bool,
     starts_from_checkpoint: bool = False,
 ) -> None:
     from cots_model.errors import ConfigError
@@ -141,14 +156,23 @@ def _train(
     result = train(config, report=report)
     if not result.is_main:
         return
-    _print_result(result)
+    _print_result(result, as_json=as_json)
     if report_filtered:
-        click.echo(f"{report_filtered}: pairs that the filter dropped")
+        click.echo(f"{report_filtered}: pairs that the filter dropped", err=as_json)
 
 
-def _print_result(result: TrainResult) -> None:
+def _print_result(result: TrainResult, *, as_json: bool) -> None:
     from training.evaluate import format_metrics
 
+    if as_json:
+        fields = {
+            "checkpoint": str(result.checkpoint),
+            "fingerprint": result.fingerprint,
+            "seconds": round(result.wall_s, 1),
+            "metrics": None if result.metrics is None else asdict(result.metrics),
+        }
+        click.echo(json.dumps(fields, ensure_ascii=False))
+        return
     click.echo(f"{result.checkpoint}: {result.fingerprint[:16]}, {result.wall_s:.0f} s")
     if result.metrics:
         click.echo(format_metrics(result.metrics))
@@ -168,8 +192,9 @@ Examples:
     type=click.Path(path_type=Path),
     help="YAML file; training/configs/tokenizer_mini.yaml is an example.",
 )
+@_AS_JSON
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def tokenizer(config_path: Path, overrides: tuple[str, ...]) -> None:
+def tokenizer(config_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Train a small discrete VAE, whose codes masked patches must name in pre-training (eq. 1).
 
     KEY=VALUE changes single keys of the file. The tokenizer, a log and a picture of
@@ -181,6 +206,16 @@ def tokenizer(config_path: Path, overrides: tuple[str, ...]) -> None:
 
     result = train_tokenizer(load_tokenizer_config(config_path, overrides))
     last = result.last
+    if as_json:
+        fields = {
+            "tokenizer": str(result.folder),
+            "fingerprint": result.fingerprint,
+            "reconstruction": last.reconstruction,
+            "perplexity": last.perplexity,
+            "usage": last.usage,
+        }
+        click.echo(json.dumps(fields, ensure_ascii=False))
+        return
     click.echo(f"{result.folder}: {result.fingerprint[:16]}")
     click.echo(
         f"reconstruction {last.reconstruction:.5f}, perplexity {last.perplexity:.1f}, "

@@ -1,5 +1,6 @@
 """`cots train pretrain` as people type it: a real run of a tiny model."""
 
+import json
 import re
 
 import pytest
@@ -57,6 +58,21 @@ def test_pretrain_prints_scores_of_the_evaluation_data(cots, config, tmp_path):
     )
     assert status == 0
     assert re.search(r"text -> image +\d+\.\d\d +100\.00 +100\.00 +\d\.\d +4\n", out)
+
+
+def test_results_are_told_to_machines_too(cots, config, tiny_checkpoint, tmp_path):
+    run = ("--config", config, "--json", "epochs=1")
+    status, out, _ = cots("train", "pretrain", *run, f"data.evaluate=['{tmp_path / 'photos'}']")
+    assert status == 0
+    told = json.loads(out)
+    assert told["checkpoint"] == str(tmp_path / "run")
+    assert told["fingerprint"] == Encoder.load(tmp_path / "run", device="cpu").fingerprint
+    assert told["metrics"]["text_to_image"]["r10"] == 100.0
+    image, output = f"init.image=checkpoint:{tiny_checkpoint}", f"output={tmp_path / 'tuned'}"
+    status, out, _ = cots("train", "finetune", *run, image, output)
+    assert status == 0
+    assert json.loads(out)["metrics"] is None
+    assert json.loads(out)["seconds"] > 0
 
 
 def test_pretrain_is_as_quiet_as_asked(cots, config, tmp_path):

@@ -1,5 +1,6 @@
 """`cots train tokenizer` as people type it."""
 
+import json
 import re
 
 import pytest
@@ -37,15 +38,23 @@ def test_tokenizer_is_trained_and_can_be_loaded(cots, config, tmp_path):
         "train", "tokenizer", "--config", config, "epochs=3", f"output={folder}"
     )
     assert (status, err) == (0, "")
-    assert re.fullmatch(
-        rf"{re.escape(str(folder))}: [0-9a-f]{{16}}\n"
-        r"reconstruction 0\.\d{5}, perplexity \d\.\d, \d+\.\d% of the codes used\n",
+    said = re.fullmatch(
+        rf"{re.escape(str(folder))}: ([0-9a-f]{{16}})\n"
+        r"reconstruction (0\.\d{5}), perplexity \d\.\d, \d+\.\d% of the codes used\n",
         out,
     )
+    assert said is not None
     assert load_tokenizer_model(folder).grid(16) == 2
     assert len((folder / "log.jsonl").read_text().splitlines()) == 3
     assert (folder / "reconstructions.png").is_file()
     assert not (tmp_path / "run").exists()
+    status, out, _ = cots(
+        "train", "tokenizer", "--json", "--config", config, "epochs=3", f"output={folder}"
+    )
+    told = json.loads(out)
+    assert (status, told["tokenizer"]) == (0, str(folder))
+    assert told["fingerprint"].startswith(said[1])
+    assert f"{told['reconstruction']:.5f}" == said[2]
 
 
 def test_tokenizer_logs_when_asked(cots, config):
