@@ -20,7 +20,7 @@ NEVER_REFUSED = OPEN_PATHS | {"/metrics"}
 """Who watches the server hears from it also when it is overloaded."""
 
 CROWD = 64
-"""Requests at work; with fewer a late event loop is slow, not overloaded."""
+"""Requests that wait for an answer; with fewer a late event loop is slow, not overloaded."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """Bodies up to this size are read however many large ones are held."""
@@ -40,7 +40,7 @@ class Limits:
     ) -> None:
         self._app = app
         self._lag = lag
-        self._inside = 0
+        self._num_waiting = 0
         self._max_bytes = max_bytes
         self._bodies = Budget(together_bytes, little=SMALL_BODY_BYTES)
         self._timeout_s = timeout_s
@@ -50,21 +50,28 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._inside >= CROWD and self._lag.is_late and scope["path"] not in NEVER_REFUSED:
+        if self._num_waiting >= CROWD and self._lag.is_late and scope["path"] not in NEVER_REFUSED:
             await error_response(overloaded())(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             await error_response(self._too_large())(scope, receive, send)
             return
-        self._inside += 1
-        try:
-            with contextlib.ExitStack() as held:
-                scope.setdefault("state", {})["held"] = held
-                body = held.enter_context(self._bodies.share())
-                await self._app(scope, self._counted(receive, body), _in_pieces(send))
-        finally:
-            self._inside -= 1
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as waiting:
+            self._num_waiting += 1
+            waiting.callback(self._wait_ends)
+            scope.setdefault("state", {})["held"] = held
+            body = held.enter_context(self._bodies.share())
+            in_pieces = _in_pieces(send)
+
+            async def answer(message: Message) -> None:
+                waiting.close()  # a film may be sent for hours, and takes no work
+                await in_pieces(message)
+
+            await self._app(scope, self._counted(receive, body), answer)
+
+    def _wait_ends(self) -> None:
+        self._num_waiting -= 1
 
     def _counted(self, receive: Receive, body: Share) -> Receive:
         received_bytes = 0

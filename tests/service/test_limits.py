@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from service import limits, protocol
 from service.budget import Budget
@@ -297,6 +298,43 @@ def test_a_late_loop_is_on_time_again() -> None:
         return before, lag.is_late
 
     assert asyncio.run(scenario()) == (True, False)
+
+
+def test_answers_on_their_way_are_no_crowd(monkeypatch) -> None:
+    monkeypatch.setattr(limits, "CROWD", 1)
+    monkeypatch.setattr(Lag, "is_late", True)
+    scope = {"type": "http", "path": "/film", "headers": []}
+    statuses: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def scenario() -> None:
+        begin, end = asyncio.Event(), asyncio.Event()
+
+        async def film(scope: Scope, receive: Receive, send: Send) -> None:
+            await begin.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await end.wait()
+            await send({"type": "http.response.body", "body": b""})
+
+        limited = limits.Limits(film, max_bytes=10, together_bytes=10, timeout_s=10, lag=Lag())
+        one = asyncio.create_task(limited(dict(scope), receive, send))
+        await asyncio.sleep(0)
+        await limited(dict(scope), receive, send)  # while the first waits
+        begin.set()
+        await asyncio.sleep(0.01)
+        another = asyncio.create_task(limited(dict(scope), receive, send))
+        await asyncio.sleep(0.01)
+        end.set()
+        await asyncio.gather(one, another)
+
+    asyncio.run(scenario())
+    assert statuses == [429, 200, 200]
 
 
 def test_a_crowd_at_a_late_loop_is_refused_unread_and_who_watches_is_not(
