@@ -1,5 +1,6 @@
 """What every test package shares: the development data, and a tiny real checkpoint."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cots_model.testing import make_tiny_checkpoint
 
     return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Whatever a command does to the root logger is undone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

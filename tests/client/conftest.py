@@ -42,7 +42,7 @@ def cots(server: Running) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def mixed_server(serve, mixed) -> Running:
     """With the galleries `photos`, `texts` and `films`."""
     return serve(found=mixed)

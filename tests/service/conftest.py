@@ -143,9 +143,9 @@ def registry(root: Path, encoder: Encoder) -> Registry:
     return Registry.open(root, expected_fingerprint=encoder.fingerprint)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def serve(root: Path, encoder: Encoder, registry: Registry) -> Iterator[Serve]:
-    """Start servers with settings of the test's own; all are stopped behind the package.
+    """Start servers with settings of the test's own; all are stopped behind the module.
 
     Their probes run the model in threads of this process, which other tests count and measure.
     """
@@ -161,9 +161,9 @@ def serve(root: Path, encoder: Encoder, registry: Registry) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(serve: Serve) -> Running:
-    """The shared server, with default settings."""
+    """The module's server, with default settings."""
     return serve()
 
 

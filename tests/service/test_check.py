@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from cots_cli.serve import command
 from cots_model.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 
 def check(*arguments: object) -> tuple[int, str]:
     """Exit status and what stands on stdout."""
