@@ -87,12 +87,13 @@ def at_rate(
     rng = np.random.default_rng(int(1000 * rate))
     due_s = arrivals(rate, WARM_UP_S + seconds, rng)
     own, begun_s = psutil.Process(), time.perf_counter()
-    before = cpu_s(server), cpu_s(own)
+    serving = (server, *server.children(recursive=True))  # its workers, if it has some
+    before = cpu_s(*serving), cpu_s(own)
     outcomes = asyncio.run(open_loop(url, due_s, next_call))
     took_s = time.perf_counter() - begun_s
     return {
         **asdict(summarise(outcomes, from_s=WARM_UP_S, to_s=WARM_UP_S + seconds)),
-        "server_cores": round((cpu_s(server) - before[0]) / took_s, 2),
+        "server_cores": round((cpu_s(*serving) - before[0]) / took_s, 2),
         "generator_cores": round((cpu_s(own) - before[1]) / took_s, 2),
     }
 
