@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import contextvars
 import json
 import logging
 import os
 import queue
+import select
+import threading
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
 from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -18,10 +19,11 @@ _QUIET = ("httpx", "httpcore", "faiss.loader")
 """The first two log every url in full, which may hold what a client confided; the last says of each
 kind of processor that it is not this one."""
 
-MOST_LINES = 10_000
-"""Lines that wait for whoever reads stderr; with more of them the newest are lost."""
+MOST_BYTES = 4 * 1024 * 1024
+"""Of lines that wait for whoever reads stderr; what comes beyond is lost."""
 
-_END_S = 1.0  # for lines that still wait when the process ends
+_END_S = 5.0  # for lines that still wait when the process ends, while they are read,
+_STILL_S = 1.0  # and when they are not
 _STDERR = 2
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -58,80 +60,127 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
-class LineQueue(QueueHandler):
+class LineWriter(logging.Handler):
     """Lines that a thread writes to stderr.
 
     A pipe whose reader stands still, or a terminal that is stopped, takes no more after a while,
     and whoever writes to it waits. That is the thread: the service answers on. Of lines that there
     is no room for it is told how many they were.
+
+    Attributes:
+        num_lost: of these, and of lines that could not be written.
     """
 
-    def __init__(self, most: int = MOST_LINES, descriptor: int = _STDERR) -> None:
+    def __init__(self, most_bytes: int = MOST_BYTES, descriptor: int = _STDERR) -> None:
         """Begin to write.
 
         Args:
-            most: lines that may wait.
+            most_bytes: of lines that wait; what comes beyond is lost.
             descriptor: where they go.
         """
-        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(most)
-        super().__init__(self._lines)
-        self.num_lost = 0
+        super().__init__()
+        # of all queues the one that may be used while it is used, as by a finaliser that logs
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._most_bytes = most_bytes
+        self._descriptor = descriptor
+        self._put_bytes = 0
+        self._written_bytes = 0
+        self._num_refused = 0
         self._num_told = 0
-        self._writer = QueueListener(self._lines, _Descriptor(descriptor))
-        self._writer.start()
+        self._num_unwritable = 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    @property
+    def num_lost(self) -> int:
+        """See above."""
+        return self._num_refused + self._num_unwritable
+
+    def emit(self, record: logging.LogRecord) -> None:
         """Let a line wait to be written, if there is room for it."""
         try:
-            if self.num_lost > self._num_told:
-                self._lines.put_nowait(self.prepare(self._loss()))
-                self._num_told = self.num_lost
-            self._lines.put_nowait(record)
-        except queue.Full:
-            self.num_lost += 1
+            line = self._line(record)
+        except Exception:  # noqa: BLE001 - what cannot be logged ends no request
+            self.handleError(record)
+            return
+        if self._num_waiting_bytes() + len(line) > self._most_bytes:
+            self._num_refused += 1
+            return
+        self._tell_losses()
+        self._put(line)
 
     def flush(self) -> None:
-        """Wait, but not for long, until all is written; called as the process ends."""
-        until_s = time.monotonic() + _END_S
-        while self._lines.unfinished_tasks and time.monotonic() < until_s:
+        """Wait until all is written, for as long as something is; called as the process ends."""
+        self.write_rest(_END_S)
+
+    def write_rest(self, within_s: float) -> None:
+        """Wait until all is written, but no longer, and not for a reader that stands still."""
+        self._tell_losses()
+        end_s = time.monotonic() + within_s
+        before, moved_s = self._written_bytes, time.monotonic()
+        while self._num_waiting_bytes() and time.monotonic() < min(end_s, moved_s + _STILL_S):
             time.sleep(0.005)
+            if self._written_bytes != before:
+                before, moved_s = self._written_bytes, time.monotonic()
 
     def close(self) -> None:
         """Take no more lines; those that wait are written yet."""
-        with contextlib.suppress(queue.Full):
-            self._writer.enqueue_sentinel()
+        self._tell_losses()
+        self._lines.put(None)
         super().close()
 
-    def _loss(self) -> logging.LogRecord:
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _num_waiting_bytes(self) -> int:
+        return self._put_bytes - self._written_bytes
+
+    def _put(self, line: bytes) -> None:
+        self._put_bytes += len(line)
+        self._lines.put(line)
+
+    def _tell_losses(self) -> None:
+        """One line for all that were lost since the last, of no request."""
+        num_untold = self._num_refused - self._num_told
+        if not num_untold:
+            return
+        self._num_told = self._num_refused
         message = "%d lines of this log are lost: stderr was not read fast enough"
-        args = (self.num_lost - self._num_told,)
-        return logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, args, None)
+        record = logging.LogRecord(
+            __name__, logging.WARNING, __file__, 0, message, (num_untold,), None
+        )
+        self._put(contextvars.Context().run(self._line, record))
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                _write(self._descriptor, line)
+            except OSError:  # nobody is left to be told
+                self._num_unwritable += 1
+            self._written_bytes += len(line)
 
 
-class _Descriptor(logging.Handler):
-    """Writes lines to a file descriptor, without a lock that the end of the process could wait for.
-
-    Nobody is left to be told what cannot be written.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-
-    def createLock(self) -> None:
-        self.lock = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        rest = memoryview(f"{record.msg}\n".encode(errors="backslashreplace"))
-        with contextlib.suppress(OSError):
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+def _write(descriptor: int, line: bytes) -> None:
+    rest = memoryview(line)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # whoever shares it has made it so
+            select.select([], [descriptor], [])
 
 
 def num_lost() -> int:
     """Lines of the log that nobody read and there was no more room for."""
-    handlers = logging.getLogger().handlers
-    return sum(one.num_lost for one in handlers if isinstance(one, LineQueue))
+    return sum(writer.num_lost for writer in _writers())
+
+
+def write_rest(within_s: float) -> None:
+    """Wait until what was logged is written, for so long, and for no reader that stands still."""
+    for writer in _writers():
+        writer.write_rest(within_s)
+
+
+def _writers() -> list[LineWriter]:
+    return [one for one in logging.getLogger().handlers if isinstance(one, LineWriter)]
 
 
 def configure_logging(level: str, **fields: Any) -> None:
@@ -141,7 +190,7 @@ def configure_logging(level: str, **fields: Any) -> None:
         level: lowest level logged.
         fields: what every line has besides.
     """
-    handler = LineQueue()
+    handler = LineWriter()
     handler.setFormatter(JsonFormatter(**fields))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:

@@ -216,7 +216,7 @@ class Metrics:
         self._galleries.refresh(galleries)
         self._process.refresh()
         num_lost_lines = num_lost()
-        self._lost_lines.inc(num_lost_lines - self._num_lost_lines)
+        self._lost_lines.inc(max(0, num_lost_lines - self._num_lost_lines))
         self._num_lost_lines = num_lost_lines
 
     def render(self) -> bytes:

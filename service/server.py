@@ -22,11 +22,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from cots_model.errors import CotsError, InputError
+from service.logs import write_rest
 from service.settings import CLOSE_S, Settings
 
 _ACCEPT_S = 0.1  # for the event loop to accept whoever is connected
 _SHARED_ACCEPT_S = 0.4  # the same, and for another process to see to it that nobody else is
 _READER = "AnyIO worker"  # threads that streamed answers are read by
+_NO_TIME_S = 0.1  # for the last lines of the log, where the grace time is over
 _THREADS_S = 0.5  # for threads of libraries to end, once the event loop has
 _SO_ATTACH_FILTER = 26  # of Linux; the socket module does not name it
 _BPF_RETURN = 0x06
@@ -88,7 +90,7 @@ class GracefulServer(uvicorn.Server):
         self._settings = settings
         self._shared = shared
         self._draining = False
-        self._overdue = threading.Timer(settings.grace_s, leave)
+        self._overdue = threading.Timer(settings.grace_s, leave, kwargs={"log_s": _NO_TIME_S})
         self._overdue.daemon = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -246,15 +248,23 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def leave(status: int = 0, why: str = "a thread is still at work; ending without it") -> NoReturn:
+def leave(
+    status: int = 0,
+    why: str = "a thread is still at work; ending without it",
+    *,
+    log_s: float = 1.0,
+) -> NoReturn:
     """End the process now, whatever its threads do.
 
     A thread that computes while the interpreter shuts down takes the process with it (SIGABRT).
+
+    Args:
+        status: of the process.
+        why: for the log.
+        log_s: for what is logged to be written.
     """
     log.warning(why)
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    write_rest(log_s)
     os._exit(status)
 
 

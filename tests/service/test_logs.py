@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
+import re
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from service.logs import JsonFormatter, LineQueue, num_lost
+from service.logs import JsonFormatter, LineWriter, current_request_id
 from tests.service.conftest import GatedEncoder, Running, picture, wait_until
 
 SEARCH = "/v1/galleries/pets/search"
@@ -126,50 +131,166 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-@pytest.fixture
-def queue(pipe: tuple[int, int]) -> Iterator[tuple[LineQueue, logging.Logger]]:
-    lines = LineQueue(most=5, descriptor=pipe[1])
-    lines.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.addHandler(lines)
-    logger = logging.getLogger("tests.queue")
+@contextlib.contextmanager
+def alone(lines: LineWriter) -> Iterator[logging.Logger]:
+    """A logger that writes there and nowhere else."""
+    logger = logging.getLogger("tests.writer")
+    logger.propagate = False
     logger.setLevel(logging.INFO)
-    yield lines, logger
-    root.removeHandler(lines)
+    logger.addHandler(lines)
+    yield logger
+    logger.removeHandler(lines)
+
+
+@pytest.fixture
+def writer(pipe: tuple[int, int]) -> Iterator[tuple[LineWriter, logging.Logger]]:
+    lines = LineWriter(most_bytes=400_000, descriptor=pipe[1])
+    lines.setFormatter(JsonFormatter())
+    with alone(lines) as logger:
+        yield lines, logger
     lines.close()
 
 
-def read_lines(descriptor: int, last: str) -> list[str]:
+def read_lines(descriptor: int, last: str) -> list[dict[str, Any]]:
     told = b""
     while last.encode() not in told or not told.endswith(b"\n"):
         told += os.read(descriptor, 65_536)
-    return [json.loads(line)["message"] for line in told.decode().splitlines()]
+    return [json.loads(line) for line in told.decode().splitlines()]
 
 
-def test_lines_come_in_their_order_and_whole(pipe, queue) -> None:
-    lines, logger = queue
+def messages(descriptor: int, last: str) -> list[str]:
+    return [line["message"] for line in read_lines(descriptor, last)]
+
+
+def test_lines_come_in_their_order_and_whole(pipe, writer) -> None:
+    lines, logger = writer
     for number in range(5):
         logger.info("line %d %s", number, "ä" * 1000)
     lines.flush()
-    told = read_lines(pipe[0], "line 4")
-    assert told == [f"line {number} {'ä' * 1000}" for number in range(5)]
-    assert num_lost() == 0
+    assert messages(pipe[0], "line 4") == [f"line {n} {'ä' * 1000}" for n in range(5)]
+    assert lines.num_lost == 0
 
 
-def test_lines_that_nobody_reads_are_lost_and_counted_and_told(pipe, queue) -> None:
-    lines, logger = queue
-    logger.info("a" * 200_000)  # more than a pipe holds: the thread that writes waits here
-    wait_until(lambda: lines.queue.qsize() == 0)
+LONG = "a" * 100_000  # a pipe holds 64 KiB: the thread that writes waits there
+
+
+def fill(lines: LineWriter, logger: logging.Logger) -> None:
+    """Lose two lines of six."""
     begun_s = time.monotonic()
-    for number in range(12):
-        logger.info("waits %d", number)
+    for number in range(6):
+        logger.info("%d %s", number, LONG)
     assert time.monotonic() - begun_s < 1.0
-    assert num_lost() == 7
+    assert lines.num_lost == 3
+
+
+def test_lines_that_nobody_reads_are_lost_and_counted_and_told(pipe, writer) -> None:
+    lines, logger = writer
+    fill(lines, logger)
     begun_s = time.monotonic()
     lines.flush()
     assert 0.9 < time.monotonic() - begun_s < 3.0
-    assert read_lines(pipe[0], "waits 4")[1:] == [f"waits {number}" for number in range(5)]
+    loss = "3 lines of this log are lost: stderr was not read fast enough"
+    assert [message[:1] for message in messages(pipe[0], loss)] == ["0", "1", "2", "3"]
     logger.info("after")
-    loss = "7 lines of this log are lost: stderr was not read fast enough"
-    assert read_lines(pipe[0], "after") == [loss, "after"]
-    assert num_lost() == 7
+    assert messages(pipe[0], "after") == ["after"]
+    assert lines.num_lost == 3
+
+
+def test_a_loss_is_told_before_the_next_line_and_is_of_no_request(pipe, writer) -> None:
+    lines, logger = writer
+    fill(lines, logger)
+    assert len(messages(pipe[0], '"2 ')) == 3
+    current_request_id.set("another")
+    logger.info("after")
+    current_request_id.set(None)
+    loss, after = read_lines(pipe[0], "after")[-2:]
+    assert loss["message"].startswith("3 lines of this log are lost")
+    assert (loss["level"], loss.get("request_id")) == ("warning", None)
+    assert after["request_id"] == "another"
+
+
+def test_a_reader_that_is_slow_gets_all_lines_at_the_end(pipe, writer) -> None:
+    lines, logger = writer
+    for number in range(300):
+        logger.info("%d %s", number, "a" * 1000)
+    told: list[str] = []
+
+    def read() -> None:
+        with os.fdopen(os.dup(pipe[0]), "rb", buffering=0) as reader:
+            while not told or '"299 ' not in told[-1]:
+                told.append(reader.read(4096).decode())
+                time.sleep(0.02)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    lines.flush()
+    reading.join(20)
+    assert "".join(told).count("\n") == 300
+
+
+def test_a_pipe_that_does_not_block_loses_nothing(pipe, writer) -> None:
+    lines, logger = writer
+    os.set_blocking(pipe[1], False)
+    for number in range(3):
+        logger.info("%d %s", number, LONG)
+    assert [message[:1] for message in messages(pipe[0], '"2 ')] == ["0", "1", "2"]
+    assert lines.num_lost == 0
+
+
+def test_lines_that_cannot_be_written_are_counted(tmp_path) -> None:
+    with (tmp_path / "read-only").open("w+b") as file, open(file.name, "rb") as readable:
+        lines = LineWriter(descriptor=readable.fileno())
+        with alone(lines) as logger:
+            logger.info("nowhere")
+        lines.flush()
+        lines.close()
+    assert lines.num_lost == 1
+
+
+FINALISERS_THAT_LOG = """
+import gc, logging, os, sys
+from service.logs import JsonFormatter, LineWriter
+
+lines = LineWriter(descriptor=os.open(os.devnull, os.O_WRONLY))
+lines.setFormatter(JsonFormatter())
+logging.basicConfig(level="INFO", handlers=[lines])
+
+class Talks:
+    def __init__(self):
+        self.itself = self  # left to the garbage collector, which comes at any moment
+    def __del__(self):
+        logging.info("gone")
+
+gc.set_threshold(20, 2, 2)
+for number in range(20_000):
+    Talks()
+    logging.info("line %d", number)
+lines.flush()
+print(lines.num_lost)
+"""
+
+
+def test_finalisers_may_log_in_the_middle_of_a_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FINALISERS_THAT_LOG], capture_output=True, timeout=100, check=True
+    )
+    assert done.stdout.strip().isdigit()
+    assert done.stderr == b""
+
+
+def test_lost_lines_are_in_the_metrics(server: Running, pipe) -> None:
+    def counted() -> float:
+        told = server.client.get("/metrics").text
+        return float(re.findall(r"^cots_log_lines_lost_total (\S+)$", told, re.M)[0])
+
+    before = counted()
+    lines = LineWriter(most_bytes=10, descriptor=pipe[1])
+    root = logging.getLogger()
+    root.addHandler(lines)
+    try:
+        root.error("longer than ten bytes")
+        wait_until(lambda: counted() >= before + 1)
+    finally:
+        root.removeHandler(lines)
+        lines.close()
+    assert counted() >= before + 1  # what was counted stays
