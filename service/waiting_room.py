@@ -6,7 +6,9 @@ It is light, for it also runs in the parent of several workers, which loads noth
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import logging
 import socket
@@ -21,6 +23,30 @@ log = logging.getLogger("service.requests")
 
 _REASON = "the model and the galleries are still loading"
 _NAME = "waiting-room"
+_SCRIPT = "setTimeout(() => location.reload(), 1000);"  # a refresh by HTML would stop at a fragment
+_STYLE = "body { display: grid; place-items: center; min-height: 90vh; font: 16px system-ui; }"
+_PAGE = f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>COTS Retrieval</title>
+<style>{_STYLE}</style>
+<script>{_SCRIPT}</script>
+<p role="status">{_REASON[0].upper()}{_REASON[1:]}. The page comes by itself.</p>
+</html>
+"""
+
+
+def _source(text: str) -> str:
+    """What a policy calls an inline script or style that it allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_POLICY = (
+    f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; "
+    "frame-ancestors 'none'"
+).encode()
 _TICK_S = 0.02
 _LINGER_S = 5.0
 """Longest time that whoever is connected when loading ends is still waited for."""
@@ -108,13 +134,17 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     await _read_all(receive)
-    status, body = _body(scope["path"])
-    data = json.dumps(body).encode()
+    if scope["path"] == "/":  # a person, with a browser
+        status, kind, data = 503, b"text/html; charset=utf-8", _PAGE.encode()
+    else:
+        status, body = _body(scope["path"])
+        kind, data = b"application/json", json.dumps(body).encode()
     request_id = uuid.uuid4().hex
     fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
     log.info("request while loading", extra={**fields, "status": status})
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", kind),
+        (b"content-security-policy", _POLICY),
         (b"x-content-type-options", b"nosniff"),
         (b"content-length", str(len(data)).encode()),
         (b"cache-control", b"no-store"),

@@ -1,13 +1,18 @@
 """What every test package shares: the development data, and a tiny real checkpoint."""
 
+from __future__ import annotations
+
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,6 +53,8 @@ def page() -> Iterator[Page]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import expect, sync_playwright
+
     faults: list[str] = []
 
     def read(line: ConsoleMessage) -> None:

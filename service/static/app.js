@@ -51,7 +51,8 @@ async function call(path, options) {
     throw new Error("The server does not answer. Check that it is running, then try again.");
   }
   const body = await answer.json().catch(() => null);
-  if (answer.ok) return body;
+  if (answer.ok && body) return body;
+  if (answer.ok) throw new Error("The answer did not come whole. Try again.");
   throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
 }
 
@@ -70,6 +71,8 @@ function request(offset) {
 
 async function search(offset = 0) {
   const asked = ++state.asked;
+  const words = state.file || state.query.item_id ? "" : state.query;
+  const gallery = state.gallery;
   $("message").hidden = true;
   $("more").hidden = true;
   say("Searching…");
@@ -79,7 +82,7 @@ async function search(offset = 0) {
     if (asked !== state.asked) return; // a newer search is on its way
     if (offset === 0) {
       grid.clear();
-      grid.begin(state.gallery, state.file || state.query.item_id ? "" : state.query);
+      grid.begin(gallery, words);
     }
     grid.add(answer.hits);
     state.shown = offset + answer.hits.length;
@@ -88,14 +91,16 @@ async function search(offset = 0) {
     if (asked !== state.asked) return;
     if (offset === 0) grid.clear();
     say("");
-    tell("That did not work", error.message, { bad: true, actions: [["Try again", () => search(offset)]] });
+    const again = state.file ? ["Choose another picture", () => $("file").click()] : ["Try again", () => search(offset)];
+    const message = state.file ? error.message.replace(/^image /, `${state.file.name} `) : error.message;
+    tell("That did not work", message, { bad: true, actions: [again] });
   }
 }
 
 function report(answer) {
   const gallery = current();
   const full = answer.hits.length === PAGE && state.shown < gallery.count;
-  say(`${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms`);
+  say(`The best ${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms`);
   $("more").hidden = !full;
   if (state.shown === 0) tell("Nothing found", "Try other words.");
 }
@@ -118,6 +123,8 @@ function itemPath(id) {
 
 function searchWith(file) {
   if (!file.type.startsWith("image/")) {
+    state.file = null;
+    chip();
     tell("That is not a picture", `${file.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
     return;
   }
@@ -137,18 +144,23 @@ function go({ text, like, gallery = state.gallery }) {
   else location.hash = hash;
 }
 
+// What the words describe, in this gallery.
+function name() {
+  const [one] = NAMES[current().modality] ?? ["item"];
+  $("query").placeholder = `Describe a ${one}, or drop a picture here`;
+  $("query-label").textContent = `Describe a ${one}`;
+}
+
 function follow() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const names = state.galleries.map((gallery) => gallery.name);
   state.gallery = names.includes(parts.get("g")) ? parts.get("g") : names[0];
   $("gallery").value = state.gallery;
   state.file = null;
+  name();
   const text = parts.get("q") ?? "";
   const like = parts.get("like");
   $("query").value = text;
-  const [one] = NAMES[current().modality] ?? ["item"];
-  $("query").placeholder = `Describe a ${one}, or drop a picture here`;
-  $("query-label").textContent = `Describe a ${one}`;
   const shown = like && current().modality !== "text"; // texts have no thumbnail
   chip(shown ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
   document.title = `${text || (like && `Like ${like}`) || "Search"} · COTS Retrieval`;
@@ -189,8 +201,13 @@ function listen() {
   });
   $("gallery").addEventListener("change", () => {
     state.gallery = $("gallery").value;
-    if (state.file) search();
-    else go({ text: $("query").value.trim() });
+    if (!state.file) {
+      go({ text: $("query").value.trim() });
+      return;
+    }
+    history.replaceState(null, "", `#${new URLSearchParams({ g: state.gallery })}`);
+    name();
+    search();
   });
   window.addEventListener("hashchange", follow);
   window.addEventListener("paste", (event) => {

@@ -2,6 +2,11 @@
 
 const $ = (id) => document.getElementById(id);
 
+// Words that are everywhere and nowhere in a picture; a map of one of them comes first only alone.
+const PLAIN = new Set(
+  "a an the and or of in on at to with by for from is are it its his her their this that as near".split(" "),
+);
+
 function blobOf(base64) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   return new Blob([bytes], { type: "image/png" });
@@ -15,6 +20,7 @@ export class Explanation {
     this.asked = null;
     this.drawn = null;
     this.maps = [];
+    this.at = -1;
     $("explain").addEventListener("click", () => this.look());
   }
 
@@ -23,7 +29,7 @@ export class Explanation {
     this.close();
     this.asked = { text, gallery, item_id: hit.id, overlay: true };
     if (hit.moment) this.asked.time_s = hit.moment.time_s;
-    $("explain").hidden = !text || !hit.thumbnail;
+    $("explain").hidden = !hit.thumbnail || !/[\p{L}\p{N}]/u.test(text);
   }
 
   close() {
@@ -48,32 +54,36 @@ export class Explanation {
     this.drawn = drawn;
     this.wait(true);
     $("explain-status").textContent = "Looking for each word…";
-    let answer;
     try {
-      answer = await this.call("/v1/explain", {
+      const answer = await this.call("/v1/explain", {
         method: "POST",
         body: JSON.stringify(this.asked),
         headers: { "Content-Type": "application/json" },
         signal: drawn.signal,
       });
+      if (!drawn.signal.aborted) this.list(answer.words); // else another hit is shown
     } catch (error) {
       if (drawn.signal.aborted) return;
       this.drawn = null;
       this.wait(false);
       $("explain-status").textContent = error.message;
-      return;
     }
-    if (drawn.signal.aborted) return; // another hit is shown
-    $("explain").hidden = true;
-    this.list(answer.words);
   }
 
   list(words) {
     this.maps = words.map(({ word, overlay }) => ({ word, url: URL.createObjectURL(blobOf(overlay)) }));
     $("words").replaceChildren(...words.map((word, number) => this.button(word, number)));
-    const similarities = words.map((word) => word.similarity);
-    this.show(similarities.indexOf(Math.max(...similarities)));
-    $("words").children[this.at]?.focus();
+    this.show(this.best(words));
+    const hadFocus = document.activeElement === $("explain");
+    $("explain").hidden = true;
+    if (hadFocus) $("words").children[this.at].focus();
+  }
+
+  // The number of the word that fits best; of plain words only if there are no others.
+  best(words) {
+    const isPlain = ({ word }) => PLAIN.has(word.toLowerCase());
+    const wanted = words.some((word) => !isPlain(word)) ? words.filter((word) => !isPlain(word)) : words;
+    return words.indexOf(wanted.reduce((one, other) => (other.similarity > one.similarity ? other : one)));
   }
 
   button({ word, similarity }, number) {
@@ -95,10 +105,10 @@ export class Explanation {
     if (map) {
       $("viewer-map").src = map.url;
       $("viewer-map").alt = `Where “${map.word}” fits best`;
-      $("explain-status").textContent = `Warm is where “${map.word}” fits best; its number says how well.`;
+      $("explain-status").textContent = `Warm is where “${map.word}” fits best, however little; its number says how well.`;
     } else {
       $("viewer-map").removeAttribute("src");
-      $("explain-status").textContent = this.maps.length ? "Choose a word to see where it is." : "";
+      $("explain-status").textContent = this.maps.length ? "Choose a word to see where it fits best." : "";
     }
     this.onMap(Boolean(map));
   }

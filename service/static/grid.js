@@ -43,13 +43,14 @@ export class Grid {
   constructor(call, onSimilar) {
     this.hits = [];
     this.at = -1;
+    this.shown = null;
     this.gallery = "";
     this.text = "";
     this.explanation = new Explanation(call, (isMap) => this.cover(isMap));
     this.list = $("grid");
     this.viewer = $("viewer");
     this.list.addEventListener("keydown", (event) => this.onGridKey(event));
-    this.viewer.addEventListener("keydown", (event) => this.onViewerKey(event));
+    document.addEventListener("keydown", (event) => this.onViewerKey(event));
     this.viewer.addEventListener("click", (event) => {
       if (event.target === this.viewer) this.viewer.close();
     });
@@ -58,14 +59,17 @@ export class Grid {
       this.stop();
       this.buttons()[this.at]?.focus();
     });
+    $("viewer-image").addEventListener("error", () => {
+      $("viewer-image").hidden = true;
+      $("viewer-missing").hidden = false;
+    });
     $("close").addEventListener("click", () => this.viewer.close());
     $("previous").addEventListener("click", () => this.show(this.at - 1));
     $("next").addEventListener("click", () => this.show(this.at + 1));
     $("similar").addEventListener("click", () => {
-      const hit = this.hits[this.at];
       this.at = -1;
       this.viewer.close();
-      onSimilar(hit);
+      onSimilar(this.shown);
     });
   }
 
@@ -80,6 +84,7 @@ export class Grid {
   }
 
   clear() {
+    this.viewer.close(); // what it shows is found no more
     this.hits = [];
     this.list.replaceChildren();
     this.list.classList.remove("waiting");
@@ -137,25 +142,29 @@ export class Grid {
     const hit = this.hits[number];
     if (!hit) return;
     this.at = number;
+    this.shown = hit;
     this.explanation.offer(hit, this.gallery, this.text);
     this.stage(hit);
     $("viewer-id").textContent = hit.id;
     $("original").hidden = !hit.thumbnail;
     if (hit.thumbnail) $("original").href = contentOf(hit);
-    $("previous").disabled = number === 0;
-    $("next").disabled = number === this.hits.length - 1;
+    $("previous").setAttribute("aria-disabled", String(number === 0)); // it keeps the focus
+    $("next").setAttribute("aria-disabled", String(number === this.hits.length - 1));
     const facts = [["score", hit.score.toFixed(4)], ["place", number + 1], ...moments(hit), ...Object.entries(hit.metadata ?? {})];
     $("viewer-facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", plain(value))]),
     );
-    if (!this.viewer.open) this.viewer.showModal();
+    if (!this.viewer.open) {
+      this.viewer.showModal();
+      $("similar").focus(); // a video would take the keys
+    }
   }
 
   stage(hit) {
     const image = $("viewer-image");
     const video = $("viewer-video");
     this.stop();
-    this.cover(false);
+    $("viewer-missing").hidden = true;
     $("viewer-text").hidden = hit.text === undefined;
     $("viewer-text").textContent = hit.text ?? "";
     if (hit.moment) {
@@ -170,7 +179,7 @@ export class Grid {
 
   // A map takes the place of the picture or the video.
   cover(isMap) {
-    const hit = this.hits[this.at];
+    const hit = this.shown;
     if (isMap) $("viewer-video").pause();
     $("viewer-image").hidden = isMap || !hit?.thumbnail || Boolean(hit.moment);
     $("viewer-video").hidden = isMap || !hit?.moment;
@@ -186,7 +195,7 @@ export class Grid {
   }
 
   onViewerKey(event) {
-    if (event.target === $("viewer-video")) return; // its own keys wind and rewind
+    if (!this.viewer.open || event.target === $("viewer-video")) return; // its own keys wind and rewind
     if (event.key === "ArrowLeft") this.show(this.at - 1);
     if (event.key === "ArrowRight") this.show(this.at + 1);
   }

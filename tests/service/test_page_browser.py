@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from typing import Any
 
 import pytest
+import uvicorn
 from playwright.sync_api import Page, Route, expect
 
+from service.app import create_app
+from service.server import address_of, bind, server_config
+from service.settings import Settings
+from service.state import Resources
+from service.waiting_room import WaitingRoom
 from tests.service.conftest import Running, picture
 
 SEARCH = "/v1/galleries/pets/search"
@@ -57,8 +65,9 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     assert [text.split()[0] for text in words.all_inner_texts()] == ["two", "dogs", "in", "snow"]
     pressed = found.locator("#words button[aria-pressed=true]")
     expect(pressed).to_have_count(1)
-    similarities = [float(text.split()[1]) for text in words.all_inner_texts()]
-    assert float(pressed.inner_text().split()[1]) == max(similarities)
+    told = [text.split() for text in words.all_inner_texts() if not text.startswith("in ")]
+    assert float(pressed.inner_text().split()[1]) == max(float(number) for _, number in told)
+    expect(pressed).to_be_focused()
     expect(found.locator("#viewer-map")).to_be_visible()
     expect(found.locator("#viewer-image")).to_be_hidden()
     assert found.evaluate("document.getElementById('viewer-map').naturalWidth") > 0
@@ -75,7 +84,122 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     expect(words).to_have_count(0)
     expect(found.locator("#viewer-map")).to_be_hidden()
     expect(found.locator("#viewer-image")).to_be_visible()
+    expect(found.locator("#explain")).to_be_visible()
+
+
+def test_an_answer_that_is_cut_is_said(found: Page) -> None:
+    found.route("**/v1/explain", lambda route: route.fulfill(status=200, body='{"words": ['))
+    found.locator("#grid button").first.click()
+    found.locator("#explain").click()
+    expect(found.locator("#explain-status")).to_contain_text("did not come whole")
+    expect(found.locator("#explain")).to_be_visible()
     expect(found.locator("#explain")).to_be_enabled()
+
+
+def test_pictures_of_maps_are_let_go(found: Page) -> None:
+    found.evaluate(
+        """() => {
+          window.held = new Set();
+          const [make, drop] = [URL.createObjectURL, URL.revokeObjectURL];
+          URL.createObjectURL = (blob) => { const url = make(blob); held.add(url); return url; };
+          URL.revokeObjectURL = (url) => { held.delete(url); drop(url); };
+        }"""
+    )
+    found.locator("#grid button").first.click()
+    found.locator("#explain").click()
+    expect(found.locator("#words button")).to_have_count(4)
+    assert found.evaluate("held.size") == 4
+    found.locator("#close").click()
+    expect(found.locator("#viewer")).to_be_hidden()
+    assert found.evaluate("held.size") == 0
+
+
+def place(page: Page) -> int:
+    """Of the hit that is shown."""
+    facts = page.locator("#viewer-facts").inner_text().split("\n")
+    return int(facts[facts.index("place") + 1])
+
+
+def test_keys_walk_through_the_hits_whatever_was_pressed_before(found: Page) -> None:
+    found.locator("#grid button").first.click()
+    for expected in (2, 3):
+        found.keyboard.press("ArrowRight")
+        assert place(found) == expected
+    found.locator("#explain").click()
+    expect(found.locator("#words button")).to_have_count(4)
+    for expected in (4, 5):
+        found.keyboard.press("ArrowRight")
+        assert place(found) == expected
+    found.keyboard.press("ArrowLeft")
+    assert place(found) == 4
+    for _ in range(40):
+        found.locator("#next").click(force=True)
+    last = place(found)
+    assert last == found.locator("#grid button").count()
+    found.keyboard.press("ArrowLeft")
+    assert place(found) == last - 1
+    found.keyboard.press("Escape")
+    expect(found.locator("#viewer")).to_be_hidden()
+    found.keyboard.press("ArrowRight")  # in the grid now
+    expect(found.locator("#viewer")).to_be_hidden()
+    expect(found.locator("#grid button").nth(last - 1)).to_be_focused()
+
+
+def test_going_back_closes_the_larger_view(found: Page, server: Running) -> None:
+    found.locator("#query").fill("a cat")
+    found.keyboard.press("Enter")
+    expect(found).to_have_title("a cat · COTS Retrieval")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
+    found.locator("#grid button").first.click()
+    found.locator("#explain").click()
+    expect(found.locator("#viewer-map")).to_be_visible()
+    found.go_back()
+    expect(found.locator("#viewer")).to_be_hidden()
+    hits = server.client.post(SEARCH, json={"query": TEXT, "k": 30}).json()["hits"]
+    expect(found.locator("#grid .id").first).to_have_text(hits[0]["id"])
+    found.locator("#grid button").first.click()
+    expect(found.locator("#viewer-image")).to_be_visible()
+    expect(found.locator("#viewer-map")).to_be_hidden()
+    expect(found.locator("#words button")).to_have_count(0)
+
+
+def test_a_picture_that_does_not_come_is_said(found: Page) -> None:
+    found.route("**/thumbnail?size=1024", lambda route: route.abort())
+    found.locator("#grid button").first.click()
+    expect(found.locator("#viewer-missing")).to_have_text("no preview")
+    expect(found.locator("#viewer-image")).to_be_hidden()
+
+
+def test_what_is_no_picture_is_named_and_another_may_be_chosen(page: Page, server: Running) -> None:
+    page.goto(server.url)
+    file: Any = {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"}
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#message")).to_contain_text("broken.jpg is not a picture")
+    expect(page.locator("#message button")).to_have_text("Choose another picture")
+    page.locator("#gallery").select_option("shards")
+    expect(page.locator("#message")).to_contain_text("broken.jpg is not a picture")
+    assert page.url.endswith("#g=shards")
+
+
+def test_while_it_loads_a_browser_waits_for_the_page(page: Page, root, encoder, registry) -> None:
+    with bind("127.0.0.1", 0) as listener:
+        url = address_of(listener)
+        with contextlib.closing(WaitingRoom(listener)):
+            answer = page.goto(f"{url}/#g=pets&q=a+cat")
+            assert answer is not None
+            assert (answer.status, answer.headers["content-type"]) == (
+                503,
+                "text/html; charset=utf-8",
+            )
+            expect(page.get_by_role("status")).to_contain_text("still loading")
+        settings = Settings(galleries=root)
+        app = create_app(settings, Resources(encoder, registry))
+        server = uvicorn.Server(server_config(app, settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        expect(page.locator("#query")).to_have_value("a cat")
+        server.should_exit = True
+        thread.join(20)
 
 
 def test_what_cannot_be_explained_is_said_and_may_be_tried_again(found: Page) -> None:

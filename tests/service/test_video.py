@@ -198,6 +198,31 @@ def test_a_browser_may_show_the_original(serve, found, page):
     expect(page.locator("video")).to_be_visible()
 
 
+@pytest.mark.slow
+def test_the_page_explains_the_moment_that_was_found(serve, found, page):
+    server = serve(found=found)
+    hits = server.client.post(f"{CLIPS}/search", json={"query": "a red car", "k": 30}).json()[
+        "hits"
+    ]
+    page.goto(f"{server.url}/#g=clips&q=a+red+car")
+    page.locator("#grid button").first.click()
+    expect(page.locator("#viewer-video")).to_be_visible()
+    expect(page.locator("#viewer-image")).to_be_hidden()
+    with page.expect_request("**/v1/explain") as asked:
+        page.locator("#explain").click()
+    sent = asked.value.post_data_json
+    assert (sent["item_id"], sent["text"]) == (hits[0]["id"], "a red car")
+    assert sent["time_s"] == hits[0]["moment"]["time_s"]
+    expect(page.locator("#viewer-map")).to_be_visible()
+    expect(page.locator("#viewer-video")).to_be_hidden()
+    assert page.locator("#viewer-video").evaluate("video => video.paused")
+    page.locator("#words button[aria-pressed=true]").click()
+    expect(page.locator("#viewer-video")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-facts")).to_contain_text("place")
+    expect(page.locator("#viewer-id")).to_have_text(hits[1]["id"])
+
+
 def test_large_frames_and_files_that_changed_have_no_thumbnail(
     serve, encoder, folder, tmp_path, monkeypatch
 ):
