@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cots_cli.progress import is_quiet
+from cots_cli.progress import is_quiet, steps
 
 if TYPE_CHECKING:
     from cots_cli.relevance_page import Tile
@@ -65,13 +65,15 @@ def command(
     as_json: bool,
 ) -> None:
     """Map the similarity of a picture and each of TEXTS, and of its words, to patches (GAE)."""
-    from tqdm import tqdm
+    with steps("loading libraries") as done:
+        from tqdm import tqdm
 
-    from cots_cli.relevance_page import draw
-    from cots_model.errors import InputError
-    from cots_model.explainer import Explainer
-    from cots_model.images import decode_image
+        from cots_cli.relevance_page import draw
+        from cots_model.errors import InputError
+        from cots_model.explainer import Explainer
+        from cots_model.images import decode_image
 
+        done()
     if output.suffix.lower() != ".png":
         raise InputError(f"{output}: maps are written as PNG; give a name that ends in .png")
     if not output.parent.is_dir():
@@ -79,9 +81,11 @@ def command(
     if not all(text.strip() for text in texts):
         raise InputError("a text is empty; say what to look for")
     img = decode_image(picture)
-    explainer = Explainer.load(checkpoint, device=device)
     layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
-    found = [explainer(img, text, **layers) for text in texts]
+    with steps("loading the model", "looking for the texts") as done:
+        explainer = Explainer.load(checkpoint, device=device)
+        done()
+        found = [explainer(img, text, **layers) for text in texts]
     num_words = 0 if whole else sum(len(explainer.spans(text)) for text in texts)
     with tqdm(total=num_words, unit=" words", disable=is_quiet() or whole, leave=False) as bar:
         of_words = [

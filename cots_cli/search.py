@@ -28,7 +28,7 @@ Examples:
   cots search --gallery galleries/photos "a dog" --filter '{"year": {"gte": 2020}}' --deduplicate
 """,
 )
-@click.argument("words", required=False)
+@click.argument("words", nargs=-1)
 @click.option("--gallery", type=click.Path(path_type=Path), required=True, help="Gallery folder.")
 @click.option("--image", type=click.Path(path_type=Path), help="Search by a picture instead.")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
@@ -56,7 +56,7 @@ Examples:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"hits": …}, each as over HTTP.')
 def command(
-    words: str | None,
+    words: tuple[str, ...],
     gallery: Path,
     image: Path | None,
     k: int,
@@ -74,11 +74,12 @@ def command(
 
     Of a video the moment is told, too: when the frame is shown that fits best.
     """
-    if words is None and image is None:
+    text = " ".join(words)
+    if not words and image is None:
         raise click.UsageError('say what to look for: words, such as "two dogs", or --image FILE')
-    if words is not None and image is not None:
-        raise click.UsageError(f"words ({words!r}) and --image are two searches; give one of them")
-    if words is not None and not words.strip():
+    if words and image is not None:
+        raise click.UsageError(f"words ({text!r}) and --image are two searches; give one of them")
+    if words and not text.strip():
         raise click.UsageError("the words are empty; say what is looked for")
     where = None if filter_json is None else _parse_filter(filter_json)
     with steps(
@@ -94,7 +95,7 @@ def command(
         done()
         opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
         done()
-        query_1E = _embed(encoder, words, image)
+        query_1E = _embed(encoder, text, image)
         [hits] = search_gallery(
             opened,
             query_1E,
@@ -121,12 +122,12 @@ def _parse_filter(text: str) -> Filter:
     return parse_filter(raw)
 
 
-def _embed(encoder: Encoder, words: str | None, image: Path | None) -> Vectors:
+def _embed(encoder: Encoder, text: str, image: Path | None) -> Vectors:
     from cots_model.images import decode_image
 
     if image is not None:
         return encoder.encode_images([decode_image(image)])
-    return encoder.encode_texts([words or ""])
+    return encoder.encode_texts([text])
 
 
 def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:

@@ -34,6 +34,7 @@ _PARTIAL = ".partial-"
 _FORMAT = "%Y%m%dT%H%M%S.%fZ"
 _VERSION = re.compile(r"^[0-9]{8}T[0-9]{6}\.[0-9]{6}Z$")
 _WITHDRAWN = "withdrawn"
+_SHOWN = 3  # galleries that are named to who names none
 _LINE = re.compile(rf"^([0-9]{{8}}T[0-9]{{6}}\.[0-9]{{6}}Z) ([0-9a-f]{{64}})( {_WITHDRAWN})?$")
 
 
@@ -285,5 +286,7 @@ def _why_no_pointer(root: Path) -> str:
         return f"{root} has no finished version yet; run `cots index build` again"
     inside = sorted(path.parent.name for path in root.glob(f"*/{POINTER}"))
     if inside:
-        return f"{root} is no gallery but holds some; name one: {root / inside[0]}"
+        more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+        shown = ", ".join(str(root / name) for name in inside[:_SHOWN])
+        return f"{root} is no gallery but holds some; name one: {shown}{more}"
     return f"{root} is not a gallery (it has no file {POINTER}); name a folder that a build made"

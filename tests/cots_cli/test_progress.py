@@ -36,7 +36,9 @@ def test_each_step_is_told_on_a_terminal_and_gone_at_the_end() -> None:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        subprocess.run([sys.executable, "-c", CODE], stdout=theirs, stderr=theirs, check=True)
+        subprocess.run(
+            [sys.executable, "-c", CODE], stdout=theirs, stderr=theirs, check=True, timeout=60
+        )
     finally:
         os.close(theirs)
         reader.join(10)

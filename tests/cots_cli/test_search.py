@@ -62,6 +62,29 @@ def test_search_prints_the_hits_of_search_gallery(search, gallery, tiny_checkpoi
     assert first["thumbnail"] == path
 
 
+def test_words_need_no_quotes(search):
+    assert search("a", "red", "dog", "--json").stdout == search("a red dog", "--json").stdout
+
+
+def test_search_tells_on_a_terminal_what_it_is_at(search, monkeypatch):
+    quiet = search("a dog")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    monkeypatch.setattr("cots_cli.progress.is_quiet", lambda: False)
+    told = search("a dog")
+    assert told.stdout == quiet.stdout
+    places = [told.stderr.index(step) for step in ("1/4 loading", "2/4 loading the model", "4/4")]
+    assert places == sorted(places)
+
+
+def test_the_folder_of_galleries_is_no_gallery(gallery, tiny_checkpoint, tmp_path):
+    for name in ("a", "b", "c", "d", "e"):
+        (tmp_path / name).symlink_to(gallery)
+    result = CliRunner().invoke(command, ["--gallery", str(tmp_path), "a dog"])
+    assert isinstance(result.exception, GalleryError)
+    folders = ", ".join(str(tmp_path / name) for name in "abc")
+    assert str(result.exception).endswith(f"holds some; name one: {folders} and 2 more")
+
+
 def test_search_by_image_finds_that_image(search, gallery):
     item = Gallery.open(gallery).item(7)
     picture = gallery.parent / "query.png"
