@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_RETRY_S = 60
+_MOST_NAME = 64
 _CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
 
 
@@ -85,6 +86,12 @@ def gallery_away(name: str) -> ApiError:
 def root_at_fault(fault: str) -> ApiError:
     """A 503 for what cannot be loaded because nothing can."""
     return ApiError(503, "gallery_unavailable", f"{fault}; check it and reload")
+
+
+def unknown_parameter(name: str, advice: str) -> ApiError:
+    """A 422 for a query parameter that a route does not have; a long name is cut."""
+    shown = name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}..."
+    return invalid("unknown_field", f"there is no query parameter {shown!r}; {advice}", param=shown)
 
 
 def past_deadline() -> ApiError:
@@ -191,6 +198,5 @@ async def _on_bad_parameters(request: Request, err: Exception) -> Response:
     where = [str(part) for part in fault["loc"][1:]]
     param = ".".join(where) or str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
-        message = f"there is no query parameter {param!r}; see /docs for those that are"
-        return error_response(invalid("unknown_field", message, param=param))
+        return error_response(unknown_parameter(param, "see /docs for those there are"))
     return error_response(invalid("invalid_value", f"{param}: {fault['msg']}", param=param))

@@ -30,7 +30,7 @@ class Limits:
     """Answers 413 as soon as a body is known to be too large, and 408 when it comes too slowly.
 
     Both hold with and without a content-length. Bodies beyond what may be held together get 429. So
-    does, while the event loop is late, whatever comes beside `CROWD` others.
+    does, while the event loop is late, whatever comes beside `CROWD` others that wait.
     What a route enters into `request.state.held`, an `ExitStack`, ends when the answer has been
     sent.
     """

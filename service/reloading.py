@@ -79,7 +79,7 @@ class Reloader:
         taken_s = 0.0 if since_s is None else time.monotonic() - since_s
         if taken_s <= LONG_S:
             return []
-        looks = f"galleries: one look at what is new has taken {taken_s:.0f} s so far"
+        looks = f"galleries: the look at one of them has taken {taken_s:.0f} s so far"
         return [f"{looks}; a large version is being loaded, or a disk does not answer"]
 
     def close(self) -> None:
@@ -99,7 +99,6 @@ class Reloader:
         next_s = time.monotonic() + self._interval_s
         while not self._closed:
             requests = self._take(next_s)
-            self._looks_since_s = time.monotonic()
             for name in dict.fromkeys(asked.name for asked in requests):
                 self._answer([asked for asked in requests if asked.name == name])
             if self._interval_s and time.monotonic() >= next_s:
@@ -117,7 +116,7 @@ class Reloader:
 
     def _answer(self, requests: Sequence[_Asked]) -> None:
         """One look for all requests of one gallery."""
-        if self._closed:
+        if self._has_to_stop():
             return
         latest_s = max(asked.asked_s for asked in requests)
         try:
@@ -131,9 +130,15 @@ class Reloader:
             return
         self._finish(requests, status)
 
+    def _has_to_stop(self) -> bool:
+        """Asked before each gallery."""
+        self._looks_since_s = time.monotonic()
+        return self._closed
+
     def _poll(self) -> None:
         try:
-            self._registry.poll(stop=lambda: self._closed)
+            self._has_to_stop()
+            self._registry.poll(stop=self._has_to_stop)
         except Exception:  # it must not end the thread
             log.exception("looking for new galleries failed")
 

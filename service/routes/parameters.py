@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from index_builder.gallery import Gallery
-from service.errors import invalid
+from service.errors import unknown_parameter
 from service.schemas import ErrorResponse
 from service.state import Service, get_service
 
@@ -27,8 +27,7 @@ NamedGallery = Annotated[Gallery, Depends(get_gallery)]
 async def _refuse_query(request: Request) -> None:
     """What is asked for by a query parameter, such as `?k=5`, is not passed over in silence."""
     for name in request.query_params:
-        message = f"there is no query parameter {name!r}; this route has none"
-        raise invalid("unknown_field", message, param=name)
+        raise unknown_parameter(name, "this route has none")
 
 
 NO_QUERY = Depends(_refuse_query)

@@ -224,6 +224,12 @@ def test_query_parameter_that_means_nothing_is_refused(client, method, path) -> 
     assert (error["code"], error["param"]) == ("unknown_field", "top")
 
 
+def test_a_long_name_of_a_parameter_is_cut(client) -> None:
+    error = error_of(client.get(f"/v1/galleries?{'a' * 5000}=5"), 422)
+    assert error["param"] == "a" * 64 + "..."
+    assert len(error["message"]) < 200
+
+
 def test_unknown_route_and_method_have_the_error_shape(client) -> None:
     assert error_of(client.get("/nope"), 404)["code"] == "route_not_found"
     wrong = client.get(SEARCH)

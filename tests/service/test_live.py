@@ -291,7 +291,11 @@ def test_look_that_takes_long_is_told(serve, place, monkeypatch) -> None:
     monkeypatch.setattr("service.presence.list_galleries", lambda root: held.wait(20) and [])
 
     def warnings() -> list[str]:
-        return [line for line in server.client.get("/readyz").json()["warnings"] if "look" in line]
+        return [
+            line
+            for line in server.client.get("/readyz").json()["warnings"]
+            if "the look at" in line
+        ]
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reload, server)  # from a disk that does not answer
