@@ -65,7 +65,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Map the similarity of a picture and each of TEXTS, and of its words, to patches (GAE)."""
-    with steps("loading libraries") as done:
+    with steps("loading libraries", "loading the model", "looking for the texts") as done:
         from tqdm import tqdm
 
         from cots_cli.relevance_page import draw
@@ -73,18 +73,17 @@ def command(
         from cots_model.explainer import Explainer
         from cots_model.images import decode_image
 
+        if output.suffix.lower() != ".png":
+            raise InputError(f"{output}: maps are written as PNG; give a name that ends in .png")
+        if not output.parent.is_dir():
+            raise InputError(f"there is no folder {output.parent}; make it, or write elsewhere")
+        if not all(text.strip() for text in texts):
+            raise InputError("a text is empty; say what to look for")
         done()
-    if output.suffix.lower() != ".png":
-        raise InputError(f"{output}: maps are written as PNG; give a name that ends in .png")
-    if not output.parent.is_dir():
-        raise InputError(f"there is no folder {output.parent}; make it, or write elsewhere")
-    if not all(text.strip() for text in texts):
-        raise InputError("a text is empty; say what to look for")
-    img = decode_image(picture)
-    layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
-    with steps("loading the model", "looking for the texts") as done:
+        img = decode_image(picture)
         explainer = Explainer.load(checkpoint, device=device)
         done()
+        layers = {"start_layer": start_layer, "text_start_layer": text_start_layer}
         found = [explainer(img, text, **layers) for text in texts]
     num_words = 0 if whole else sum(len(explainer.spans(text)) for text in texts)
     with tqdm(total=num_words, unit=" words", disable=is_quiet() or whole, leave=False) as bar:

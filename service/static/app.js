@@ -121,10 +121,19 @@ function itemPath(id) {
   return `/v1/galleries/${encodeURIComponent(state.gallery)}/items/${encoded}`;
 }
 
+// The picture that was searched with, and what it found.
+function forget() {
+  state.asked += 1;
+  state.file = null;
+  chip();
+  grid.clear();
+  $("more").hidden = true;
+  say("");
+}
+
 function searchWith(file) {
   if (!file.type.startsWith("image/")) {
-    state.file = null;
-    chip();
+    if (state.file) forget();
     tell("That is not a picture", `${file.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
     return;
   }
@@ -145,7 +154,7 @@ function go({ text, like, gallery = state.gallery }) {
 }
 
 // What the words describe, in this gallery.
-function name() {
+function nameField() {
   const [one] = NAMES[current().modality] ?? ["item"];
   $("query").placeholder = `Describe a ${one}, or drop a picture here`;
   $("query-label").textContent = `Describe a ${one}`;
@@ -157,7 +166,7 @@ function follow() {
   state.gallery = names.includes(parts.get("g")) ? parts.get("g") : names[0];
   $("gallery").value = state.gallery;
   state.file = null;
-  name();
+  nameField();
   const text = parts.get("q") ?? "";
   const like = parts.get("like");
   $("query").value = text;
@@ -206,7 +215,7 @@ function listen() {
       return;
     }
     history.replaceState(null, "", `#${new URLSearchParams({ g: state.gallery })}`);
-    name();
+    nameField();
     search();
   });
   window.addEventListener("hashchange", follow);

@@ -44,6 +44,7 @@ export class Grid {
     this.hits = [];
     this.at = -1;
     this.shown = null;
+    this.isMissing = false;
     this.gallery = "";
     this.text = "";
     this.explanation = new Explanation(call, (isMap) => this.cover(isMap));
@@ -60,8 +61,8 @@ export class Grid {
       this.buttons()[this.at]?.focus();
     });
     $("viewer-image").addEventListener("error", () => {
-      $("viewer-image").hidden = true;
-      $("viewer-missing").hidden = false;
+      this.isMissing = true;
+      this.cover(!$("viewer-map").hidden);
     });
     $("close").addEventListener("click", () => this.viewer.close());
     $("previous").addEventListener("click", () => this.show(this.at - 1));
@@ -143,6 +144,7 @@ export class Grid {
     if (!hit) return;
     this.at = number;
     this.shown = hit;
+    this.isMissing = false;
     this.explanation.offer(hit, this.gallery, this.text);
     this.stage(hit);
     $("viewer-id").textContent = hit.id;
@@ -154,17 +156,16 @@ export class Grid {
     $("viewer-facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", plain(value))]),
     );
-    if (!this.viewer.open) {
-      this.viewer.showModal();
-      $("similar").focus(); // a video would take the keys
-    }
+    const opens = !this.viewer.open;
+    if (opens) this.viewer.showModal();
+    const isLost = !this.viewer.contains(document.activeElement); // it was on a word that is gone
+    if (opens || isLost) $("similar").focus(); // a video would take the keys
   }
 
   stage(hit) {
     const image = $("viewer-image");
     const video = $("viewer-video");
     this.stop();
-    $("viewer-missing").hidden = true;
     $("viewer-text").hidden = hit.text === undefined;
     $("viewer-text").textContent = hit.text ?? "";
     if (hit.moment) {
@@ -181,7 +182,8 @@ export class Grid {
   cover(isMap) {
     const hit = this.shown;
     if (isMap) $("viewer-video").pause();
-    $("viewer-image").hidden = isMap || !hit?.thumbnail || Boolean(hit.moment);
+    $("viewer-image").hidden = isMap || this.isMissing || !hit?.thumbnail || Boolean(hit.moment);
+    $("viewer-missing").hidden = isMap || !this.isMissing;
     $("viewer-video").hidden = isMap || !hit?.moment;
   }
 

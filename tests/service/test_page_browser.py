@@ -130,10 +130,11 @@ def test_keys_walk_through_the_hits_whatever_was_pressed_before(found: Page) -> 
     for expected in (4, 5):
         found.keyboard.press("ArrowRight")
         assert place(found) == expected
+        expect(found.locator("#similar")).to_be_focused()  # the word that was is gone
     found.keyboard.press("ArrowLeft")
     assert place(found) == 4
     for _ in range(40):
-        found.locator("#next").click(force=True)
+        found.locator("#next").dispatch_event("click")
     last = place(found)
     assert last == found.locator("#grid button").count()
     found.keyboard.press("ArrowLeft")
@@ -179,6 +180,10 @@ def test_what_is_no_picture_is_named_and_another_may_be_chosen(page: Page, serve
     page.locator("#gallery").select_option("shards")
     expect(page.locator("#message")).to_contain_text("broken.jpg is not a picture")
     assert page.url.endswith("#g=shards")
+    notes: Any = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
+    page.locator("#file").set_input_files(notes)
+    expect(page.locator("#message")).to_contain_text("notes.txt is not a picture")
+    expect(page.locator("#chip")).to_be_hidden()
 
 
 def test_while_it_loads_a_browser_waits_for_the_page(page: Page, root, encoder, registry) -> None:
