@@ -141,6 +141,7 @@ def test_keys_walk_through_the_hits_whatever_was_pressed_before(found: Page) -> 
     assert place(found) == last - 1
     found.keyboard.press("Escape")
     expect(found.locator("#viewer")).to_be_hidden()
+    expect(found.locator("#grid button").nth(last - 2)).to_be_focused()
     found.keyboard.press("ArrowRight")  # in the grid now
     expect(found.locator("#viewer")).to_be_hidden()
     expect(found.locator("#grid button").nth(last - 1)).to_be_focused()
