@@ -10,6 +10,7 @@ Shape letters: h and w patches, L tokens, W words.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Encoding
 from torch import Tensor, nn
 
 from cots_model import checkpoint
@@ -27,6 +29,8 @@ from cots_model.preprocess import Preprocess, squared
 from cots_model.relevance import explain, explain_words, never, num_layers
 
 _HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
+_COMPOUND = re.compile(r"[^\W_]+(?:['\u2019\u2010\u2011-][^\W_]+)+")
+"""What a tokenizer cuts and a reader does not: `dog's`, `black-and-white`."""
 
 
 @dataclass(frozen=True)
@@ -194,35 +198,37 @@ class Explainer:
 
     def _words(self, text: str, token_L: Tensor) -> tuple[tuple[str, float], ...]:
         """Shares of words, each the sum of the tokens it was cut into."""
-        encoding = self._preprocess.tokenizer.encode(text)
-        relevance: dict[int, float] = {}
-        spans: dict[int, list[tuple[int, int]]] = {}
-        for word, span, value in zip(
-            encoding.word_ids, encoding.offsets, token_L.tolist(), strict=True
-        ):
-            if word is not None:
-                relevance[word] = relevance.get(word, 0.0) + value
-                spans.setdefault(word, []).append(span)
-        total = sum(relevance.values()) or 1.0
+        spans = _all_spans(text, self._preprocess.tokenizer.encode(text))
+        relevance = [float(token_L[list(span.tokens)].sum()) for span in spans]
+        total = sum(relevance) or 1.0
         return tuple(
-            (text[spans[word][0][0] : spans[word][-1][1]], value / total)
-            for word, value in relevance.items()
+            (text[span.start : span.end], value / total)
+            for span, value in zip(spans, relevance, strict=True)
         )
 
 
 def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
     """The words of a text that a model reads, without punctuation."""
     text = _without_surrogates(text)
-    encoding = preprocess.tokenizer.encode(text)
-    tokens: dict[int, list[int]] = {}
+    spans = _all_spans(text, preprocess.tokenizer.encode(text))
+    return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
+
+
+def _all_spans(text: str, encoding: Encoding) -> list[WordSpan]:
+    """Words and punctuation of a text."""
+    compounds = {
+        place: match.start() for match in _COMPOUND.finditer(text) for place in range(*match.span())
+    }
+    tokens: dict[tuple[str, int], list[int]] = {}
     for token, word in enumerate(encoding.word_ids):
         if word is not None:
-            tokens.setdefault(word, []).append(token)
-    spans = [
+            compound = compounds.get(encoding.offsets[token][0])
+            key = ("word", word) if compound is None else ("compound", compound)
+            tokens.setdefault(key, []).append(token)
+    return [
         WordSpan(encoding.offsets[of_word[0]][0], encoding.offsets[of_word[-1]][1], of_word)
         for of_word in tokens.values()
     ]
-    return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
 
 
 def is_cut(preprocess: Preprocess, text: str) -> bool:

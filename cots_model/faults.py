@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-_SHOWN = 60  # characters of a value
+_SHOWN = 60  # characters of a name or a value
 
 
 def describe_faults(error: ValidationError, model: type[BaseModel]) -> str:
     """One clause for each bad key: its place, what came, what is accepted."""
-    return "; ".join(_clause(fault, model) for fault in error.errors())
+    return "; ".join(describe_fault(fault, model) for fault in error.errors())
 
 
-def _clause(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    place = ".".join(map(str, fault["loc"]))
+def describe_fault(
+    fault: ErrorDetails, model: type[BaseModel], *, prefix: str = "", noun: str = "key"
+) -> str:
+    """One clause.
+
+    Args:
+        fault: of `ValidationError.errors()`.
+        model: that was asked for.
+        prefix: where in what the user wrote that model is.
+        noun: what users call a place in it.
+    """
+    place = place_of(fault, prefix=prefix)
     if fault["type"] == "extra_forbidden":
-        return _unknown(fault["loc"], model)
+        return f"unknown {noun} {place}{_advice(fault['loc'], model, prefix)}"
     if fault["type"] == "missing":
         return f"{place} is missing"
     message = fault["msg"].removeprefix("Value error, ")
@@ -29,17 +40,25 @@ def _clause(fault: ErrorDetails, model: type[BaseModel]) -> str:
     return f"{place or 'the whole'}: {message}, not {_shown(fault['input'])}"
 
 
-def _unknown(loc: Sequence[int | str], model: type[BaseModel]) -> str:
-    """Of a key that nothing has; the nearest one, or all that there are."""
+def place_of(fault: ErrorDetails, *, prefix: str = "") -> str:
+    """Dotted, below `prefix`; empty for the whole. Names that came are cut if they are long."""
+    return ".".join([*filter(None, [prefix]), *map(shortened, fault["loc"])])
+
+
+def shortened(name: int | str) -> str:
+    """A name from outside, which may be as long as it likes."""
+    text = str(name)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _advice(loc: Sequence[int | str], model: type[BaseModel], prefix: str) -> str:
+    """For a key that nothing has: the nearest one, or all that there are."""
     *parents, key = map(str, loc)
-    prefix = "".join(f"{parent}." for parent in parents)
     known = _fields(model, parents)
-    if not known:
-        return f"unknown key {prefix}{key}"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(key[:_SHOWN], known, n=1, cutoff=0.7)
     if near:
-        return f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
-    return f"unknown key {prefix}{key}; accepted here: {', '.join(known)}"
+        return f"; did you mean {'.'.join([*filter(None, [prefix]), *parents, *near])}?"
+    return f"; accepted here: {', '.join(known)}" if known else ""
 
 
 def _fields(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
@@ -60,5 +79,16 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    """As JSON and YAML write it, or how much it is."""
+    match value:
+        case None | bool():
+            return json.dumps(value)
+        case str() if len(value) > _SHOWN:
+            return f"{value[: _SHOWN - 1]!r}…"
+        case list() | tuple() if value:
+            return f"a list of {len(value):,}"
+        case dict() if value:
+            return "an object"
+        case int() if value.bit_length() > _SHOWN:
+            return "a number of many digits"
+    return shortened(repr(value))

@@ -53,7 +53,7 @@ async def read_json(
     try:
         return kind.model_validate(body, strict=True)
     except ValidationError as err:
-        raise from_validation(err) from err
+        raise from_validation(err, kind) from err
 
 
 def _parse_object(raw: bytes, example: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _read_options(form: FormData) -> SearchOptions:
     try:
         return SearchOptions.model_validate(values)
     except ValidationError as err:
-        raise from_validation(err) from err
+        raise from_validation(err, SearchOptions) from err
 
 
 def _read_filter(value: str) -> Any:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from typing import cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
+from cots_model.faults import describe_fault, place_of, shortened
 from index_builder.gallery import ItemNotFoundError
 from service.encoding import EncoderMemoryError
 from service.jobs import DeadlineError, PoolClosedError, QueueFullError
@@ -23,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_RETRY_S = 60
-_MOST_NAME = 64
 _CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
 
 
@@ -90,8 +93,15 @@ def root_at_fault(fault: str) -> ApiError:
 
 def unknown_parameter(name: str, advice: str) -> ApiError:
     """A 422 for a query parameter that a route does not have; a long name is cut."""
-    shown = name if len(name) <= _MOST_NAME else f"{name[:_MOST_NAME]}..."
+    shown = shortened(name)
     return invalid("unknown_field", f"there is no query parameter {shown!r}; {advice}", param=shown)
+
+
+def repeated_parameter(name: str, times: int) -> ApiError:
+    """A 422 for a query parameter that came more than once."""
+    shown = shortened(name)
+    message = f"the query parameter {shown!r} was sent {times} times; send it once"
+    return invalid("repeated_field", message, param=shown)
 
 
 def past_deadline() -> ApiError:
@@ -194,9 +204,10 @@ async def _on_disconnect(request: Request, err: Exception) -> Response:
 
 async def _on_bad_parameters(request: Request, err: Exception) -> Response:
     assert isinstance(err, RequestValidationError)
-    fault = err.errors()[0]
-    where = [str(part) for part in fault["loc"][1:]]
-    param = ".".join(where) or str(fault["loc"][0])
+    first = err.errors()[0]
+    kind, *where = first["loc"]  # such as `query`
+    fault = cast(ErrorDetails, {**first, "loc": tuple(where) or (kind,)})
+    param = place_of(fault)
     if fault["type"] == "extra_forbidden":
         return error_response(unknown_parameter(param, "see /docs for those there are"))
-    return error_response(invalid("invalid_value", f"{param}: {fault['msg']}", param=param))
+    return error_response(invalid("invalid_value", describe_fault(fault, BaseModel), param=param))

@@ -91,8 +91,8 @@ EXAMPLES = (
     Example(421, "host_not_allowed", "this server is not called 'photos.example.org'; use "
             "http://localhost, or add the name to the setting allowed_hosts (COTS_ALLOWED_HOSTS)"),
     Example(422, "invalid_value", "k is 2,000; at most 1,000 is accepted", "k", _SEARCH),
-    Example(422, "unknown_field", "limit is not a field of this request; see /docs for those that "
-            "are", "limit", _SEARCH),
+    Example(422, "unknown_field", "unknown field limit; accepted here: k, offset, min_score, "
+            "filter, deduplicate, include, rank_by, query, queries", "limit", _SEARCH),
     Example(422, "unknown_field", "there is no query parameter 'k'; this route has none", "k",
             _LOADS),
     Example(422, "query_missing", 'query is missing; give a string, {"text"}, {"image"}, '

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from torch import Tensor
 
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError
+from cots_model.faults import describe_fault, place_of
 from cots_model.images import decode_image
 from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
@@ -103,7 +104,7 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     try:
         part = QueryPart.model_validate(raw, strict=True)
     except ValidationError as err:
-        raise from_validation(err, param) from err
+        raise from_validation(err, QueryPart, param) from err
     if len(part.forms()) != 1:
         message = f"{param} has {part.forms() or 'none'} of the forms; give exactly one: {_FORMS}"
         raise invalid("query_form", message, param=param)
@@ -128,15 +129,19 @@ def check_text(text: str, param: str, most: int) -> None:
         raise invalid("text_too_long", message, param=param)
 
 
-def from_validation(err: ValidationError, prefix: str = "") -> ApiError:
-    """The first fault of a pydantic error, as a 422."""
-    faults = err.errors(include_url=False, include_input=False)
+def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:
+    """The first fault of a pydantic error, as a 422.
+
+    Args:
+        err: of `model`.
+        model: what was asked for.
+        prefix: where in the body it should have been.
+    """
+    faults = err.errors(include_url=False)
     fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-    param = ".".join([*([prefix] if prefix else []), *(str(p) for p in fault["loc"])])
-    if fault["type"] == "extra_forbidden":
-        message = f"{param} is not a field of this request; see /docs for those that are"
-        return invalid("unknown_field", message, param=param)
-    return invalid("invalid_value", f"{param or 'body'}: {fault['msg']}", param=param or None)
+    code = "unknown_field" if fault["type"] == "extra_forbidden" else "invalid_value"
+    message = describe_fault(fault, model, prefix=prefix, noun="field")
+    return invalid(code, message, param=place_of(fault, prefix=prefix) or None)
 
 
 def prepare(

@@ -23,7 +23,14 @@ from service.content import ByteRange, ContentResponse, content_headers, etag_ma
 from service.errors import ApiError, invalid
 from service.links import item_path, parse_item_path
 from service.rendering import no_thumbnail, shown_time_s, thumbnail_of
-from service.routes.parameters import NO_QUERY, CurrentService, NamedGallery, deadline_of, errors
+from service.routes.parameters import (
+    NO_QUERY,
+    ONCE,
+    CurrentService,
+    NamedGallery,
+    deadline_of,
+    errors,
+)
 from service.schemas import ItemBody
 from service.state import Service
 
@@ -110,7 +117,12 @@ class ItemRequest:
 Asked = Annotated[ItemRequest, Depends(ItemRequest)]
 
 
-@router.get("/{item_id:path}/thumbnail", response_class=Response, responses=_JPEG)
+@router.get(
+    "/{item_id:path}/thumbnail",
+    response_class=Response,
+    responses=_JPEG,
+    dependencies=[ONCE],
+)
 async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) -> Response:
     """A JPEG of the picture, or of a frame of the video, `size` pixels on its longer side."""
     return await _answer(asked, params)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from index_builder.gallery import Gallery
-from service.errors import unknown_parameter
+from service.errors import repeated_parameter, unknown_parameter
 from service.schemas import ErrorResponse
 from service.state import Service, get_service
 
@@ -31,6 +32,16 @@ async def _refuse_query(request: Request) -> None:
 
 
 NO_QUERY = Depends(_refuse_query)
+
+
+async def _refuse_repeated(request: Request) -> None:
+    """Of `?size=64&size=128` neither is meant more than the other."""
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if times > 1:
+            raise repeated_parameter(name, times)
+
+
+ONCE = Depends(_refuse_repeated)
 
 
 def deadline_of(service: Service) -> float:

@@ -7,6 +7,8 @@ const PLAIN = new Set(
   "a an the and or of in on at to with by for from is are it its his her their this that as near".split(" "),
 );
 
+const PAUSE_MS = 250; // before the maps of the next hit are asked for: who leafs through hits needs none
+
 function blobOf(base64) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   return new Blob([bytes], { type: "image/png" });
@@ -21,18 +23,28 @@ export class Explanation {
     this.drawn = null;
     this.maps = [];
     this.at = -1;
+    this.wanted = null; // the word whose map is looked at, to be shown on the next hit as well
+    this.timer = 0;
     $("explain").addEventListener("click", () => this.look());
   }
 
   // For one hit of a search; without words there is nothing to look for.
   offer(hit, gallery, text) {
-    this.close();
+    this.drop();
     this.asked = { text, gallery, item_id: hit.id, overlay: true };
     if (hit.moment) this.asked.time_s = hit.moment.time_s;
-    $("explain").hidden = !hit.thumbnail || !/[\p{L}\p{N}]/u.test(text);
+    const isOffered = Boolean(hit.thumbnail) && /[\p{L}\p{N}]/u.test(text);
+    $("explain").hidden = !isOffered;
+    if (isOffered && this.wanted) this.timer = setTimeout(() => this.look(), PAUSE_MS);
   }
 
   close() {
+    this.wanted = null;
+    this.drop();
+  }
+
+  drop() {
+    clearTimeout(this.timer);
     this.drawn?.abort();
     this.drawn = null;
     this.maps.forEach((map) => URL.revokeObjectURL(map.url));
@@ -50,6 +62,7 @@ export class Explanation {
 
   async look() {
     if (this.drawn) return;
+    clearTimeout(this.timer);
     const drawn = new AbortController();
     this.drawn = drawn;
     this.wait(true);
@@ -73,7 +86,8 @@ export class Explanation {
   list(words) {
     this.maps = words.map(({ word, overlay }) => ({ word, url: URL.createObjectURL(blobOf(overlay)) }));
     $("words").replaceChildren(...words.map((word, number) => this.button(word, number)));
-    this.show(this.best(words));
+    const same = words.findIndex(({ word }) => word === this.wanted);
+    this.choose(same < 0 ? this.best(words) : same);
     const hadFocus = document.activeElement === $("explain");
     $("explain").hidden = true;
     if (hadFocus) $("words").children[this.at].focus();
@@ -92,8 +106,13 @@ export class Explanation {
     const score = document.createElement("small");
     score.textContent = similarity.toFixed(2);
     button.append(word, " ", score);
-    button.addEventListener("click", () => this.show(number === this.at ? -1 : number));
+    button.addEventListener("click", () => this.choose(number === this.at ? -1 : number));
     return button;
+  }
+
+  choose(number) {
+    this.wanted = this.maps[number]?.word ?? null;
+    this.show(number);
   }
 
   // The map of one word, or the picture for -1.

@@ -38,6 +38,31 @@ def test_words_are_found_where_they_stand(encoder, img) -> None:
     assert found.similarity == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a dog's ball", ["a", "dog's", "ball"]),
+        ("the dogs\u2019 t-shirt", ["the", "dogs", "t-shirt"]),
+        ("black-and-white rock'n'roll", ["black-and-white", "rock'n'roll"]),
+        ("'dogs' - in,snow", ["dogs", "in", "snow"]),
+        ("\u96ea\u4e2d\u7684\u72d7", ["\u96ea", "\u4e2d", "\u7684", "\u72d7"]),
+    ],
+)
+def test_words_are_those_of_a_reader(encoder, img, text, words) -> None:
+    found = Explainer.of(encoder).words(img, text)
+    assert [word.word for word in found.words] == words
+    shares = [word for word, _ in Explainer.of(encoder)(img, text).words]
+    assert [word for word in shares if any(map(str.isalnum, word))] == words
+
+
+def test_the_share_of_a_word_is_that_of_all_its_tokens(encoder, img) -> None:
+    parts = dict(Explainer.of(encoder)(img, "a t - shirt").words)
+    whole = dict(Explainer.of(encoder)(img, "a t-shirt").words)  # the same tokens
+    assert whole["a"] == pytest.approx(parts["a"], abs=1e-6)
+    assert whole["t-shirt"] == pytest.approx(1 - parts["a"], abs=1e-6)
+    assert sum(whole.values()) == pytest.approx(1)
+
+
 def test_the_encoder_is_not_touched(encoder, img) -> None:
     before = encoder.encode_images([img]), encoder.encode_texts([TEXT])
     explainer = Explainer.of(encoder)

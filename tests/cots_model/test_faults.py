@@ -38,7 +38,7 @@ class Whole(Frozen):
         ({}, "mine: epochs is missing"),
         ({"epochs": 1, "sources": [{}]}, "sources.0.path is missing"),
         ({"epochs": "x"}, "unable to parse string as an integer, not 'x'"),
-        ({"epochs": None}, "epochs: Input should be a valid integer, not None"),
+        ({"epochs": None}, "epochs: Input should be a valid integer, not null"),
         ({"epochs": 1, "inner": {"rate": -1}}, "rate: Input should be greater than 0, not -1"),
         ({"epochs": 1, "kind": "c" * 99}, "kind: Input should be 'a' or 'b', not 'cccc"),
         ([], "the whole: Input should be a valid dictionary"),

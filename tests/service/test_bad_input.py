@@ -226,8 +226,50 @@ def test_query_parameter_that_means_nothing_is_refused(client, method, path) -> 
 
 def test_a_long_name_of_a_parameter_is_cut(client) -> None:
     error = error_of(client.get(f"/v1/galleries?{'a' * 5000}=5"), 422)
-    assert error["param"] == "a" * 64 + "..."
+    assert error["param"] == "a" * 59 + "…"
     assert len(error["message"]) < 200
+
+
+def thumbnail_path(client) -> str:
+    hits = client.post(SEARCH, json={"query": "a", "k": 1}).json()["hits"]
+    return str(hits[0]["thumbnail"])
+
+
+def test_a_query_parameter_is_sent_once(client) -> None:
+    path = thumbnail_path(client)
+    error = error_of(client.get(f"{path}?size=64&size=128"), 422)
+    assert (error["code"], error["param"]) == ("repeated_field", "size")
+    assert "2 times" in error["message"]
+    assert client.get(f"{path}?size=64").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"query": "a", "off_set": 3}, "unknown field off_set; did you mean offset?"),
+        ({"query": "a", "limit": 3}, "unknown field limit; accepted here: k, offset, min_score,"),
+        ({"query": {"txt": "a"}}, "unknown field query.txt; did you mean query.text?"),
+        ({"query": "a", "k": "ten"}, "k: Input should be a valid integer, not 'ten'"),
+        ({"query": "a", "k": "9" * 10**6}, "k: Input should be a valid integer, not '999"),
+        ({"query": "a", "deduplicate": None}, "a valid boolean, not null"),
+        ({"query": "a", "include": {"a": 1}}, "not an object"),
+        ({"query": "a", "offset": [1] * 5000}, "not a list of 5,000"),
+        ({"query": "a", "o" * 10**6: 3}, "unknown field ooo"),
+        ({"query": "a", "\n" * 100: 3}, "unknown field"),
+    ],
+)
+def test_what_came_and_what_is_accepted_are_said_in_few_words(client, body, says) -> None:
+    error = error_of(client.post(SEARCH, json=body), 422)
+    assert says in error["message"]
+    assert len(error["message"]) < 250
+    assert len(error["param"]) <= 64
+
+
+def test_the_value_of_a_query_parameter_is_said(client) -> None:
+    answer = client.get(f"{thumbnail_path(client)}?size=large")
+    message = error_of(answer, 422)["message"]
+    assert message.startswith("size: Input should be a valid integer")
+    assert message.endswith("not 'large'")
 
 
 def test_unknown_route_and_method_have_the_error_shape(client) -> None:

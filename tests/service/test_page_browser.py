@@ -79,12 +79,33 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     pressed.click()
     expect(found.locator("#viewer-map")).to_be_hidden()
     expect(found.locator("#viewer-image")).to_be_visible()
-    words.nth(2).click()
-    found.keyboard.press("ArrowRight")  # another hit: its words are not looked for yet
+    found.keyboard.press("ArrowRight")  # the picture was looked at last, so it is on the next hit
     expect(words).to_have_count(0)
-    expect(found.locator("#viewer-map")).to_be_hidden()
     expect(found.locator("#viewer-image")).to_be_visible()
+    found.wait_for_timeout(600)
+    expect(words).to_have_count(0)
     expect(found.locator("#explain")).to_be_visible()
+
+
+def test_the_map_of_a_word_goes_with_the_hits(found: Page) -> None:
+    found.locator("#grid button").first.click()
+    found.locator("#explain").click()
+    words = found.locator("#words button")
+    words.nth(2).click()
+    asked: list[str] = []
+    found.on("request", lambda request: asked.append(request.post_data or ""))
+    leaf = "for (const _ of [1, 2, 3]) document.getElementById('next').click()"
+    found.evaluate(leaf)  # who leafs through hits waits for no maps
+    expect(words).to_have_count(4)
+    expect(words.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(found.locator("#viewer-map")).to_be_visible()
+    ids = [json.loads(body)["item_id"] for body in asked if "overlay" in body]
+    assert ids == [found.locator("#viewer-id").inner_text()]
+    found.locator("#close").click()
+    found.locator("#grid button").first.click()
+    found.wait_for_timeout(600)
+    expect(words).to_have_count(0)
+    expect(found.locator("#viewer-image")).to_be_visible()
 
 
 def test_an_answer_that_is_cut_is_said(found: Page) -> None:
