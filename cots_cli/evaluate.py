@@ -23,6 +23,7 @@ Examples:
   cots evaluate --data 'shards/{00000..00004}.tar' --checkpoint runs/mine --json
   cots evaluate --data dataset_coco.json --image-root coco/ --split test
   cots evaluate --data val-00000.tar --checkpoint runs/a --ensemble runs/b
+  cots evaluate --data val-00000.tar --cutoffs
   cots evaluate --data '{path: MSRVTT_JSFUSION_test.csv, image_root: videos/}'""",
 )
 @click.option(
@@ -60,6 +61,12 @@ Examples:
     is_flag=True,
     help="Ask a text that several pictures have once; each of them is right (for keywords).",
 )
+@click.option(
+    "--cutoffs",
+    is_flag=True,
+    help="Print what a lowest score, or share of the best score, keeps of the pictures of a text, "
+    "and of all others.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @options.precision
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
@@ -72,6 +79,7 @@ def command(
     split: str | None,
     max_broken: float,
     share_texts: bool,
+    cutoffs: bool,
     device: str,
     precision: Precision,
     batch_size: int,
@@ -86,17 +94,24 @@ def command(
     from dataclasses import asdict
 
     from training.data import read_examples
-    from training.evaluate import evaluate, format_metrics
+    from training.evaluate import embed, format_cutoffs, format_metrics
 
     examples = read_examples(sources, image_root=image_root, split=split)
-    metrics = evaluate(
+    embedded = embed(
         _load((checkpoint, *others), device, precision),
         examples,
         batch_size=batch_size,
         max_broken_share=max_broken,
         share_texts=share_texts,
     )
-    click.echo(json.dumps(asdict(metrics)) if as_json else format_metrics(metrics))
+    metrics = embedded.metrics()
+    kept = embedded.cutoffs() if cutoffs else None
+    if as_json:
+        click.echo(json.dumps(asdict(metrics) | ({"cutoffs": asdict(kept)} if kept else {})))
+        return
+    click.echo(format_metrics(metrics))
+    if kept:
+        click.echo(f"\n{format_cutoffs(kept)}")
 
 
 def _load(checkpoints: tuple[str, ...], device: str, precision: Precision) -> Encoder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,13 +16,56 @@ from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import InputError
 from cots_model.videos import NUM_FRAMES, pool_frames
 from training.broken import BrokenCount
+from training.cutoffs import Cutoff, score_cutoffs
 from training.example import BrokenExampleError, Example
-from training.metrics import RetrievalMetrics, retrieval_metrics
+from training.metrics import Ints, RetrievalMetrics, retrieval_metrics
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Cutoffs:
+    """What a lowest score keeps, and what a lowest share of a text's best score does."""
+
+    min_score: list[Cutoff]
+    share_of_best: list[Cutoff]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A data set as a model sees it: N pictures or videos, M texts, P pairs of them.
+
+    Attributes:
+        image_NE: unit vectors.
+        text_ME: unit vectors.
+        image_of_pair_P: row of the picture of each pair.
+        text_of_pair_P: row of the text of each pair.
+    """
+
+    image_NE: Vectors
+    text_ME: Vectors
+    image_of_pair_P: Ints
+    text_of_pair_P: Ints
+
+    def metrics(self) -> RetrievalMetrics:
+        """R@1/5/10 both ways and the median ranks.
+
+        Raises:
+            InputError: if a score is not finite.
+        """
+        return retrieval_metrics(
+            self.image_NE, self.text_ME, self.image_of_pair_P, self.text_of_pair_P
+        )
+
+    def cutoffs(self) -> Cutoffs:
+        """What a lowest score keeps; raises as `score_cutoffs`."""
+        of = functools.partial(
+            score_cutoffs, self.image_NE, self.text_ME, self.image_of_pair_P, self.text_of_pair_P
+        )
+        return Cutoffs(min_score=of(), share_of_best=of(of_best=True))
+
+
+def embed(
     encoder: Encoder,
     examples: Sequence[Example],
     *,
@@ -28,8 +73,8 @@ def evaluate(
     num_frames: int = NUM_FRAMES,
     max_broken_share: float = 0.0,
     share_texts: bool = False,
-) -> RetrievalMetrics:
-    """R@1/5/10 both ways and the median ranks of a checkpoint on pictures or videos with captions.
+) -> Embedded:
+    """Embed pictures or videos with captions.
 
     Args:
         encoder: of the checkpoint.
@@ -42,16 +87,16 @@ def evaluate(
             right, as keywords are meant; the usual protocols take it for as many.
 
     Raises:
-        InputError: if more than that are broken, or a score is not finite.
+        InputError: if more than that are broken.
     """
-    image_NE, examples = _embed(encoder, examples, batch_size, num_frames, max_broken_share)
+    image_NE, examples = _embed_images(encoder, examples, batch_size, num_frames, max_broken_share)
     texts, image_of_pair_P = captions_of(examples)
     text_of_pair_P = np.arange(len(texts))
     if share_texts:
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         text_of_pair_P, texts = np.array([row_of[text] for text in texts]), list(row_of)
     text_ME = encoder.encode_texts(texts, batch_size=batch_size)
-    return retrieval_metrics(image_NE, text_ME, image_of_pair_P, text_of_pair_P)
+    return Embedded(image_NE, text_ME, image_of_pair_P, text_of_pair_P)
 
 
 def captions_of(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:
@@ -75,7 +120,27 @@ def format_metrics(metrics: RetrievalMetrics) -> str:
     return "\n".join(lines)
 
 
-def _embed(
+def format_cutoffs(cutoffs: Cutoffs) -> str:
+    """Two small tables for people."""
+    return "\n\n".join(
+        _format_cutoffs(title, of)
+        for title, of in (
+            ("min_score", cutoffs.min_score),
+            ("share of best", cutoffs.share_of_best),
+        )
+    )
+
+
+def _format_cutoffs(title: str, cutoffs: Sequence[Cutoff]) -> str:
+    lines = [f"{title:<13}{'right kept':>14}{'others kept':>14}"]
+    lines += [
+        f"{one.lowest:>13.3f}{one.right_percent:>12.2f} %{one.others_percent:>12.2f} %"
+        for one in cutoffs
+    ]
+    return "\n".join(lines)
+
+
+def _embed_images(
     encoder: Encoder,
     examples: Sequence[Example],
     batch_size: int,

@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,20 +119,32 @@ class _Matches:
         return best_C
 
 
-def _ranks(query_QE: Floats, key_KE: Floats, matches: _Matches, chunk: int | None) -> Ints:
-    """Rank from 0, for every query, of its best match."""
+def scores_in_chunks(
+    query_QE: Floats, key_KE: Floats, chunk: int | None = None
+) -> Iterator[tuple[Ints, Floats]]:
+    """The dot products of all queries with all keys, a chunk of rows `[C]` at a time.
+
+    Raises:
+        InputError: if a score is not finite.
+    """
     chunk = chunk or max(_ALIGN, _SCORES_AT_ONCE // len(key_KE))
     num_keys, key_KE = len(key_KE), _aligned(key_KE)
-    rank_Q = np.empty(len(query_QE), np.int64)
     for start in range(0, len(query_QE), chunk):
         rows_C = np.arange(start, min(start + chunk, len(query_QE)))
         with np.errstate(all="ignore"):  # checked below
             score_CK = (_aligned(query_QE[rows_C]) @ key_KE.T)[: len(rows_C), :num_keys]
         if not np.isfinite(score_CK).all():
             raise InputError("a score is not finite; the model or its input is broken")
+        yield rows_C, score_CK
+
+
+def _ranks(query_QE: Floats, key_KE: Floats, matches: _Matches, chunk: int | None) -> Ints:
+    """Rank from 0, for every query, of its best match."""
+    rank_Q = np.empty(len(query_QE), np.int64)
+    for rows_C, score_CK in scores_in_chunks(query_QE, key_KE, chunk):
         own_C1 = matches.best(rows_C, score_CK)[:, None]
         own_score_C1 = np.take_along_axis(score_CK, own_C1, axis=1)
-        earlier_CK = np.arange(num_keys) < own_C1
+        earlier_CK = np.arange(len(key_KE)) < own_C1
         better_CK = (score_CK > own_score_C1) | ((score_CK == own_score_C1) & earlier_CK)
         rank_Q[rows_C] = better_CK.sum(axis=1)
     return rank_Q

@@ -8,8 +8,9 @@ import pytest
 
 from cots_model.encoder import Encoder
 from tests.cots_cli.conftest import save_noise
+from training.cutoffs import KEPT_PERCENT
 from training.data import read_examples
-from training.evaluate import evaluate, format_metrics
+from training.evaluate import embed, format_metrics
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def expected(photos, tiny_checkpoint):
-    return evaluate(Encoder.load(tiny_checkpoint, device="cpu"), read_examples([str(photos)]))
+    return embed(
+        Encoder.load(tiny_checkpoint, device="cpu"), read_examples([str(photos)])
+    ).metrics()
 
 
 def test_evaluate_prints_json(cots, photos, tiny_checkpoint, expected):
@@ -47,6 +50,23 @@ def test_evaluate_prints_the_same_table_for_any_batch(
     )
     assert status == 0
     assert out == format_metrics(expected) + "\n"
+
+
+def test_evaluate_prints_what_a_lowest_score_keeps(cots, photos, tiny_checkpoint, expected):
+    arguments = ["--data", photos, "--checkpoint", tiny_checkpoint, "--cutoffs"]
+    status, table, _ = cots("evaluate", *arguments)
+    assert status == 0
+    told = json.loads(cots("evaluate", *arguments, "--json")[1])
+    cutoffs = told.pop("cutoffs")
+    assert told == asdict(expected)
+    for kind in ("min_score", "share_of_best"):
+        pairs = zip(cutoffs[kind], KEPT_PERCENT, strict=True)
+        assert all(one["right_percent"] >= kept for one, kept in pairs)
+    first, *rest = table.removeprefix(format_metrics(expected)).strip().split("\n\n")
+    assert len(rest) == 1
+    assert [line.split()[0] for line in first.split("\n")[1:]] == [
+        f"{one['lowest']:.3f}" for one in cutoffs["min_score"]
+    ]
 
 
 def test_evaluate_takes_several_sources(cots, photos, tiny_checkpoint):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from index_builder.content import Location
-from training.evaluate import evaluate
+from training.evaluate import embed
 from training.example import Example
 
 NUM_IMAGES, NUM_CAPTIONS, DIM = 5_000, 25_010, 32
@@ -61,7 +61,7 @@ def test_5000_pictures_and_25010_captions_are_counted_rightly_in_little_memory(t
 
     tracemalloc.start()
     try:
-        metrics = evaluate(Vectors(image_NE, text_ME), examples, batch_size=256)
+        metrics = embed(Vectors(image_NE, text_ME), examples, batch_size=256).metrics()
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

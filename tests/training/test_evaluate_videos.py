@@ -14,7 +14,7 @@ from index_builder.content import Location
 from training.data import read_examples
 from training.engine.hiding import Hider
 from training.engine.world import World
-from training.evaluate import _embed, evaluate
+from training.evaluate import _embed_images, embed
 from training.example import BrokenExampleError, Example
 from training.formats.source import SourceConfig
 from training.objective import per_frame, project_images
@@ -39,7 +39,7 @@ def clips(tmp_path):
 def test_a_video_is_the_mean_of_its_frames(clips, tiny_checkpoint, batch_size, examples):
     encoder = Encoder.load(tiny_checkpoint, device="cpu")
     mixed = [*read_examples([clips]), examples[0]]
-    image_NE, kept = _embed(encoder, mixed, batch_size, 16, 0.0)
+    image_NE, kept = _embed_images(encoder, mixed, batch_size, 16, 0.0)
     assert kept == mixed
     for row, example in enumerate(mixed):
         mean_E = encoder.encode_images(example.frames()).mean(0)
@@ -157,5 +157,5 @@ def test_a_broken_video_is_named(tmp_path):
 def test_real_clips_are_scored(shared_data, tiny_checkpoint):
     folder = shared_data / "videos"
     source = SourceConfig(path=str(folder / "captions.json"), image_root=folder)
-    metrics = evaluate(Encoder.load(tiny_checkpoint, device="cpu"), read_examples([source]))
+    metrics = embed(Encoder.load(tiny_checkpoint, device="cpu"), read_examples([source])).metrics()
     assert metrics.text_to_image.num_queries == 24

@@ -17,7 +17,7 @@ from training.caption_features import CaptionFeatures
 from training.config import AugmentConfig, RegressionConfig
 from training.data import read_examples
 from training.engine.same_run import write_run
-from training.evaluate import evaluate
+from training.evaluate import embed
 from training.feature_cache import FeatureCache, cached_features
 from training.regression import (
     fit_projections,
@@ -206,10 +206,10 @@ def test_pictures_are_found_without_any_training(
 ):
     """32 pictures of two colours by 64 captions: chance is 31 % among the first ten."""
     model.eval().save_pretrained(tmp_path / "a", preprocess, card="")
-    before = evaluate(Encoder.load(tmp_path / "a", device="cpu"), examples).text_to_image
+    before = embed(Encoder.load(tmp_path / "a", device="cpu"), examples).metrics().text_to_image
     fit(model, preprocess, examples, cache, ridge=0.01, whitening=0.5)
     model.eval().save_pretrained(tmp_path / "b", preprocess, card="")
-    after = evaluate(Encoder.load(tmp_path / "b", device="cpu"), examples).text_to_image
+    after = embed(Encoder.load(tmp_path / "b", device="cpu"), examples).metrics().text_to_image
     assert after.r10 > before.r10 + 20
     assert after.r10 > 60
 

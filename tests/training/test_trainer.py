@@ -14,7 +14,7 @@ from cots_model.errors import InputError
 from tests.training.conftest import write_folder
 from training.batches import PairBatches
 from training.engine.world import World
-from training.evaluate import evaluate, format_metrics
+from training.evaluate import embed, format_metrics
 from training.trainer import make_batches, make_model, make_stepper, train
 
 
@@ -83,7 +83,7 @@ def test_a_tiny_run_learns(configure, shard, examples):
     encoder = Encoder.load(folder, device="cpu")
     assert encoder.fingerprint == result.fingerprint
     assert encoder.name == "tiny-run"
-    assert evaluate(encoder, examples) == result.metrics
+    assert embed(encoder, examples).metrics() == result.metrics
     assert result.metrics.text_to_image.r1 > 30
     assert result.metrics.text_to_image.r5 > 80
     assert result.metrics.image_to_text.r1 > 30
@@ -161,7 +161,7 @@ def test_a_bad_run_is_refused_before_it_writes(configure, override, says):
 
 
 def test_format_metrics_is_a_table(examples, tiny_checkpoint):
-    metrics = evaluate(Encoder.load(tiny_checkpoint, device="cpu"), examples, batch_size=5)
+    metrics = embed(Encoder.load(tiny_checkpoint, device="cpu"), examples, batch_size=5).metrics()
     heading, t2i, i2t = format_metrics(metrics).splitlines()
     assert heading.split() == ["R@1", "R@5", "R@10", "MedR", "queries"]
     side = metrics.text_to_image

@@ -15,7 +15,7 @@ from cots_model.encoder import Encoder, resolve_device
 from cots_model.model import CotsModel
 from cots_model.preprocess import Preprocess
 from training.config import TrainConfig
-from training.evaluate import evaluate, format_metrics
+from training.evaluate import embed, format_metrics
 from training.example import Example
 from training.metrics import RetrievalMetrics
 from training.report import model_card
@@ -76,12 +76,12 @@ def write_checkpoint(
     folder, metrics = config.output, None
     fingerprint = model.save_pretrained(folder, preprocess, card="", storage=config.storage)
     if evaluated:
-        metrics = evaluate(
+        metrics = embed(
             Encoder.load(folder, device=config.device),
             evaluated,
             num_frames=config.data.num_frames,
             max_broken_share=config.data.max_broken_share,
-        )
+        ).metrics()
         log.info("scores\n%s", format_metrics(metrics))
     card = model_card(
         config,
