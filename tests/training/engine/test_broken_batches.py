@@ -27,7 +27,7 @@ def broken(configure, tmp_path, shard):
 def test_an_epoch_is_saved_before_it_is_scored(configure, broken, monkeypatch):
     """Whichever of its batches is broken."""
     config = configure(*broken)
-    monkeypatch.setattr(checkpoints, "evaluate", lambda *_args, **_keys: 1 / 0)
+    monkeypatch.setattr(checkpoints, "embed", lambda *_args, **_keys: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(config)
     assert StateFolder(config.output / STATES).steps() == [5]

@@ -62,15 +62,15 @@ ResidentPictures.load = without_room
 UNSCORABLE = """
 def broken(*args, **kwargs):
     raise InputError("nothing to score")
-checkpoints.evaluate = broken
+checkpoints.embed = broken
 """
 SLOW = """
 world.TIMEOUT = timedelta(seconds=20)
-scored = checkpoints.evaluate
+scored = checkpoints.embed
 def slow(*args, **kwargs):
     time.sleep(25)
     return scored(*args, **kwargs)
-checkpoints.evaluate = slow
+checkpoints.embed = slow
 """
 
 

@@ -250,9 +250,9 @@ def test_a_stop_while_scoring_is_honoured(configure, shard, tmp_path, monkeypatc
     run = (*FULL, f"data.evaluate=['{shard}']", "engine.save_every=1000", "epochs=2")
     whole = configure(*run, f"output={tmp_path / 'scored'}")
     train(whole)
-    config, scored = configure(*run), checkpoints.evaluate
+    config, scored = configure(*run), checkpoints.embed
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "evaluate", lambda *_args, **_keys: 1 / 0)
+        patch.setattr(checkpoints, "embed", lambda *_args, **_keys: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config)
     assert StateFolder(config.output / STATES).steps() == [4]
@@ -262,7 +262,7 @@ def test_a_stop_while_scoring_is_honoured(configure, shard, tmp_path, monkeypatc
         return scored(*args, **keys)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "evaluate", stopped)
+        patch.setattr(checkpoints, "embed", stopped)
         with pytest.raises(StoppedError, match="after step 3"):
             train(config)
     train(config)
