@@ -1,5 +1,6 @@
 """Coloured pictures with captions, and the configuration of a run that takes seconds."""
 
+import functools
 import io
 import json
 import tarfile
@@ -121,30 +122,36 @@ def model(model_yaml: Path) -> CotsModel:
     return CotsModel(load_config(str(model_yaml)).model)
 
 
-@pytest.fixture
-def configure(
-    tmp_path: Path, shard: Path, model_yaml: Path, bert: Path
-) -> Callable[..., TrainConfig]:
-    """Write a run's YAML file with some keys changed, and load it."""
+@pytest.fixture(scope="session")
+def configure_in(shard: Path, model_yaml: Path, bert: Path) -> Callable[..., TrainConfig]:
+    """Write a run's YAML file, in a folder, with some keys changed, and load it."""
 
-    def make(*overrides: str, **changes: Any) -> TrainConfig:
+    def make(folder: Path, *overrides: str, **changes: Any) -> TrainConfig:
         values = {
             "name": "tiny-run",
             "model": str(model_yaml),
             "init": {"text": str(bert)},
-            "data": {"train": [str(shard)], "cache_dir": str(tmp_path / "cache")},
+            "data": {"train": [str(shard)], "cache_dir": str(folder / "cache")},
             "objective": {"instance": {"queue_length": 12, "momentum": 0.9}},
             "optimiser": {"lr": 1e-3, "constant_epochs": 20},
             "epochs": 2,
             "batch_size": 8,
             "device": "cpu",
-            "output": str(tmp_path / "run"),
+            "output": str(folder / "run"),
         }
-        path = tmp_path / "run.yaml"
+        path = folder / "run.yaml"
         path.write_text(yaml.safe_dump(values | changes))
         return load_train_config(path, overrides)
 
     return make
+
+
+@pytest.fixture
+def configure(
+    configure_in: Callable[..., TrainConfig], tmp_path: Path
+) -> Callable[..., TrainConfig]:
+    """The same, in the folder of the test."""
+    return functools.partial(configure_in, tmp_path)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ The faults are put in; what they meet is real. Both processes must end by themse
 waits for a timeout of ten minutes.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.training.engine.forked import Forked
 from tests.training.engine.test_two_processes import start_all
 from training.engine.failed import FAILED
 from training.engine.states import StateFolder
@@ -90,7 +89,7 @@ def ends(tmp_path):
         path = tmp_path / "two.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = HEAD + fault + TAIL
-        processes = start_all([sys.executable, "-c", script, str(path)], 2)
+        processes = start_all(script, path, 2)
         try:
             return tuple(_end(process) for process in processes)
         finally:
@@ -100,7 +99,7 @@ def ends(tmp_path):
     return run
 
 
-def _end(process: subprocess.Popen) -> End:
+def _end(process: Forked) -> End:
     error = process.communicate(timeout=280)[1]
     return End(process.returncode, error.strip().splitlines()[-1] if error.strip() else "")
 

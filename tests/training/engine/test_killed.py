@@ -3,11 +3,11 @@
 import json
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.training.engine.forked import Forked
 from tests.training.engine.test_resume import RUN, assert_same_run, finish, start
 from training.config import TrainConfig
 from training.engine.run_log import LOG_FILE
@@ -49,23 +49,23 @@ sys.addaudithook(audited)
 """
 
 
-def start_dying(config: TrainConfig, *, lines: int, files: int, calls: int) -> subprocess.Popen:
+def start_dying(config: TrainConfig, *, lines: int, files: int, calls: int) -> Forked:
     """A run that kills itself with SIGKILL at a place that no machine's speed changes.
 
     When its log has so many lines, and so many files were opened, renamed or removed after that,
     and so many functions called.
     """
     where = f"LINES, FILES, CALLS, FOLDER = {lines}, {files}, {calls}, {str(config.output)!r}\n"
-    return start(config, run=where + WATCHED + RUN, stdout=subprocess.DEVNULL)
+    return start(config, run=where + WATCHED + RUN)
 
 
-def is_killed(process: subprocess.Popen) -> bool:
+def is_killed(process: Forked) -> bool:
     """Whether that is how it ends."""
     try:
         _, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode in (0, -signal.SIGKILL), err.decode()
+    assert process.returncode in (0, -signal.SIGKILL), err
     return process.returncode == -signal.SIGKILL
 
 

@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import BertConfig, BertModel
 
 from cots_model.errors import ConfigError, CotsError
 from tests.training.conftest import PAIRS, assert_equal_nested, write_folder
+from tests.training.engine.forked import Forked
 from training.batches import PairBatches
 from training.config import TrainConfig
 from training.engine import checkpoints
@@ -48,10 +47,19 @@ FULL = (
 )
 
 
-@pytest.fixture
-def whole(configure, tmp_path) -> TrainConfig:
-    config = configure(*FULL, f"output={tmp_path / 'whole'}")
+@pytest.fixture(scope="module")
+def trained(configure_in, tmp_path_factory) -> Path:
+    """The run that nothing stopped."""
+    config = configure_in(tmp_path_factory.mktemp("trained"), *FULL)
     train(config)
+    return config.output
+
+
+@pytest.fixture
+def whole(configure, trained, tmp_path) -> TrainConfig:
+    """The same, in the folder of the test."""
+    config = configure(*FULL, f"output={tmp_path / 'whole'}")
+    shutil.copytree(trained, config.output)
     return config
 
 
@@ -103,20 +111,19 @@ def test_a_run_on_resident_pictures_goes_on_exactly(configure, tmp_path, monkeyp
     assert_same_run(config.output, whole.output)
 
 
-def start(config: TrainConfig, *, run: str = RUN, **options) -> subprocess.Popen:
+def start(config: TrainConfig, *, run: str = RUN, start_new_session: bool = False) -> Forked:
     """The run in a process of its own."""
     path = config.output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-c", run, str(path)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    return Forked(run, [str(path)], start_new_session=start_new_session)
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: Forked) -> None:
     try:
         _, err = process.communicate(timeout=250)
     finally:
         process.kill()
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 0, err
 
 
 def test_a_damaged_state_is_not_the_end(configure, whole, monkeypatch):
@@ -223,7 +230,7 @@ def test_a_signal_to_the_whole_group_stops_it_with_its_loading_processes(
         time.sleep(0.01)
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert b"run the same command to go on" in errors, errors.decode()
+    assert "run the same command to go on" in errors, errors
     assert StateFolder(config.output / STATES).steps()
     train(configure(*FULL))
     assert_same_run(config.output, whole.output)

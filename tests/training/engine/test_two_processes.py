@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests.training.engine.forked import Forked
 from training.engine.run_log import LOG_FILE
 from training.engine.states import STATES, StateFolder
 
@@ -38,17 +39,12 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start_all(command: list[str], size: int) -> list[subprocess.Popen]:
+def start_all(code: str, path: Path, size: int) -> list[Forked]:
     """Start the processes of a run as torchrun does."""
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared["OMP_NUM_THREADS"] = "1"
     return [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Forked(code, [str(path)], shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)
     ]
 
@@ -59,7 +55,7 @@ def launch(path: Path, size: int, run: str, *, status: int = 0) -> list[str]:
     A gloo thread that outlives the run may abort the process while it shuts down. Of FSDP, torch
     keeps the two threads of the default group.
     """
-    processes = start_all([sys.executable, "-c", run, str(path)], size)
+    processes = start_all(run, path, size)
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
@@ -137,6 +133,24 @@ def test_two_processes_on_resident_pictures_equal_one(configure, exact_yaml, tmp
     """Each keeps all pictures, and crops those of its own pairs."""
     shared = (f"model={exact_yaml}", "data.resident_side=48", "epochs=3", "optimiser.lr=1e-4")
     assert_two_equal_one(configure, tmp_path, *shared)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(configure, tmp_path):
+    """As the documentation has it; the other processes here are forked, see `Forked`."""
+    config, path = configure("batch_size=4", "epochs=1"), tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    module = ["-m", "cots_cli.main", "train", "pretrain", "--config", str(path)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, *module]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (config.output / LOG_FILE).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]  # by one of them
+    assert (config.output / "model.safetensors").is_file()
 
 
 STOPPED = """
