@@ -105,13 +105,13 @@ def command(
         share_texts=share_texts,
     )
     metrics = embedded.metrics()
-    kept = embedded.cutoffs() if cutoffs else None
     if as_json:
-        click.echo(json.dumps(asdict(metrics) | ({"cutoffs": asdict(kept)} if kept else {})))
+        more = {"cutoffs": asdict(embedded.cutoffs())} if cutoffs else {}
+        click.echo(json.dumps(asdict(metrics) | more))
         return
     click.echo(format_metrics(metrics))
-    if kept:
-        click.echo(f"\n{format_cutoffs(kept)}")
+    if cutoffs:
+        click.echo(f"\n{format_cutoffs(embedded.cutoffs())}")
 
 
 def _load(checkpoints: tuple[str, ...], device: str, precision: Precision) -> Encoder:

@@ -10,9 +10,9 @@ Shape letters: h and w patches, L tokens, W words.
 from __future__ import annotations
 
 import copy
-import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -29,8 +29,7 @@ from cots_model.preprocess import Preprocess, squared
 from cots_model.relevance import explain, explain_words, never, num_layers
 
 _HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
-_COMPOUND = re.compile(r"[^\W_]+(?:['\u2019\u2010\u2011-][^\W_]+)+")
-"""What a tokenizer cuts and a reader does not: `dog's`, `black-and-white`."""
+_JOINS = frozenset("'\u2019\u2010\u2011-")
 
 
 @dataclass(frozen=True)
@@ -215,20 +214,62 @@ def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
 
 
 def _all_spans(text: str, encoding: Encoding) -> list[WordSpan]:
-    """Words and punctuation of a text."""
-    compounds = {
-        place: match.start() for match in _COMPOUND.finditer(text) for place in range(*match.span())
-    }
-    tokens: dict[tuple[str, int], list[int]] = {}
+    """Words and punctuation of a text, in order.
+
+    What a tokenizer cuts and a reader does not is one word: `dog's`, `black-and-white`.
+    """
+    tokens: dict[int, list[int]] = {}
     for token, word in enumerate(encoding.word_ids):
         if word is not None:
-            compound = compounds.get(encoding.offsets[token][0])
-            key = ("word", word) if compound is None else ("compound", compound)
-            tokens.setdefault(key, []).append(token)
-    return [
-        WordSpan(encoding.offsets[of_word[0]][0], encoding.offsets[of_word[-1]][1], of_word)
-        for of_word in tokens.values()
-    ]
+            tokens.setdefault(word, []).append(token)
+    alone = [_stripped(text, encoding.offsets, of_word) for of_word in tokens.values()]
+    spans: list[WordSpan] = []
+    for span, next_start in zip(alone, [*(one.start for one in alone[1:]), len(text)], strict=True):
+        whole = replace(span, end=_after_marks(text, span.end, next_start))
+        if spans and spans[-1].end == span.start and _is_within_a_word(text, span.start):
+            before = spans.pop()
+            whole = replace(whole, start=before.start, tokens=(*before.tokens, *whole.tokens))
+        spans.append(whole)
+    if spans:
+        spans[-1] = _without_loose_end(text, spans[-1])
+    return spans
+
+
+def _after_marks(text: str, place: int, end: int) -> int:
+    """Some tokenizers leave out the marks on the letter before."""
+    while place < end and unicodedata.category(text[place])[0] == "M":
+        place += 1
+    return place
+
+
+def _without_loose_end(text: str, span: WordSpan) -> WordSpan:
+    """Where a text is cut, the rest of a compound is missing and its hyphen need not be shown."""
+    word = text[span.start : span.end]
+    shown = word.rstrip("".join(_JOINS)) or word
+    return replace(span, end=span.start + len(shown))
+
+
+def _stripped(text: str, offsets: Sequence[tuple[int, int]], tokens: Sequence[int]) -> WordSpan:
+    """Some tokenizers take the space before a word for a part of it."""
+    start, end = offsets[tokens[0]][0], offsets[tokens[-1]][1]
+    word = text[start:end]
+    start += len(word) - len(word.lstrip())
+    return WordSpan(start, max(start, end - (len(word) - len(word.rstrip()))), tokens)
+
+
+def _is_within_a_word(text: str, place: int) -> bool:
+    """Whether an apostrophe or a hyphen between two letters is beside this place."""
+    return any(
+        text[at] in _JOINS and _is_letter(text[at - 1]) and _is_letter(text[at + 1])
+        for at in (place - 1, place)
+        if 0 < at < len(text) - 1
+    )
+
+
+def _is_letter(char: str) -> bool:
+    """Of a word in a script that has spaces between words: a letter, a mark on one, a digit."""
+    has_spaces = ord(char) < 0x0E00 or 0x1E00 <= ord(char) < 0x2000  # before Thai; Latin, Greek
+    return has_spaces and unicodedata.category(char)[0] in "LMN"
 
 
 def is_cut(preprocess: Preprocess, text: str) -> bool:

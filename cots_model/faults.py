@@ -29,36 +29,62 @@ def describe_fault(
         prefix: where in what the user wrote that model is.
         noun: what users call a place in it.
     """
-    place = place_of(fault, prefix=prefix)
+    place = place_of(fault["loc"], prefix=prefix)
     if fault["type"] == "extra_forbidden":
-        return f"unknown {noun} {place}{_advice(fault['loc'], model, prefix)}"
+        *parents, _ = map(str, fault["loc"])
+        return describe_unknown(fault["loc"], _fields(model, parents), prefix=prefix, noun=noun)
     if fault["type"] == "missing":
         return f"{place} is missing"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{place}: {message}" if place else message
+    if fault["type"] in ("too_long", "too_short"):  # it says how long
+        return f"{place or 'the whole'}: {message}"
     return f"{place or 'the whole'}: {message}, not {_shown(fault['input'])}"
 
 
-def place_of(fault: ErrorDetails, *, prefix: str = "") -> str:
-    """Dotted, below `prefix`; empty for the whole. Names that came are cut if they are long."""
-    return ".".join([*filter(None, [prefix]), *map(shortened, fault["loc"])])
+def describe_unknown(
+    loc: Sequence[int | str], known: Sequence[str], *, prefix: str = "", noun: str = "key"
+) -> str:
+    """For a name that nothing has: the nearest of those that are known there, or all of them."""
+    *parents, name = loc
+    near = difflib.get_close_matches(str(name)[:_SHOWN], known, n=1, cutoff=0.7)
+    advice = f"; accepted here: {', '.join(known)}" if known else ""
+    if near:
+        advice = f"; did you mean {place_of([*parents, *near], prefix=prefix)}?"
+    return f"unknown {noun} {place_of(loc, prefix=prefix)}{advice}"
+
+
+def place_of(loc: Sequence[int | str], *, prefix: str = "") -> str:
+    """Dotted, below `prefix`; empty for the whole. Names from outside are `shortened`."""
+    return ".".join([*filter(None, [prefix]), *map(shortened, loc)])
 
 
 def shortened(name: int | str) -> str:
-    """A name from outside, which may be as long as it likes."""
-    text = str(name)
+    """A name from outside in one short line, whatever it is made of."""
+    text = str(name)[: _SHOWN + 1]
+    if not text or not text.isprintable() or text.isspace():
+        text = repr(text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-def _advice(loc: Sequence[int | str], model: type[BaseModel], prefix: str) -> str:
-    """For a key that nothing has: the nearest one, or all that there are."""
-    *parents, key = map(str, loc)
-    known = _fields(model, parents)
-    near = difflib.get_close_matches(key[:_SHOWN], known, n=1, cutoff=0.7)
-    if near:
-        return f"; did you mean {'.'.join([*filter(None, [prefix]), *parents, *near])}?"
-    return f"; accepted here: {', '.join(known)}" if known else ""
+def json_kind(value: object) -> str:
+    """The JSON type of a value, in words."""
+    if value is None:
+        return "null"
+    for kinds, words in _KINDS:
+        if isinstance(value, kinds):
+            return words
+    return type(value).__name__
+
+
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "a boolean"),
+    ((int, float), "a number"),
+    (str, "a text"),
+    (list, "a list"),
+    (dict, "an object"),
+)
 
 
 def _fields(model: type[BaseModel], parents: Sequence[str]) -> list[str]:
@@ -79,16 +105,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _shown(value: object) -> str:
-    """As JSON and YAML write it, or how much it is."""
+    """A value in few words."""
     match value:
         case None | bool():
             return json.dumps(value)
-        case str() if len(value) > _SHOWN:
-            return f"{value[: _SHOWN - 1]!r}…"
+        case str():
+            return shortened(repr(value[:_SHOWN]))
         case list() | tuple() if value:
             return f"a list of {len(value):,}"
         case dict() if value:
-            return "an object"
-        case int() if value.bit_length() > _SHOWN:
-            return "a number of many digits"
+            return json_kind(value)
     return shortened(repr(value))

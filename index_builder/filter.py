@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from cots_model.errors import InputError
+from cots_model.faults import json_kind, shortened
 
 MAX_DEPTH = 16
 """Deepest nesting of `and`, `or` and `not`."""
@@ -43,7 +44,6 @@ _TESTS: Mapping[str, tuple[Test, bool]] = {  # the test, and whether it must fai
     "contains": ("contains", False),
 }
 _EXAMPLE = '{"year": {"gte": 2020}}'
-_SHOWN = 60
 
 
 class FilterError(InputError):
@@ -131,12 +131,12 @@ class _Parser:
         if depth > MAX_DEPTH:
             raise FilterError(place, f"is nested more than {MAX_DEPTH} deep; simplify the filter")
         if not isinstance(raw, dict):
-            raise FilterError(place, f"is {describe(raw)}; accepted is an object like {_EXAMPLE}")
+            raise FilterError(place, f"is {json_kind(raw)}; accepted is an object like {_EXAMPLE}")
         return _all_of(list(self._parts(raw, place, depth)))
 
     def _parts(self, raw: Mapping[str, object], place: str, depth: int) -> Iterator[Node]:
         for name, value in raw.items():
-            at = f"{place}.{_shown(name)}"
+            at = f"{place}.{shortened(name)}"
             if name == "and":
                 yield AllOf(self._list(value, at, depth))
             elif name == "or":
@@ -148,7 +148,7 @@ class _Parser:
 
     def _list(self, raw: object, place: str, depth: int) -> tuple[Node, ...]:
         if not isinstance(raw, list) or not raw:
-            what = "an empty list" if raw == [] else describe(raw)
+            what = "an empty list" if raw == [] else json_kind(raw)
             raise FilterError(place, f"is {what}; accepted is a list like [{_EXAMPLE}]")
         return tuple(self.group(value, f"{place}.{n}", depth + 1) for n, value in enumerate(raw))
 
@@ -157,10 +157,10 @@ class _Parser:
         if len(column) > MAX_NAME:
             raise FilterError(place, f"is longer than {MAX_NAME:,} characters; name a column")
         if not isinstance(raw, dict) or not raw:
-            what = "an object without operators" if raw == {} else describe(raw)
+            what = "an object without operators" if raw == {} else json_kind(raw)
             raise FilterError(place, f'is {what}; {accepted}, as in {{"eq": "beach"}}')
         for operator, operand in raw.items():
-            at = f"{place}.{_shown(operator)}"
+            at = f"{place}.{shortened(operator)}"
             if operator not in _TESTS:
                 raise FilterError(at, f"is no operator; {accepted}")
             test, negated = _TESTS[operator]
@@ -170,7 +170,7 @@ class _Parser:
     def _values(self, operator: str, operand: object, place: str) -> tuple[Scalar, ...]:
         values = operand if operator in ("in", "nin") else [operand]
         if not isinstance(values, list):
-            raise FilterError(place, f"is {describe(operand)}; accepted is a list of values")
+            raise FilterError(place, f"is {json_kind(operand)}; accepted is a list of values")
         self._count(len(values), place)
         listed = operator in ("in", "nin")
         return tuple(
@@ -193,13 +193,15 @@ def _all_of(parts: list[Node]) -> Node:
 
 def _value(operator: str, value: object, place: str) -> Scalar:
     if operator == "exists" and not isinstance(value, bool):
-        raise FilterError(place, f"is {describe(value)}; accepted is true or false")
+        raise FilterError(place, f"is {json_kind(value)}; accepted is true or false")
     if value is None:
         raise FilterError(place, 'is null; to find missing values use {"exists": false}')
     if operator in ("gt", "gte", "lt", "lte") and not _is_ordered(value):
-        raise FilterError(place, f"is {describe(value)}; accepted is a number or a text")
+        raise FilterError(place, f"is {json_kind(value)}; accepted is a number or a text")
     if not isinstance(value, bool | int | float | str):
-        raise FilterError(place, f"is {describe(value)}; accepted is a number, a text or a boolean")
+        raise FilterError(
+            place, f"is {json_kind(value)}; accepted is a number, a text or a boolean"
+        )
     if isinstance(value, int) and not isinstance(value, bool):
         value = _within_64_bits(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -232,26 +234,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def describe(value: object) -> str:
-    """The JSON type of a value, in words."""
-    if value is None:
-        return "null"
-    for kinds, words in _WORDS:
-        if isinstance(value, kinds):
-            return words
-    return type(value).__name__
-
-
-_WORDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (bool, "a boolean"),
-    ((int, float), "a number"),
-    (str, "a text"),
-    (list, "a list"),
-    (dict, "an object"),
-)
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index_builder.filter import Condition, FilterError, Scalar, Test, describe
+from cots_model.faults import json_kind
+from index_builder.filter import Condition, FilterError, Scalar, Test
 from index_builder.filter_cells import Cells, Column, Kind, Mask
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
@@ -58,7 +59,7 @@ def check_types(condition: Condition, column: Column) -> None:
             what = _held(column, held) or "objects or empty lists"
             raise FilterError(
                 condition.place,
-                f"is given {describe(value)}, and the column holds {what}; "
+                f"is given {json_kind(value)}, and the column holds {what}; "
                 f"{_remedy(condition.test, held, accepted)}",
             )
 

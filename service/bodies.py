@@ -10,13 +10,14 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from cots_model.faults import json_kind
 from service.errors import ApiError, invalid
-from service.queries import from_validation
+from service.queries import from_validation, refuse_unknown, validated
 from service.schemas import MOST_INCLUDED, SearchOptions, SearchRequest
 
 Body = TypeVar("Body", bound=BaseModel)
 
-_FORM_FIELDS = frozenset(SearchOptions.model_fields)
+_FORM_FIELDS = ("file", *SearchOptions.model_fields)
 
 
 def _require_content_type(request: Request, accepted: str, hint: str) -> None:
@@ -50,10 +51,7 @@ async def read_json(
     if not any_type:
         _require_content_type(request, "application/json", f"send {example}")
     body = _parse_object(await request.body(), example)
-    try:
-        return kind.model_validate(body, strict=True)
-    except ValidationError as err:
-        raise from_validation(err, kind) from err
+    return validated(body, kind)
 
 
 def _parse_object(raw: bytes, example: str) -> dict[str, Any]:
@@ -63,7 +61,7 @@ def _parse_object(raw: bytes, example: str) -> dict[str, Any]:
         message = f"the body is not JSON ({err}); send something like {example}"
         raise ApiError(400, "invalid_json", message) from err
     if not isinstance(body, dict):
-        message = f"the body is a JSON {type(body).__name__}; send an object: {example}"
+        message = f"the body is {json_kind(body)}; send an object: {example}"
         raise invalid("invalid_body", message)
     return body
 
@@ -96,10 +94,7 @@ def _read_options(form: FormData) -> SearchOptions:
     for name, value in form.multi_items():
         if name == "file":
             continue
-        if name not in _FORM_FIELDS:
-            accepted = ", ".join(["file", *sorted(_FORM_FIELDS)])
-            message = f"{name}: unknown field; accepted: {accepted}"
-            raise invalid("unknown_field", message, param=name)
+        refuse_unknown([name], _FORM_FIELDS)
         if not isinstance(value, str):
             raise invalid("invalid_value", f"{name} is a file; send a value", param=name)
         if name == "include":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from fastapi import FastAPI, Request
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
-from cots_model.faults import describe_fault, place_of, shortened
+from cots_model.faults import describe_fault, describe_unknown, place_of, shortened
 from index_builder.gallery import ItemNotFoundError
 from service.encoding import EncoderMemoryError
 from service.jobs import DeadlineError, PoolClosedError, QueueFullError
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_RETRY_S = 60
+_LONGEST = 1000
 _CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed"}
 
 
@@ -91,16 +92,20 @@ def root_at_fault(fault: str) -> ApiError:
     return ApiError(503, "gallery_unavailable", f"{fault}; check it and reload")
 
 
-def unknown_parameter(name: str, advice: str) -> ApiError:
-    """A 422 for a query parameter that a route does not have; a long name is cut."""
-    shown = shortened(name)
-    return invalid("unknown_field", f"there is no query parameter {shown!r}; {advice}", param=shown)
+def unknown_parameter(name: str, known: Sequence[str] = ()) -> ApiError:
+    """A 422 for a query parameter that a route does not have."""
+    message = describe_unknown([name], known, noun="query parameter")
+    return invalid(
+        "unknown_field",
+        message if known else f"{message}; this route has none",
+        param=shortened(name),
+    )
 
 
 def repeated_parameter(name: str, times: int) -> ApiError:
     """A 422 for a query parameter that came more than once."""
     shown = shortened(name)
-    message = f"the query parameter {shown!r} was sent {times} times; send it once"
+    message = f"the query parameter {shown} was sent {times} times; send it once"
     return invalid("repeated_field", message, param=shown)
 
 
@@ -150,7 +155,7 @@ def error_body(err: ApiError) -> ErrorBody:
     """The contract's error object; lone surrogates are replaced so that it can be sent."""
     kind = _TYPES.get(err.status, "server_error" if err.status >= 500 else "invalid_request_error")
     param = None if err.param is None else _sendable(err.param)
-    return ErrorBody(message=_sendable(str(err)), type=kind, param=param, code=err.code)
+    return ErrorBody(message=_sendable(_cut(str(err))), type=kind, param=param, code=err.code)
 
 
 class ErrorAnswer(Response):
@@ -170,6 +175,11 @@ class ErrorAnswer(Response):
 def error_response(err: ApiError) -> Response:
     """The error as an HTTP answer."""
     return ErrorAnswer(err)
+
+
+def _cut(message: str) -> str:
+    """No answer is long because something in the request was."""
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 1]}…"
 
 
 def _sendable(text: str) -> str:
@@ -207,7 +217,5 @@ async def _on_bad_parameters(request: Request, err: Exception) -> Response:
     first = err.errors()[0]
     kind, *where = first["loc"]  # such as `query`
     fault = cast(ErrorDetails, {**first, "loc": tuple(where) or (kind,)})
-    param = place_of(fault)
-    if fault["type"] == "extra_forbidden":
-        return error_response(unknown_parameter(param, "see /docs for those there are"))
-    return error_response(invalid("invalid_value", describe_fault(fault, BaseModel), param=param))
+    message = describe_fault(fault, BaseModel)
+    return error_response(invalid("invalid_value", message, param=place_of(fault["loc"])))

@@ -93,7 +93,7 @@ EXAMPLES = (
     Example(422, "invalid_value", "k is 2,000; at most 1,000 is accepted", "k", _SEARCH),
     Example(422, "unknown_field", "unknown field limit; accepted here: k, offset, min_score, "
             "filter, deduplicate, include, rank_by, query, queries", "limit", _SEARCH),
-    Example(422, "unknown_field", "there is no query parameter 'k'; this route has none", "k",
+    Example(422, "unknown_field", "unknown query parameter k; this route has none", "k",
             _LOADS),
     Example(422, "query_missing", 'query is missing; give a string, {"text"}, {"image"}, '
             '{"image_url"}, {"item_id"}, {"embedding"}, or a list of these', "query", _SEARCH),

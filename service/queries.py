@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError
-from cots_model.faults import describe_fault, place_of
+from cots_model.faults import describe_fault, describe_unknown, json_kind, place_of
 from cots_model.images import decode_image
 from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
@@ -25,6 +25,8 @@ from service.fetch.fetcher import no_image_urls
 from service.jobs import DeadlineError, Done
 from service.schemas import QueryPart
 from service.settings import Settings
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _FORMS = (
     'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
@@ -99,14 +101,12 @@ def parse_query(value: JsonValue, *, param: str, settings: Settings) -> tuple[Pa
 def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     raw = {"text": value} if isinstance(value, str) else value
     if not isinstance(raw, dict):
-        message = f"{param} is a {type(value).__name__}; accepted: {_FORMS}"
+        message = f"{param} is {json_kind(value)}; accepted: {_FORMS}"
         raise invalid("query_form", message, param=param)
-    try:
-        part = QueryPart.model_validate(raw, strict=True)
-    except ValidationError as err:
-        raise from_validation(err, QueryPart, param) from err
+    part = validated(raw, QueryPart, prefix=param)
     if len(part.forms()) != 1:
-        message = f"{param} has {part.forms() or 'none'} of the forms; give exactly one: {_FORMS}"
+        given = " and ".join(part.forms()) or "none"
+        message = f"{param} has {given} of the forms; give exactly one: {_FORMS}"
         raise invalid("query_form", message, param=param)
     if part.image_url is not None and not settings.image_urls:
         raise no_image_urls(f"{param}.image_url")
@@ -129,19 +129,42 @@ def check_text(text: str, param: str, most: int) -> None:
         raise invalid("text_too_long", message, param=param)
 
 
-def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:
-    """The first fault of a pydantic error, as a 422.
+def validated(raw: dict[str, Any], model: type[Model], *, prefix: str = "") -> Model:
+    """What was asked for.
 
     Args:
-        err: of `model`.
-        model: what was asked for.
-        prefix: where in the body it should have been.
+        raw: as it came, in the types of JSON.
+        model: what it must be.
+        prefix: where in the body it is.
+
+    Raises:
+        ApiError: 422 that names the first fault, unknown fields before all others.
     """
-    faults = err.errors(include_url=False)
-    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
-    code = "unknown_field" if fault["type"] == "extra_forbidden" else "invalid_value"
+    if model.model_config.get("extra") == "forbid":
+        refuse_unknown(raw, [*model.model_fields], prefix=prefix)
+    try:
+        return model.model_validate(raw, strict=True)
+    except ValidationError as err:
+        raise from_validation(err, model, prefix) from err
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = "") -> None:
+    """Refuse the first name that is not known.
+
+    Raises:
+        ApiError: 422 `unknown_field`.
+    """
+    for name in names:
+        if name not in known:
+            message = describe_unknown([name], known, prefix=prefix, noun="field")
+            raise invalid("unknown_field", message, param=place_of([name], prefix=prefix))
+
+
+def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:
+    """The first fault of a pydantic error, as a 422; see `validated`."""
+    fault = err.errors(include_url=False)[0]
     message = describe_fault(fault, model, prefix=prefix, noun="field")
-    return invalid(code, message, param=place_of(fault, prefix=prefix) or None)
+    return invalid("invalid_value", message, param=place_of(fault["loc"], prefix=prefix) or None)
 
 
 def prepare(

@@ -23,7 +23,7 @@ class QueryPart(Strict):
     image: str | None = Field(default=None, description="base64, or a data URI")
     image_url: str | None = None
     item_id: str | None = None
-    embedding: list[float] | None = None
+    embedding: list[float] | None = Field(default=None, fail_fast=True)
     weight: float = 1.0
 
     def forms(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -19,6 +20,7 @@ from pydantic_settings import (
 
 from cots_model.config import Precision
 from cots_model.errors import ConfigError, InputError
+from cots_model.faults import describe_unknown, place_of
 from service.cors import Origin
 
 MIB = 1024 * 1024
@@ -164,7 +166,7 @@ class Settings(BaseSettings):
         try:
             return sourced(**given)
         except ValidationError as err:
-            faults = "; ".join(f"{_dotted(f['loc'])}: {f['msg']}" for f in err.errors())
+            faults = "; ".join(map(_clause, err.errors(include_input=False)))
             raise ConfigError(f"settings: {faults}") from err
         except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as err:
             reason = " ".join(str(err).split())
@@ -262,5 +264,8 @@ def _with_file(cls: type[Settings], config: Path | None) -> type[Settings]:
     return SettingsFromFile
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, location)) or "(all)"
+def _clause(fault: ErrorDetails) -> str:
+    """What is wrong, without the value, which may be a secret."""
+    if fault["type"] == "extra_forbidden":
+        return describe_unknown(fault["loc"], [*Settings.model_fields], noun="setting")
+    return f"{place_of(fault['loc']) or '(all)'}: {fault['msg']}"

@@ -15,7 +15,6 @@ from cots_model.errors import InputError
 from training.metrics import Floats, Ints, scores_in_chunks
 
 KEPT_PERCENT = (99, 95, 90, 80, 70, 50)
-_LEAST_BEST = 1e-6  # a best score below has no shares
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ def score_cutoffs(
         text_ME: text features.
         image_of_pair_P: row of the picture of each pair.
         text_of_pair_P: row of the text of each pair.
-        of_best: take each score as a share of the best one of its text.
-        kept_percent: of the pairs, from 1 to 100.
+        of_best: take each score as a share of the best one of its text. A text whose best score is
+            not above 0 keeps nothing at any share.
+        kept_percent: of the pairs, from 1 to 100; fewer are kept where that cannot be had.
 
     Raises:
         InputError: if a score is not finite, or there is no other pair.
@@ -64,12 +64,18 @@ def score_cutoffs(
     right_P = np.concatenate([_of_pairs(rows_C, x_CN, pairs_P2) for rows_C, x_CN in chunks()])
     ascending_P = np.sort(right_P)
     lowest_T = ascending_P[[len(right_P) * (100 - kept) // 100 for kept in kept_percent]]
+    least = right_P[np.isfinite(right_P)].min(initial=0)
+    lowest_T = np.where(np.isfinite(lowest_T), lowest_T, least)
     stay_T = np.zeros(len(lowest_T), np.int64)
     for _, x_CN in chunks():
         stay_T += _count(x_CN, lowest_T)
     right_T = _count(right_P, lowest_T)
     return [
-        Cutoff(float(lowest), 100.0 * right / len(right_P), 100.0 * (stay - right) / num_others)
+        Cutoff(
+            float(lowest),
+            float(100 * right / len(right_P)),
+            float(100 * (stay - right) / num_others),
+        )
         for lowest, right, stay in zip(lowest_T, right_T, stay_T, strict=True)
     ]
 
@@ -77,7 +83,9 @@ def score_cutoffs(
 def _chunks(text_ME: Floats, image_NE: Floats, of_best: bool) -> Iterator[tuple[Ints, Floats]]:
     for rows_C, score_CN in scores_in_chunks(text_ME, image_NE):
         if of_best:
-            score_CN = score_CN / score_CN.max(axis=1, keepdims=True).clip(_LEAST_BEST)
+            best_C1 = score_CN.max(axis=1, keepdims=True)
+            none_CN = np.full_like(score_CN, -np.inf)
+            score_CN = np.divide(score_CN, best_C1, out=none_CN, where=best_C1 > 0)
         yield rows_C, score_CN
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Cutoffs:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedSet:
     """A data set as a model sees it: N pictures or videos, M texts, P pairs of them.
 
     Attributes:
@@ -73,7 +74,7 @@ def embed(
     num_frames: int = NUM_FRAMES,
     max_broken_share: float = 0.0,
     share_texts: bool = False,
-) -> Embedded:
+) -> EmbeddedSet:
     """Embed pictures or videos with captions.
 
     Args:
@@ -96,7 +97,7 @@ def embed(
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         text_of_pair_P, texts = np.array([row_of[text] for text in texts]), list(row_of)
     text_ME = encoder.encode_texts(texts, batch_size=batch_size)
-    return Embedded(image_NE, text_ME, image_of_pair_P, text_of_pair_P)
+    return EmbeddedSet(image_NE, text_ME, image_of_pair_P, text_of_pair_P)
 
 
 def captions_of(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:
@@ -132,11 +133,12 @@ def format_cutoffs(cutoffs: Cutoffs) -> str:
 
 
 def _format_cutoffs(title: str, cutoffs: Sequence[Cutoff]) -> str:
+    """Rounded down, so that what is printed keeps no less."""
     lines = [f"{title:<13}{'right kept':>14}{'others kept':>14}"]
-    lines += [
-        f"{one.lowest:>13.3f}{one.right_percent:>12.2f} %{one.others_percent:>12.2f} %"
-        for one in cutoffs
-    ]
+    for one in cutoffs:
+        lowest = math.floor(1000 * one.lowest) / 1000
+        kept = f"{one.right_percent:>12.2f} %{one.others_percent:>12.2f} %"
+        lines.append(f"{lowest:>13.3f}{kept}")
     return "\n".join(lines)
 
 

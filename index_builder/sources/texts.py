@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from cots_model.faults import shortened
 from index_builder.items import Json
 from index_builder.location import Stamp
 from index_builder.sources.entry import Candidate, Skip
@@ -56,15 +57,10 @@ def caption_entries(
         if isinstance(text, str):
             yield with_text(own, text)
         else:
-            why = f"its {key} holds {_shown(text)}; a text or a list of texts is accepted"
+            why = f"its {key} holds {shortened(repr(text))}; a text or a list of texts is accepted"
             yield Skip(own.id, own.uri, "bad_row", why)
 
 
 def without_text(values: Mapping[str, Json]) -> dict[str, Json]:
     """The values that are no texts of the item."""
     return {key: value for key, value in values.items() if key not in TEXT_KEYS}
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

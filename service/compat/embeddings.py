@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from cots_model.encoder import Encoder, Vectors
+from cots_model.faults import json_kind
 from service.compat.pictures import picture_query
 from service.compat.schemas import (
     EmbeddingBody,
@@ -98,8 +99,7 @@ def _read_input(body: EmbeddingsRequest, settings: Settings) -> list[tuple[Part,
     if isinstance(given, str):
         return [_read_one(given, "input", body, settings)]
     if not isinstance(given, list):
-        kind = "null" if given is None else f"a {type(given).__name__}"
-        message = f"input is {kind}; accepted: {_ACCEPTED}"
+        message = f"input is {json_kind(given)}; accepted: {_ACCEPTED}"
         raise invalid("invalid_value", message, param="input")
     if given and all(isinstance(entry, int) for entry in given):
         raise _token_array("input")
@@ -115,7 +115,7 @@ def _read_one(
     if isinstance(value, list):
         raise _token_array(param)
     if not isinstance(value, str):
-        message = f"{param} is a {type(value).__name__}; input takes {_ACCEPTED}"
+        message = f"{param} is {json_kind(value)}; input takes {_ACCEPTED}"
         raise invalid("invalid_value", message, param=param)
     if body.modality == "image":
         return picture_query(value, param=param, settings=settings)

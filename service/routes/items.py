@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from index_builder.content import ContentError
 from index_builder.gallery import Gallery, Item
@@ -25,11 +25,11 @@ from service.links import item_path, parse_item_path
 from service.rendering import no_thumbnail, shown_time_s, thumbnail_of
 from service.routes.parameters import (
     NO_QUERY,
-    ONCE,
     CurrentService,
     NamedGallery,
     deadline_of,
     errors,
+    only_query,
 )
 from service.schemas import ItemBody
 from service.state import Service
@@ -57,8 +57,6 @@ _ORIGINAL: dict[int | str, dict[str, Any]] = {
 
 class ItemParams(BaseModel):
     """Query parameters of the item routes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     size: int = Field(default=256, ge=16, description="longer side of the thumbnail, in pixels")
     time_s: float | None = Field(
@@ -121,7 +119,7 @@ Asked = Annotated[ItemRequest, Depends(ItemRequest)]
     "/{item_id:path}/thumbnail",
     response_class=Response,
     responses=_JPEG,
-    dependencies=[ONCE],
+    dependencies=[only_query(*ItemParams.model_fields)],
 )
 async def get_thumbnail(asked: Asked, params: Annotated[ItemParams, Query()]) -> Response:
     """A JPEG of the picture, or of a frame of the video, `size` pixels on its longer side."""

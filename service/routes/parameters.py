@@ -25,23 +25,24 @@ async def get_gallery(g: str, service: CurrentService) -> Gallery:
 NamedGallery = Annotated[Gallery, Depends(get_gallery)]
 
 
-async def _refuse_query(request: Request) -> None:
-    """What is asked for by a query parameter, such as `?k=5`, is not passed over in silence."""
-    for name in request.query_params:
-        raise unknown_parameter(name, "this route has none")
+def only_query(*known: str) -> Any:
+    """A dependency that lets no query parameter but the known ones pass, and none of them twice.
+
+    What is asked for by another one, such as `?top=5`, must not be passed over in silence.
+    """
+
+    async def check(request: Request) -> None:
+        counts = Counter(name for name, _ in request.query_params.multi_items())
+        for name, times in counts.items():
+            if name not in known:
+                raise unknown_parameter(name, known)
+            if times > 1:
+                raise repeated_parameter(name, times)
+
+    return Depends(check)
 
 
-NO_QUERY = Depends(_refuse_query)
-
-
-async def _refuse_repeated(request: Request) -> None:
-    """Of `?size=64&size=128` neither is meant more than the other."""
-    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
-        if times > 1:
-            raise repeated_parameter(name, times)
-
-
-ONCE = Depends(_refuse_repeated)
+NO_QUERY = only_query()
 
 
 def deadline_of(service: Service) -> float:

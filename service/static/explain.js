@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 
 // Words that are everywhere and nowhere in a picture; a map of one of them comes first only alone.
 const PLAIN = new Set(
-  "a an the and or of in on at to with by for from is are it its his her their this that as near".split(" "),
+  "a an the and or of in on at to with by for from is are it its it's his her their this that that's there's as near".split(" "),
 );
 
 const PAUSE_MS = 250; // before the maps of the next hit are asked for: who leafs through hits needs none
@@ -15,15 +15,16 @@ function blobOf(base64) {
 }
 
 export class Explanation {
-  // `onMap` is told whether a map is shown in place of the picture.
-  constructor(call, onMap) {
+  // `onMap` is told whether a map is shown in place of the picture, `isWatched` tells whether a video plays there.
+  constructor(call, onMap, isWatched) {
     this.call = call;
     this.onMap = onMap;
+    this.isWatched = isWatched;
     this.asked = null;
     this.drawn = null;
     this.maps = [];
     this.at = -1;
-    this.wanted = null; // the word whose map is looked at, to be shown on the next hit as well
+    this.wanted = null; // the number of the word whose map is looked at, to be shown on the next hit as well
     this.timer = 0;
     $("explain").addEventListener("click", () => this.look());
   }
@@ -31,11 +32,17 @@ export class Explanation {
   // For one hit of a search; without words there is nothing to look for.
   offer(hit, gallery, text) {
     this.drop();
+    if (this.asked?.text !== text) this.wanted = null; // other words
     this.asked = { text, gallery, item_id: hit.id, overlay: true };
     if (hit.moment) this.asked.time_s = hit.moment.time_s;
     const isOffered = Boolean(hit.thumbnail) && /[\p{L}\p{N}]/u.test(text);
     $("explain").hidden = !isOffered;
-    if (isOffered && this.wanted) this.timer = setTimeout(() => this.look(), PAUSE_MS);
+    if (isOffered && this.wanted !== null) this.timer = setTimeout(() => this.look(), PAUSE_MS);
+  }
+
+  // Whether maps are about to come by themselves.
+  get isComing() {
+    return this.timer !== 0;
   }
 
   close() {
@@ -44,7 +51,7 @@ export class Explanation {
   }
 
   drop() {
-    clearTimeout(this.timer);
+    this.stopTimer();
     this.drawn?.abort();
     this.drawn = null;
     this.maps.forEach((map) => URL.revokeObjectURL(map.url));
@@ -55,6 +62,11 @@ export class Explanation {
     $("explain-status").textContent = "";
   }
 
+  stopTimer() {
+    clearTimeout(this.timer);
+    this.timer = 0;
+  }
+
   // It keeps the focus meanwhile, so that the keys of the viewer go on working.
   wait(isAtWork) {
     $("explain").setAttribute("aria-disabled", String(isAtWork));
@@ -62,7 +74,7 @@ export class Explanation {
 
   async look() {
     if (this.drawn) return;
-    clearTimeout(this.timer);
+    this.stopTimer();
     const drawn = new AbortController();
     this.drawn = drawn;
     this.wait(true);
@@ -86,11 +98,12 @@ export class Explanation {
   list(words) {
     this.maps = words.map(({ word, overlay }) => ({ word, url: URL.createObjectURL(blobOf(overlay)) }));
     $("words").replaceChildren(...words.map((word, number) => this.button(word, number)));
-    const same = words.findIndex(({ word }) => word === this.wanted);
-    this.choose(same < 0 ? this.best(words) : same);
-    const hadFocus = document.activeElement === $("explain");
+    const focused = document.activeElement;
+    const hadFocus = focused === $("explain") || focused === $("viewer-video");
+    if (this.isWatched()) this.show(-1); // what plays is not taken away
+    else this.choose(this.wanted ?? this.best(words));
     $("explain").hidden = true;
-    if (hadFocus) $("words").children[this.at].focus();
+    if (hadFocus && (focused === $("explain") || this.at >= 0)) $("words").children[Math.max(this.at, 0)].focus();
   }
 
   // The number of the word that fits best; of plain words only if there are no others.
@@ -111,7 +124,7 @@ export class Explanation {
   }
 
   choose(number) {
-    this.wanted = this.maps[number]?.word ?? null;
+    this.wanted = number < 0 ? null : number;
     this.show(number);
   }
 

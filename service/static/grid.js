@@ -47,7 +47,11 @@ export class Grid {
     this.isMissing = false;
     this.gallery = "";
     this.text = "";
-    this.explanation = new Explanation(call, (isMap) => this.cover(isMap));
+    this.explanation = new Explanation(
+      call,
+      (isMap) => this.cover(isMap),
+      () => !$("viewer-video").hidden && !$("viewer-video").paused,
+    );
     this.list = $("grid");
     this.viewer = $("viewer");
     this.list.addEventListener("keydown", (event) => this.onGridKey(event));
@@ -159,7 +163,8 @@ export class Grid {
     const opens = !this.viewer.open;
     if (opens) this.viewer.showModal();
     const isLost = !this.viewer.contains(document.activeElement); // it was on a word that is gone
-    if (opens || isLost) $("similar").focus(); // a video would take the keys
+    if (isLost && !opens && this.explanation.isComing) $("explain").focus(); // it passes it on to the word
+    else if (opens || isLost) $("similar").focus(); // a video would take the keys
   }
 
   stage(hit) {

@@ -59,14 +59,15 @@ def test_evaluate_prints_what_a_lowest_score_keeps(cots, photos, tiny_checkpoint
     told = json.loads(cots("evaluate", *arguments, "--json")[1])
     cutoffs = told.pop("cutoffs")
     assert told == asdict(expected)
-    for kind in ("min_score", "share_of_best"):
-        pairs = zip(cutoffs[kind], KEPT_PERCENT, strict=True)
-        assert all(one["right_percent"] >= kept for one, kept in pairs)
-    first, *rest = table.removeprefix(format_metrics(expected)).strip().split("\n\n")
-    assert len(rest) == 1
-    assert [line.split()[0] for line in first.split("\n")[1:]] == [
-        f"{one['lowest']:.3f}" for one in cutoffs["min_score"]
-    ]
+    pairs = zip(cutoffs["min_score"], KEPT_PERCENT, strict=True)
+    assert all(one["right_percent"] >= kept for one, kept in pairs)
+    tables = table.removeprefix(format_metrics(expected)).strip().split("\n\n")
+    for printed, kind in zip(tables, ("min_score", "share_of_best"), strict=True):
+        for line, one in zip(printed.split("\n")[1:], cutoffs[kind], strict=True):
+            lowest, right, _, others, _ = line.split()
+            assert 0 <= one["lowest"] - float(lowest) < 0.001 + 1e-9  # rounded down
+            assert float(right) == pytest.approx(one["right_percent"], abs=0.005)
+            assert float(others) == pytest.approx(one["others_percent"], abs=0.005)
 
 
 def test_evaluate_takes_several_sources(cots, photos, tiny_checkpoint):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
 from cots_model.encoder import Encoder
 from cots_model.ensemble import EnsembleEncoder
 from cots_model.errors import InputError
-from cots_model.explainer import Explainer, heated, levels
+from cots_model.explainer import Explainer, heated, levels, word_spans
 from cots_model.testing import make_tiny_checkpoint
 
 TEXT = "Two dogs, in snow!"
@@ -46,6 +53,13 @@ def test_words_are_found_where_they_stand(encoder, img) -> None:
         ("black-and-white rock'n'roll", ["black-and-white", "rock'n'roll"]),
         ("'dogs' - in,snow", ["dogs", "in", "snow"]),
         ("\u96ea\u4e2d\u7684\u72d7", ["\u96ea", "\u4e2d", "\u7684", "\u72d7"]),
+        ("T-\u6064\u7684\u72d7", ["T", "\u6064", "\u7684", "\u72d7"]),  # no script with hyphens
+        ("a cafe\u0301's t-re\u0301sume\u0301s", ["a", "cafe\u0301's", "t-re\u0301sume\u0301s"]),
+        (
+            "\u0927\u0940\u0930\u0947-\u0927\u0940\u0930\u0947",
+            ["\u0927\u0940\u0930\u0947-\u0927\u0940\u0930\u0947"],
+        ),
+        ("x " * 24 + "black-and-white", ["x"] * 24 + ["black"]),  # the model reads 32 tokens
     ],
 )
 def test_words_are_those_of_a_reader(encoder, img, text, words) -> None:
@@ -53,6 +67,46 @@ def test_words_are_those_of_a_reader(encoder, img, text, words) -> None:
     assert [word.word for word in found.words] == words
     shares = [word for word, _ in Explainer.of(encoder)(img, text).words]
     assert [word for word in shares if any(map(str.isalnum, word))] == words
+
+
+def byte_level(**options) -> Tokenizer:
+    """A byte-level BPE, as GPT-2 and RoBERTa have it, of single bytes."""
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["[CLS]", *alphabet])}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, **options)
+    return tokenizer
+
+
+def metaspace() -> Tokenizer:
+    """Words with the space before them, and all signs between two spaces."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "words"),
+    [
+        (byte_level(), "a dog's t-shirt, red", ["a", "dog's", "t-shirt", "red"]),
+        (byte_level(use_regex=False), "t-shirt, red", ["t-shirt, red"]),
+        (metaspace(), "a t-shirt red", ["a", "t-shirt", "red"]),
+        (metaspace(), "dog,cat-tree red", ["dog,cat-tree", "red"]),
+    ],
+)
+def test_words_of_other_tokenizers_are_whole_and_apart(tokenizer, text, words) -> None:
+    spans = word_spans(SimpleNamespace(tokenizer=tokenizer), text)
+    assert [text[span.start : span.end] for span in spans] == words
+    assert all(one.end <= other.start for one, other in pairwise(spans))
+    tokens = [token for span in spans for token in span.tokens]
+    assert tokens == sorted(set(tokens))
+
+
+def test_a_long_text_takes_no_time(encoder) -> None:
+    begun_s = time.perf_counter()
+    for text in ("a" * 8192, "a-" * 4096, "\u2019" * 8192):
+        word_spans(encoder.text_preprocess, text)
+    assert time.perf_counter() - begun_s < 0.5
 
 
 def test_the_share_of_a_word_is_that_of_all_its_tokens(encoder, img) -> None:

@@ -42,6 +42,8 @@ class Whole(Frozen):
         ({"epochs": 1, "inner": {"rate": -1}}, "rate: Input should be greater than 0, not -1"),
         ({"epochs": 1, "kind": "c" * 99}, "kind: Input should be 'a' or 'b', not 'cccc"),
         ([], "the whole: Input should be a valid dictionary"),
+        ({"epochs": 1, "a\nb": 1}, r"unknown key 'a\nb'; accepted here"),
+        ({"epochs": "\U0010ffff" * 99}, r"not '\U0010ffff"),
     ],
 )  # fmt: skip
 def test_a_fault_is_named(values, says):

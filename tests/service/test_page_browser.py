@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from service.app import create_app
 from service.server import address_of, bind, server_config
@@ -79,33 +79,78 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     pressed.click()
     expect(found.locator("#viewer-map")).to_be_hidden()
     expect(found.locator("#viewer-image")).to_be_visible()
+    found.clock.install()
+    asked = explained(found)
     found.keyboard.press("ArrowRight")  # the picture was looked at last, so it is on the next hit
     expect(words).to_have_count(0)
     expect(found.locator("#viewer-image")).to_be_visible()
-    found.wait_for_timeout(600)
-    expect(words).to_have_count(0)
+    found.clock.run_for(5000)
     expect(found.locator("#explain")).to_be_visible()
+    assert asked == []
+
+
+def explained(page: Page) -> list[str]:
+    """The items that maps are asked for from now on."""
+    asked: list[str] = []
+
+    def listen(request: Request) -> None:
+        if request.url.endswith("/v1/explain"):
+            asked.append(json.loads(request.post_data or "")["item_id"])
+
+    page.on("request", listen)
+    return asked
 
 
 def test_the_map_of_a_word_goes_with_the_hits(found: Page) -> None:
+    found.locator("#query").fill("a dog and a dog")
+    found.keyboard.press("Enter")
+    expect(found).to_have_title("a dog and a dog · COTS Retrieval")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
     found.locator("#grid button").first.click()
     found.locator("#explain").click()
     words = found.locator("#words button")
-    words.nth(2).click()
-    asked: list[str] = []
-    found.on("request", lambda request: asked.append(request.post_data or ""))
-    leaf = "for (const _ of [1, 2, 3]) document.getElementById('next').click()"
-    found.evaluate(leaf)  # who leafs through hits waits for no maps
-    expect(words).to_have_count(4)
-    expect(words.nth(2)).to_have_attribute("aria-pressed", "true")
+    words.nth(4).click()  # the second dog
+    found.clock.install()
+    asked = explained(found)
+    for _ in range(3):  # who leafs through hits waits for no maps
+        found.keyboard.press("ArrowRight")
+        expect(found.locator("#explain")).to_be_focused()
+        found.clock.run_for(200)
+    assert asked == []
+    found.clock.run_for(100)
+    expect(words).to_have_count(5)
+    expect(words.nth(4)).to_have_attribute("aria-pressed", "true")
+    expect(words.nth(4)).to_be_focused()
     expect(found.locator("#viewer-map")).to_be_visible()
-    ids = [json.loads(body)["item_id"] for body in asked if "overlay" in body]
-    assert ids == [found.locator("#viewer-id").inner_text()]
+    assert asked == [found.locator("#viewer-id").inner_text()]
+    found.keyboard.press("Space")  # the word, not "Find similar"
+    expect(words.nth(4)).to_have_attribute("aria-pressed", "false")
+    expect(found.locator("#viewer-image")).to_be_visible()
+    words.nth(1).click()
     found.locator("#close").click()
     found.locator("#grid button").first.click()
-    found.wait_for_timeout(600)
+    found.clock.run_for(5000)
     expect(words).to_have_count(0)
     expect(found.locator("#viewer-image")).to_be_visible()
+    assert len(asked) == 1
+
+
+def test_a_video_that_plays_is_not_taken_away(found: Page) -> None:
+    found.locator("#grid button").first.click()
+    found.evaluate(
+        """() => {
+          const video = document.getElementById("viewer-video");
+          Object.defineProperty(video, "paused", { get: () => false });
+          video.hidden = false;
+        }"""
+    )
+    found.locator("#explain").click()
+    expect(found.locator("#words button")).to_have_count(4)
+    expect(found.locator("#words button[aria-pressed=true]")).to_have_count(0)
+    expect(found.locator("#viewer-map")).to_be_hidden()
+    expect(found.locator("#words button").first).to_be_focused()
+    found.locator("#words button").nth(1).click()
+    expect(found.locator("#viewer-map")).to_be_visible()
 
 
 def test_an_answer_that_is_cut_is_said(found: Page) -> None:
@@ -132,7 +177,7 @@ def test_pictures_of_maps_are_let_go(found: Page) -> None:
     assert found.evaluate("held.size") == 4
     found.locator("#close").click()
     expect(found.locator("#viewer")).to_be_hidden()
-    assert found.evaluate("held.size") == 0
+    found.wait_for_function("held.size === 0")
 
 
 def place(page: Page) -> int:
@@ -151,7 +196,7 @@ def test_keys_walk_through_the_hits_whatever_was_pressed_before(found: Page) -> 
     for expected in (4, 5):
         found.keyboard.press("ArrowRight")
         assert place(found) == expected
-        expect(found.locator("#similar")).to_be_focused()  # the word that was is gone
+        expect(found.locator("#viewer :focus")).to_have_count(1)  # the word that was is gone
     found.keyboard.press("ArrowLeft")
     assert place(found) == 4
     for _ in range(40):

@@ -1,5 +1,8 @@
 """What a lowest score or share keeps, on matrices one can check by hand."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -49,9 +52,19 @@ def test_shares_are_of_the_best_score_of_the_text() -> None:
     assert [one.others_percent for one in found] == [50, 25]  # 0.45 and 0.4, then 0.4
 
 
-def test_a_best_score_below_nothing_has_no_shares() -> None:
-    found = cutoffs_of([[-0.2, -0.1], [0.5, 0.25]], [1, 0], of_best=True, kept_percent=(50,))
-    assert [(one.lowest, one.others_percent) for one in found] == [(1, 0)]
+def test_a_text_whose_best_score_is_below_nothing_keeps_nothing() -> None:
+    scores = [[-0.2, -0.1], [0.5, 0.25]]
+    found = cutoffs_of(scores, [1, 0], of_best=True, kept_percent=(100, 50))
+    assert [one.lowest for one in found] == [0, 1]
+    assert [one.right_percent for one in found] == [50, 50]
+    assert [one.others_percent for one in found] == [50, 0]
+    (one,) = cutoffs_of([[-0.2, -0.1]], [1], of_best=True, kept_percent=(90,))
+    assert one == Cutoff(lowest=0, right_percent=0, others_percent=0)
+
+
+def test_cutoffs_are_numbers_that_json_has() -> None:
+    found = cutoffs_of([[-0.2, -0.1], [0.5, 0.25]], [1, 0], of_best=True)
+    assert json.loads(json.dumps([asdict(one) for one in found], allow_nan=False))
 
 
 def test_no_share_depends_on_the_chunks(monkeypatch) -> None:
