@@ -12,8 +12,8 @@ from starlette.datastructures import FormData, UploadFile
 
 from cots_model.faults import json_kind
 from service.errors import ApiError, invalid
-from service.queries import from_validation, refuse_unknown, validated
 from service.schemas import MOST_INCLUDED, SearchOptions, SearchRequest
+from service.validation import from_validation, refuse_unknown, validated
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import numpy as np
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import JsonValue
 from torch import Tensor
 
 from cots_model.encoder import Vectors
 from cots_model.errors import CotsError
-from cots_model.faults import describe_fault, describe_unknown, json_kind, place_of
+from cots_model.faults import json_kind
 from cots_model.images import decode_image
 from cots_model.preprocess import PicturePreprocess
 from index_builder.gallery import Gallery, ItemNotFoundError
@@ -25,8 +25,7 @@ from service.fetch.fetcher import no_image_urls
 from service.jobs import DeadlineError, Done
 from service.schemas import QueryPart
 from service.settings import Settings
-
-Model = TypeVar("Model", bound=BaseModel)
+from service.validation import validated
 
 _FORMS = (
     'a string, {"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these'
@@ -127,44 +126,6 @@ def check_text(text: str, param: str, most: int) -> None:
     if size > most:
         message = f"{param} has {size:,} bytes; at most {most:,} are accepted; shorten it"
         raise invalid("text_too_long", message, param=param)
-
-
-def validated(raw: dict[str, Any], model: type[Model], *, prefix: str = "") -> Model:
-    """What was asked for.
-
-    Args:
-        raw: as it came, in the types of JSON.
-        model: what it must be.
-        prefix: where in the body it is.
-
-    Raises:
-        ApiError: 422 that names the first fault, unknown fields before all others.
-    """
-    if model.model_config.get("extra") == "forbid":
-        refuse_unknown(raw, [*model.model_fields], prefix=prefix)
-    try:
-        return model.model_validate(raw, strict=True)
-    except ValidationError as err:
-        raise from_validation(err, model, prefix) from err
-
-
-def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = "") -> None:
-    """Refuse the first name that is not known.
-
-    Raises:
-        ApiError: 422 `unknown_field`.
-    """
-    for name in names:
-        if name not in known:
-            message = describe_unknown([name], known, prefix=prefix, noun="field")
-            raise invalid("unknown_field", message, param=place_of([name], prefix=prefix))
-
-
-def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:
-    """The first fault of a pydantic error, as a 422; see `validated`."""
-    fault = err.errors(include_url=False)[0]
-    message = describe_fault(fault, model, prefix=prefix, noun="field")
-    return invalid("invalid_value", message, param=place_of(fault["loc"], prefix=prefix) or None)
 
 
 def prepare(

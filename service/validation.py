@@ -1,0 +1,51 @@
+"""Bodies against their schemas: the first fault as a 422 that says what came and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cots_model.faults import describe_fault, describe_unknown, place_of
+from service.errors import ApiError, invalid
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(raw: dict[str, Any], model: type[Model], *, prefix: str = "") -> Model:
+    """What was asked for.
+
+    Args:
+        raw: as it came, in the types of JSON.
+        model: what it must be.
+        prefix: where in the body it is.
+
+    Raises:
+        ApiError: 422 that names the first fault, unknown fields before all others.
+    """
+    if model.model_config.get("extra") == "forbid":
+        refuse_unknown(raw, [*model.model_fields], prefix=prefix)
+    try:
+        return model.model_validate(raw, strict=True)
+    except ValidationError as err:
+        raise from_validation(err, model, prefix) from err
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = "") -> None:
+    """Refuse the first name that is not known.
+
+    Raises:
+        ApiError: 422 `unknown_field`.
+    """
+    for name in names:
+        if name not in known:
+            message = describe_unknown([name], known, prefix=prefix, noun="field")
+            raise invalid("unknown_field", message, param=place_of([name], prefix=prefix))
+
+
+def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:
+    """The first fault of a pydantic error, as a 422; see `validated`."""
+    fault = err.errors(include_url=False)[0]
+    message = describe_fault(fault, model, prefix=prefix, noun="field")
+    return invalid("invalid_value", message, param=place_of(fault["loc"], prefix=prefix) or None)
