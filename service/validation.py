@@ -1,4 +1,4 @@
-"""Bodies against their schemas: the first fault as a 422 that says what came and what is accepted."""
+"""Bodies against their schemas: the first fault, as a 422 that says what came and is accepted."""
 
 from __future__ import annotations
 
