@@ -167,7 +167,7 @@ def _print_result(result: TrainResult, *, as_json: bool) -> None:
         fields = {
             "checkpoint": str(result.checkpoint),
             "fingerprint": result.fingerprint,
-            "seconds": round(result.wall_s, 1),
+            "seconds": round(result.wall_s, 3),
             "metrics": None if result.metrics is None else asdict(result.metrics),
         }
         click.echo(json.dumps(fields, ensure_ascii=False))
