@@ -224,7 +224,8 @@ def _all_spans(text: str, encoding: Encoding) -> list[WordSpan]:
             tokens.setdefault(word, []).append(token)
     alone = [_stripped(text, encoding.offsets, of_word) for of_word in tokens.values()]
     spans: list[WordSpan] = []
-    for span, next_start in zip(alone, [*(one.start for one in alone[1:]), len(text)], strict=True):
+    starts = [*(span.start for span in alone), len(text)]
+    for span, next_start in zip(alone, starts[1:], strict=True):
         whole = replace(span, end=_after_marks(text, span.end, next_start))
         if spans and spans[-1].end == span.start and _is_within_a_word(text, span.start):
             before = spans.pop()

@@ -155,8 +155,10 @@ def test_what_comes_between_words_can_end_it(encoder, img) -> None:
     assert len(calls) == 2
 
 
-def test_a_text_without_words_has_no_maps(encoder, img) -> None:
-    assert Explainer.of(encoder).words(img, "?!").words == ()
+@pytest.mark.parametrize("text", ["?!", "\0", "\u200b" * 50, "", " ", "-", "\u0301"])
+def test_a_text_without_words_has_no_maps(encoder, img, text) -> None:
+    assert Explainer.of(encoder).words(img, text).words == ()
+    assert not any(word.isalnum() for word, _ in Explainer.of(encoder)(img, text).words)
 
 
 def test_models_without_gradients_are_refused(encoder, tmp_path) -> None:
