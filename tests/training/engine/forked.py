@@ -127,7 +127,8 @@ def main() -> None:
     """Fork a process for each job, until there are no more."""
     for name in IMPORTS:
         importlib.import_module(name)
-    assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     jobs = socket.socket(fileno=int(sys.argv[1]))
     while True:
