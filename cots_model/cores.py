@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 
@@ -37,33 +38,88 @@ def map_on_cores(call: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     """The result of `call` for each part, in order.
 
     As many parts are computed at once as PyTorch has threads, each by one thread; what `call` gives
-    must not depend on the number of threads. A single part has all of them.
+    must not depend on the number of threads. A single part has all of them, whoever asks: OpenMP
+    keeps helpers for each thread that computes so, and those of several wait for each other.
 
     Raises:
         Exception: the first that `call` raises, after all parts have ended.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(parts) <= 1:
+    if threads == 1 or not parts:
         return [call(part) for part in parts]
-    running = [_pools.of(threads).submit(call, part) for part in parts]
+    workers = 1 if len(parts) == 1 else threads
+    idle: Callable[[], object] | None = getattr(_listening, "call", None)
+    shares = _Shares(call, len(parts), workers, idle) if idle else call
+    pool = _pools.of(workers, threads // workers)
+    running = [pool.submit(shares, part) for part in parts]
     errors = [error for one in running if (error := one.exception()) is not None]
     if errors:
         raise errors[0]
     return [one.result() for one in running]
 
 
-class _Pools:
-    """One pool of single-threaded threads for each number of threads that was asked for."""
+@contextmanager
+def on_idle_core(call: Callable[[], object] | None) -> Iterator[None]:
+    """Have `call` made when a core has no part left of what this thread maps within.
 
-    def __init__(self) -> None:
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+    For who could use that core while the others go on: parts that another thread maps then begin on
+    it. The call comes from the thread of a core, maybe more than once.
+
+    Args:
+        call: None where, within the call of another, more parts are to come.
+    """
+    before = getattr(_listening, "call", None)
+    _listening.call = call
+    try:
+        yield
+    finally:
+        _listening.call = before
+
+
+_listening = threading.local()
+
+
+class _Shares(Generic[T, R]):
+    """Computes the parts of a batch, and calls `idle` when a core has none and none is left."""
+
+    def __init__(
+        self, call: Callable[[T], R], parts: int, cores: int, idle: Callable[[], object]
+    ) -> None:
+        self._call = call
+        self._left = parts
+        self._cores = cores
+        self._idle = idle
+        self._busy = 0
         self._lock = threading.Lock()
 
-    def of(self, threads: int) -> ThreadPoolExecutor:
+    def __call__(self, part: T) -> R:
+        self._count(begins=True)
+        try:
+            return self._call(part)
+        finally:
+            self._count(begins=False)
+
+    def _count(self, *, begins: bool) -> None:
         with self._lock:
-            if threads not in self._pools:
-                self._pools[threads] = _start(threads)
-            return self._pools[threads]
+            self._left -= begins
+            self._busy += 1 if begins else -1
+            is_idle = not self._left and self._busy < self._cores
+        if is_idle:
+            self._idle()
+
+
+class _Pools:
+    """One pool for each number of workers, and of threads that each computes with."""
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+
+    def of(self, workers: int, threads: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if (workers, threads) not in self._pools:
+                self._pools[workers, threads] = _start(workers, threads)
+            return self._pools[workers, threads]
 
     def forget(self) -> None:
         """In a forked process, which has the pools of its parent and none of their threads."""
@@ -71,20 +127,21 @@ class _Pools:
         self._lock = threading.Lock()
 
 
-def _start(threads: int) -> ThreadPoolExecutor:
-    """A pool whose threads have all begun, so that the count of this one can be set back."""
-    together = threading.Barrier(threads + 1)
+def _start(workers: int, threads: int) -> ThreadPoolExecutor:
+    """A pool whose workers have all begun, so that the count of this thread can be set back."""
+    before = torch.get_num_threads()
+    together = threading.Barrier(workers + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # the first look sets the thread's count, and would do so later
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         together.wait(_START_LIMIT_S)
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="core", initializer=begin)
-    for _ in range(threads):
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="core", initializer=begin)
+    for _ in range(workers):
         pool.submit(int)
     together.wait(_START_LIMIT_S)
-    torch.set_num_threads(threads)  # it is the default of threads to come as well
+    torch.set_num_threads(before)  # it is the default of threads to come as well
     return pool
 
 

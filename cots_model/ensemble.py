@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cots_model import checkpoint
 from cots_model.config import Frozen, Precision, parse
+from cots_model.cores import on_idle_core
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CheckpointError
 from cots_model.preprocess import PackedPreprocess
@@ -110,7 +111,9 @@ class EnsembleEncoder(Encoder):
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors."""
-        return _beside([m.encode_texts(texts, batch_size=batch_size) for m in self.members])
+        with on_idle_core(None):
+            z_NBE = [m.encode_texts(texts, batch_size=batch_size) for m in self.members[:-1]]
+        return _beside([*z_NBE, self.members[-1].encode_texts(texts, batch_size=batch_size)])
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""
@@ -118,8 +121,10 @@ class EnsembleEncoder(Encoder):
 
     def encode_pixels(self, img_BX: Tensor) -> Vectors:
         """Embed what `preprocess` made of pictures, `[B,X]`: `[B,E]` float32 unit vectors."""
-        parts = self.preprocess.unpack(img_BX)
-        return _beside([m.encode_pixels(x) for m, x in zip(self.members, parts, strict=True)])
+        *parts, last = self.preprocess.unpack(img_BX)
+        with on_idle_core(None):
+            z_NBE = [m.encode_pixels(x) for m, x in zip(self.members[:-1], parts, strict=True)]
+        return _beside([*z_NBE, self.members[-1].encode_pixels(last)])
 
 
 def write_ensemble(sources: Sequence[str | Path], folder: Path, *, name: str | None = None) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cots_model.cores import on_idle_core
 from cots_model.encoder import Encoder, Vectors
 from cots_model.errors import CotsError
 from service.jobs import DeadlineError, Done
@@ -85,7 +86,7 @@ class TextCache:
 
 
 class Embedder:
-    """One encoder, one thread, one queue.
+    """One encoder and one queue; the next batch begins on the cores that one leaves idle.
 
     Texts of different lengths share a padded batch, so a score may differ from the same query
     alone in the last float32 digits (below 1e-6); ids and their order are those of the scores.
@@ -103,7 +104,7 @@ class Embedder:
         cached_texts: int = 0,
         on_batch: Callable[[str, int], None] = _nobody,
     ) -> None:
-        """Start the thread.
+        """Start the thread, or two that take turns.
 
         Args:
             encoder: the model.
@@ -116,13 +117,15 @@ class Embedder:
         """
         self.encoder = encoder
         self._on_batch = on_batch
+        cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
         self._pool: WorkerPool[Texts | Pixels, Vectors] = WorkerPool(
             "encoder",
             self._encode,
             capacity=capacity,
             max_batch=max_batch,
             max_batch_s=_BATCH_S,
-            cores=torch.get_num_threads() if encoder.device.type == "cpu" else 1,
+            overlap=cores > 1,
+            cores=cores,
             max_wait_s=max_wait_s,
             size=len,
             work=len,
@@ -231,7 +234,9 @@ class Embedder:
         for start in range(0, len(items), most):
             if start and time.monotonic() >= due_s:
                 raise DeadlineError("encoder: not finished before the deadline")
-            found.append(self._as_fits(encode, items[start : start + most]))
+            is_last = start + most >= len(items)
+            with on_idle_core(self._pool.next_may_begin() if is_last else None):
+                found.append(self._as_fits(encode, items[start : start + most]))
         return np.concatenate(found)
 
     def _encode_pixels(self, imgs: Sequence[Tensor]) -> Vectors:

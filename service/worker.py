@@ -1,7 +1,7 @@
 """Threads behind a bounded queue: where everything heavier than routing happens.
 
-The encoder is a pool of one thread that takes many jobs at once, so requests that wait together are
-encoded together. Decoding and searching are pools of several threads that take one job each.
+The encoder is a pool that takes many jobs at once, so requests that wait together are encoded
+together. Decoding and searching are pools of several threads that take one job each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class WorkerPool(Generic[P, R]):
         name: of the threads, for logs.
         handle: turns a batch of payloads into as many results, in order.
         capacity: jobs that may wait; one more raises `QueueFullError`.
-        threads: number of threads.
+        threads: batches at a time.
+        overlap: one batch more may begin, on cores that those before leave idle: when `handle` has
+            had `next_may_begin` called.
         max_batch: most that `handle` is given at once, counted by `size`; a larger job goes alone.
         max_batch_s: a batch that would take longer is cut there; the rest is for the next one.
         cores: that share a batch; it is cut to a multiple of this many units, so that they end
@@ -60,6 +62,7 @@ class WorkerPool(Generic[P, R]):
         *,
         capacity: int,
         threads: int = 1,
+        overlap: bool = False,
         max_batch: int = 1,
         max_batch_s: float = math.inf,
         cores: int = 1,
@@ -82,10 +85,15 @@ class WorkerPool(Generic[P, R]):
         self._jobs: deque[Job[P, R]] = deque()
         self._changed = threading.Condition()
         self._begun_s: dict[int, float] = {}
+        self._at_once = threads
+        self._overlap = overlap
+        self._turns: dict[int, object] = {}  # of the batch that each thread has
+        self._held: set[object] = set()  # turns that the next batch has to wait for
+        self._ended_s = -math.inf  # when the last batch was done
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
-            for n in range(threads)
+            for n in range(threads + overlap)
         ]
         for thread in self._threads:
             thread.start()
@@ -130,13 +138,30 @@ class WorkerPool(Generic[P, R]):
         with self._changed:
             expected_s = self._expected_s(job_type, units)
             left_s = deadline_s - time.monotonic()
-            free = len(self._threads) - self._pace.num_busy  # each is about to take one
-            if len(self._jobs) >= self._capacity + free:
+            if len(self._jobs) >= self._capacity + self._free:  # who is free is about to take one
                 message = f"{self.name}: {self._capacity} jobs are waiting already"
                 raise QueueFullError(message, retry_s=expected_s - left_s)
             if 0 < left_s < expected_s:
                 message = f"{self.name}: would be done in {expected_s:.1f} s, has {left_s:.1f} s"
                 raise QueueFullError(message, retry_s=expected_s - left_s)
+
+    def next_may_begin(self) -> Callable[[], None]:
+        """For `handle`: what any thread may call once this batch leaves a core idle.
+
+        After the batch it does nothing.
+        """
+        turn = self._turns[threading.get_ident()]
+
+        def release() -> None:
+            with self._changed:
+                self._release(turn)
+
+        return release
+
+    @property
+    def _free(self) -> int:
+        """Batches that may begin."""
+        return self._at_once - len(self._held)
 
     def close(self) -> None:
         """Take no more jobs; threads end with what is queued. It does not wait for them."""
@@ -178,9 +203,9 @@ class WorkerPool(Generic[P, R]):
 
     def _expected_s(self, job_type: type[P], units: int) -> float:
         """How long until a job that comes now is done; 0 if a thread is free for it."""
-        if len(self._jobs) < len(self._threads) - self._pace.num_busy:
+        if len(self._jobs) < self._free:
             return 0.0
-        return self._pace.left_s() / len(self._threads) + self._pace.expected_s(job_type, units)
+        return self._pace.left_s() / self._at_once + self._pace.expected_s(job_type, units)
 
     def _remove(self, job: Job[P, R]) -> None:
         self._jobs.remove(job)
@@ -195,25 +220,28 @@ class WorkerPool(Generic[P, R]):
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
             with self._changed:
-                self._pace.end()
-                del self._begun_s[threading.get_ident()]
+                self._end()
+                del self._begun_s[threading.get_ident()], self._turns[threading.get_ident()]
             del jobs  # a thread that waits must not keep what a job held: a gallery's version
 
     def _take(self) -> list[Job[P, R]]:
         """Wait for a job; with it come the waiting ones of its kind. Empty when closed."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._changed.wait_for(lambda: self._free if self._jobs else self._closed)
+                if not self._jobs:
+                    self._changed.notify_all()  # another waited for the turn that took the last
+                    return []
                 self._wait_for_company()
-                if self._jobs:
+                if self._jobs and self._free:
                     batch, _ = self._next_batch()
                     for job in batch:
                         self._remove(job)
                     self._pace.begin(type(batch[0].payload), sum(job.units for job in batch))
                     self._begun_s[threading.get_ident()] = time.monotonic()
+                    turn = self._turns[threading.get_ident()] = object()
+                    self._held.add(turn)
                     return batch
-                if self._closed:
-                    return []
 
     def _wait_for_company(self) -> None:
         """Give others the time to come, while the first job can wait and the batch is not full."""
@@ -259,10 +287,14 @@ class WorkerPool(Generic[P, R]):
             log.debug("%s: a batch of %d failed", self.name, len(jobs), exc_info=True)
             self._serve_apart(jobs, _as_exception(err), left=left)
             return
-        work_ms = (time.monotonic() - begun_s) * 1000
+        ended_s = time.monotonic()
+        work_ms = (ended_s - begun_s) * 1000
         with self._changed:
             units = sum(job.units for job in jobs)
-            self._pace.learn(type(jobs[0].payload), units, work_ms / 1000)
+            # beside the batch before it had only what that one left
+            own_s = max(begun_s, self._ended_s) if self._overlap else begun_s
+            self._pace.learn(type(jobs[0].payload), units, ended_s - own_s)
+            self._ended_s = ended_s
         self._has_left(jobs[0], left)
         finished: dict[asyncio.AbstractEventLoop, list[tuple[Job[P, R], Done[R]]]] = {}
         for job, value in results:
@@ -288,7 +320,18 @@ class WorkerPool(Generic[P, R]):
             if units:
                 self._pace.begin(type(job.payload), units)
             else:
-                self._pace.end()
+                self._end()
+
+    def _end(self) -> None:
+        """The batch of this thread is done."""
+        self._pace.end()
+        self._release(self._turns[threading.get_ident()])
+
+    def _release(self, turn: object) -> None:
+        """Another batch may begin, if it had to wait for this turn."""
+        if turn in self._held:
+            self._held.remove(turn)
+            self._changed.notify()
 
 
 def _as_exception(err: BaseException) -> Exception:

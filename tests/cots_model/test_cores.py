@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cots_model.cores import map_on_cores, part_sizes
+from cots_model.cores import map_on_cores, on_idle_core, part_sizes
 from cots_model.encoder import Encoder, Vectors
 
 
@@ -65,9 +65,37 @@ def test_two_cores_have_as_many_parts_of_nearly_the_same_size(count, most, sizes
     assert part_sizes(count, most) == sizes
 
 
-def test_a_single_part_has_all_threads() -> None:
-    assert map_on_cores(threads_of, [1]) == [(threading.current_thread().name, 2)]
+def test_a_single_part_has_all_threads_in_one_thread_whoever_asks() -> None:
+    found = map_on_cores(threads_of, [1])
+    others = threading.Thread(target=lambda: found.extend(map_on_cores(threads_of, [1])))
+    others.start()
+    others.join()
+    assert {count for _, count in found} == {2}
+    assert len({name for name, _ in found}) == 1
     assert map_on_cores(threads_of, []) == []
+
+
+@pytest.mark.timeout(60)
+def test_an_idle_core_is_told_of_while_another_goes_on() -> None:
+    idle = threading.Event()
+
+    def call(number: int) -> bool:
+        return idle.wait(30) if number == 3 else idle.is_set()
+
+    for _ in range(20):  # whichever core takes the last part
+        idle.clear()
+        with on_idle_core(idle.set):
+            assert map_on_cores(call, range(4)) == [False, False, False, True]
+
+
+def test_no_core_is_idle_while_more_parts_are_to_come_or_nobody_asks() -> None:
+    told = []
+    with on_idle_core(lambda: told.append("idle")):
+        with on_idle_core(None):
+            map_on_cores(threads_of, range(4))
+        assert not told
+    map_on_cores(threads_of, range(4))
+    assert not told
 
 
 def test_one_thread_computes_all_parts_itself() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cots_model.checkpoint import CONFIG_FILE, read_config
 from cots_model.config import PreprocessConfig
+from cots_model.cores import on_idle_core
 from cots_model.encoder import Encoder
 from cots_model.ensemble import EnsembleEncoder, write_ensemble
 from cots_model.errors import CheckpointError, ConfigError
@@ -84,6 +85,34 @@ def test_its_pixels_are_those_of_its_members(both):
     assert img_BX.shape == (5, 3 * (32 * 32 + 48 * 48))
     np.testing.assert_allclose(both.encode_pixels(img_BX), both.encode_images(imgs), atol=1e-6)
     assert both.preprocess.image_size == 48
+
+
+def test_a_core_is_idle_when_the_last_member_has_no_part_left(folder, monkeypatch):
+    order = []
+    encode_texts, encode_pixels = Encoder.encode_texts, Encoder.encode_pixels
+
+    def texts(self, *args, **options):
+        order.append("member")
+        return encode_texts(self, *args, **options)
+
+    def pixels(self, *args):
+        order.append("member")
+        return encode_pixels(self, *args)
+
+    both = Encoder.load(folder, device="cpu")
+    img_BX = torch.stack([both.preprocess.image(img) for img in pictures(5)])
+    monkeypatch.setattr(Encoder, "encode_texts", texts)
+    monkeypatch.setattr(Encoder, "encode_pixels", pixels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for encode in (lambda: both.encode_texts(TEXTS), lambda: both.encode_pixels(img_BX)):
+            order.clear()
+            with on_idle_core(lambda: order.append("idle")):
+                encode()
+            assert order[:3] == ["member", "member", "idle"]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_members_with_equal_preprocessing_share_pixels(tiny_checkpoint, tmp_path):

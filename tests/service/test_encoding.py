@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from cots_model.cores import map_on_cores
 from service import encoding
 from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
 from service.errors import to_api_error
@@ -113,6 +115,63 @@ def test_a_batch_of_a_slow_model_is_cut_after_a_second(device, monkeypatch) -> N
     embed(encoder, *(Texts((f"text {n}",)) for n in range(9)), at_once=True)
     sizes = [len(batch) for batch in encoder.batches]
     assert sizes == ([4, 4, 1] if device == "cpu" else [6, 3])  # as many for each of four cores
+
+
+class OnCores(Lengths):
+    """Embeds on the cores of a CPU; the text `slow` waits until the next batch has begun."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_next = threading.Event()
+
+    def encode_texts(self, texts):
+        self.batches.append(list(texts))
+        if "slow" not in texts:
+            self.is_next.set()
+        return np.concatenate(map_on_cores(self._embed, texts))
+
+    def encode_pixels(self, img_BCHW):
+        self.batches.append(len(img_BCHW))
+        found = np.concatenate(
+            map_on_cores(lambda imgs: imgs[:, 0, 0, :1].numpy(), img_BCHW.split(8))
+        )
+        time.sleep(0.1)  # for another to begin, if it might
+        return found
+
+    def _embed(self, text):
+        if text == "slow":
+            assert self.is_next.wait(30)
+        return np.array([[len(text)]], np.float32)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_begins_on_the_core_that_another_leaves(threads) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        encoder = OnCores()
+        if threads == 1:
+            encoder.is_next.set()  # one core has no place for it
+        jobs = [Texts(("slow", "quick")), Texts(("next",))]
+        found = embed(encoder, *jobs, at_once=True, max_batch=2)
+    finally:
+        torch.set_num_threads(before)
+    assert [vectors[:, 0].tolist() for vectors in found] == [[4, 5], [4]]
+    assert encoder.batches == [["slow", "quick"], ["next"]]
+
+
+def test_no_batch_begins_before_the_last_part_of_a_large_one() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        encoder = OnCores()
+        embed(encoder, pixels(*range(70)), Texts(("next",)), at_once=True, max_batch=99)
+    finally:
+        torch.set_num_threads(before)
+    assert encoder.batches == [32, 32, 6, ["next"]]
 
 
 @pytest.mark.parametrize("job", [Texts(tuple("abcdefg")), pixels(*range(7))])

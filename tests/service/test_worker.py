@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -203,6 +203,92 @@ def test_a_pool_that_is_closed_does_not_wait_for_company() -> None:
     assert asyncio.run(scenario()) < 20
 
 
+class Overlapping:
+    """Ends each batch, or lets the next begin beside it, when told."""
+
+    def __init__(self) -> None:
+        self.releases: list[Callable[[], None]] = []
+        self.gates: list[threading.Event] = []
+        self.pool = WorkerPool("test", self, capacity=9, overlap=True)
+
+    def __call__(self, jobs: Sequence[str]) -> Sequence[str]:
+        gate = threading.Event()
+        self.gates.append(gate)
+        self.releases.append(self.pool.next_may_begin())
+        assert gate.wait(30)
+        return jobs
+
+    async def begun(self, number: int) -> bool:
+        """Whether so many batches have begun, and no more do in a while."""
+        await asyncio.to_thread(wait_until, lambda: len(self.gates) >= number)
+        await asyncio.sleep(0.1)
+        return len(self.gates) == number
+
+
+def test_a_batch_begins_beside_another_once_that_leaves_a_core() -> None:
+    async def scenario() -> None:
+        held = Overlapping()
+        names = ["a", "b", "c", "d"]
+        jobs = [asyncio.create_task(held.pool.run(n, deadline_s=in_s(30))) for n in names]
+        assert await held.begun(1)
+        held.releases[0]()
+        assert await held.begun(2)
+        held.releases[0]()  # told again
+        assert await held.begun(2)
+        held.gates[0].set()
+        await jobs[0]
+        assert await held.begun(2)  # a thread is free; the cores are not
+        held.releases[1]()
+        assert await held.begun(3)
+        held.gates[1].set()
+        held.gates[2].set()
+        await jobs[2]
+        assert await held.begun(4)
+        held.releases[1]()  # late: its batch has ended
+        held.gates[3].set()
+        assert [(await job).value for job in jobs] == names
+        await asyncio.to_thread(wait_until, lambda: held.pool._free == 1)
+        assert held.pool.longest_s == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_overlaps_ends_with_what_is_queued() -> None:
+    async def scenario() -> None:
+        held = Overlapping()
+        jobs = [asyncio.create_task(held.pool.run(n, deadline_s=in_s(30))) for n in "ab"]
+        assert await held.begun(1)
+        held.pool.close()
+        held.gates[0].set()
+        assert await held.begun(2)
+        held.gates[1].set()
+        assert [(await job).value for job in jobs] == ["a", "b"]
+        assert held.pool.join(until_s=in_s(10))
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_beside_another_teaches_what_both_took() -> None:
+    def handle(jobs):
+        pool.next_may_begin()()
+        time.sleep(0.2)
+        return jobs
+
+    pool = WorkerPool("test", handle, capacity=99, overlap=True, work=lambda _: 1)
+
+    async def scenario() -> float:
+        await pool.run(0, deadline_s=in_s(30))  # to warm up
+        begun_s = time.monotonic()
+        jobs = (pool.run(number, deadline_s=in_s(30)) for number in range(8))
+        await asyncio.gather(*jobs)
+        pool.close()
+        return (time.monotonic() - begun_s) / 8
+
+    took_s = asyncio.run(scenario())  # two at a time: less than 0.2
+    assert took_s < 0.19
+    assert pool._pace.expected_s(int, 1) == pytest.approx(took_s, rel=0.3)
+
+
 class Held:
     """Does its jobs when told, and keeps the batches that it was given; a job is its units."""
 
@@ -350,13 +436,13 @@ def test_a_thread_is_free_again_whatever_became_of_its_jobs() -> None:
 
     async def scenario() -> None:
         bad = asyncio.create_task(pool.run(1, deadline_s=in_s(1000)))
-        await asyncio.to_thread(wait_until, lambda: pool._pace.num_busy == 1)
+        await asyncio.to_thread(wait_until, lambda: pool._free == 0)
         cancelled = asyncio.create_task(pool.run(1, deadline_s=in_s(1000)))
         await asyncio.sleep(0)
         cancelled.cancel()
         gate.set()
         await asyncio.gather(bad, cancelled, return_exceptions=True)
-        await asyncio.to_thread(wait_until, lambda: pool._pace.num_busy == 0)
+        await asyncio.to_thread(wait_until, lambda: pool._free == 1)
         assert pool._pace.left_s() == 0
         pool.close()
 
