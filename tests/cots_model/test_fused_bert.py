@@ -101,6 +101,16 @@ def test_plain_bert_can_be_fused_unless_it_is_in_another_precision():
     assert not can_fuse(tower_of().bfloat16())
 
 
+@pytest.fixture
+def one_thread():
+    """The profiler sees the thread that started it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_encoder_fuses_in_float32_alone(tiny_checkpoint, precision):
     encoder = Encoder.load(tiny_checkpoint, device="cpu", precision=precision)
