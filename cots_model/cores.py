@@ -39,7 +39,8 @@ def map_on_cores(call: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
     As many parts are computed at once as PyTorch has threads, each by one thread; what `call` gives
     must not depend on the number of threads. A single part has all of them, whoever asks: OpenMP
-    keeps helpers for each thread that computes so, and those of several wait for each other.
+    keeps helpers for each thread that computes so, and those of several wait for each other. So
+    `call` must map nothing itself.
 
     Raises:
         Exception: the first that `call` raises, after all parts have ended.
@@ -60,7 +61,7 @@ def map_on_cores(call: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 @contextmanager
 def on_idle_core(call: Callable[[], object] | None) -> Iterator[None]:
-    """Have `call` made when a core has no part left of what this thread maps within.
+    """Have `call` made when a core has no part left of a batch that this thread maps within.
 
     For who could use that core while the others go on: parts that another thread maps then begin on
     it. The call comes from the thread of a core, maybe more than once.

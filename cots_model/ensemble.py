@@ -117,7 +117,9 @@ class EnsembleEncoder(Encoder):
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""
-        return _beside([m.encode_images(imgs, batch_size=batch_size) for m in self.members])
+        with on_idle_core(None):
+            z_NBE = [m.encode_images(imgs, batch_size=batch_size) for m in self.members[:-1]]
+        return _beside([*z_NBE, self.members[-1].encode_images(imgs, batch_size=batch_size)])
 
     def encode_pixels(self, img_BX: Tensor) -> Vectors:
         """Embed what `preprocess` made of pictures, `[B,X]`: `[B,E]` float32 unit vectors."""

@@ -211,7 +211,7 @@ class Embedder:
         self._pool.close()
 
     def join(self, *, until_s: float) -> bool:
-        """Wait for the thread to end; see `WorkerPool.join`."""
+        """Wait for its threads to end; see `WorkerPool.join`."""
         return self._pool.join(until_s=until_s)
 
     def _encode(self, jobs: Sequence[Texts | Pixels]) -> list[Vectors]:
@@ -240,7 +240,9 @@ class Embedder:
         return np.concatenate(found)
 
     def _encode_pixels(self, imgs: Sequence[Tensor]) -> Vectors:
-        return self.encoder.encode_pixels(torch.stack(list(imgs)))
+        # torch.stack would give each thread that calls it OpenMP helpers of its own
+        img_BCHW = torch.from_numpy(np.stack([img.numpy() for img in imgs]))
+        return self.encoder.encode_pixels(img_BCHW)
 
     def _as_fits(self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T]) -> Vectors:
         """Embed all at once, or half as many at a time where the memory does not suffice."""

@@ -24,6 +24,11 @@ class Pace:
         self._waiting: Counter[type] = Counter()
         self._ends_s: dict[int, float] = {}
 
+    @property
+    def num_busy(self) -> int:
+        """Threads that have a batch."""
+        return len(self._ends_s)
+
     def expected_s(self, job: type, units: int) -> float:
         """How long one thread takes for so much of a type."""
         return units * self._took_s[job] / self._units[job] if self._units[job] else 0.0

@@ -47,8 +47,8 @@ class Resources:
         """Load the checkpoint, then every gallery made by it, in a thread that ends with it.
 
         A thread that has computed keeps helpers for as long as it lives, and OpenMP lets all
-        helpers sleep between two products once they are more than the cores. Only the encoder's
-        thread should have some: a query alone then takes a quarter less.
+        helpers sleep between two products once they are more than the cores. Only the thread that
+        computes single queries should have some: one alone then takes a quarter less.
 
         Raises:
             InputError: if there is no gallery, or the checkpoint or all galleries are unusable.

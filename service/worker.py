@@ -89,7 +89,7 @@ class WorkerPool(Generic[P, R]):
         self._overlap = overlap
         self._turns: dict[int, object] = {}  # of the batch that each thread has
         self._held: set[object] = set()  # turns that the next batch has to wait for
-        self._ended_s = -math.inf  # when the last batch was done
+        self._last_s = -math.inf, -math.inf  # when the batch that was done last began and ended
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True)
@@ -160,8 +160,9 @@ class WorkerPool(Generic[P, R]):
 
     @property
     def _free(self) -> int:
-        """Batches that may begin."""
-        return self._at_once - len(self._held)
+        """Batches that may begin now."""
+        idle = len(self._threads) - self._pace.num_busy
+        return min(self._at_once - len(self._held), idle)
 
     def close(self) -> None:
         """Take no more jobs; threads end with what is queued. It does not wait for them."""
@@ -181,7 +182,7 @@ class WorkerPool(Generic[P, R]):
 
     @property
     def longest_s(self) -> float:
-        """How long the thread is at work that has not come back longest; 0 if all wait."""
+        """How long a thread is at work that has not come back longest; 0 if all wait."""
         begun_s = min(self._begun_s.copy().values(), default=math.inf)
         return max(0.0, time.monotonic() - begun_s)
 
@@ -291,10 +292,10 @@ class WorkerPool(Generic[P, R]):
         work_ms = (ended_s - begun_s) * 1000
         with self._changed:
             units = sum(job.units for job in jobs)
-            # beside the batch before it had only what that one left
-            own_s = max(begun_s, self._ended_s) if self._overlap else begun_s
-            self._pace.learn(type(jobs[0].payload), units, ended_s - own_s)
-            self._ended_s = ended_s
+            other_s, done_s = self._last_s
+            beside_s = max(0.0, done_s - max(begun_s, other_s)) if self._overlap else 0.0
+            self._pace.learn(type(jobs[0].payload), units, ended_s - begun_s - beside_s)
+            self._last_s = begun_s, ended_s
         self._has_left(jobs[0], left)
         finished: dict[asyncio.AbstractEventLoop, list[tuple[Job[P, R], Done[R]]]] = {}
         for job, value in results:

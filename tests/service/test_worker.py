@@ -289,6 +289,49 @@ def test_a_batch_beside_another_teaches_what_both_took() -> None:
     assert pool._pace.expected_s(int, 1) == pytest.approx(took_s, rel=0.3)
 
 
+def test_a_short_batch_beside_a_long_one_does_not_make_it_short() -> None:
+    def handle(jobs):
+        pool.next_may_begin()()
+        time.sleep(0.1 if isinstance(jobs[0], str) else 0.4)
+        return jobs
+
+    pool = WorkerPool("test", handle, capacity=99, overlap=True, work=lambda _: 1)
+
+    async def scenario() -> None:
+        for payload in (0, "a"):  # to warm up
+            await pool.run(payload, deadline_s=in_s(30))
+        for _ in range(3):
+            long = asyncio.create_task(pool.run(0, deadline_s=in_s(30)))
+            await asyncio.sleep(0.2)
+            await pool.run("a", deadline_s=in_s(30))
+            assert not long.done()
+            await long
+        pool.close()
+
+    asyncio.run(scenario())
+    assert 0.25 < pool._pace.expected_s(int, 1) < 0.4  # without what the other had
+    assert pool._pace.expected_s(str, 1) > 0.09
+
+
+def test_two_batches_that_end_are_all_there_may_be() -> None:
+    async def scenario() -> None:
+        held = Overlapping()
+        held.pool._capacity = 0
+        jobs = []
+        for number in range(2):
+            jobs.append(asyncio.create_task(held.pool.run("a", deadline_s=in_s(30))))
+            assert await held.begun(number + 1)
+            held.releases[number]()
+        with pytest.raises(QueueFullError):
+            await held.pool.run("b", deadline_s=in_s(30))
+        for gate in held.gates:
+            gate.set()
+        await asyncio.gather(*jobs)
+        held.pool.close()
+
+    asyncio.run(scenario())
+
+
 class Held:
     """Does its jobs when told, and keeps the batches that it was given; a job is its units."""
 
