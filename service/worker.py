@@ -292,7 +292,7 @@ class WorkerPool(Generic[P, R]):
         work_ms = (ended_s - begun_s) * 1000
         with self._changed:
             units = sum(job.units for job in jobs)
-            other_s, done_s = self._last_s
+            other_s, done_s = self._last_s  # of the batch that had the cores, too, for a while
             beside_s = max(0.0, done_s - max(begun_s, other_s)) if self._overlap else 0.0
             self._pace.learn(type(jobs[0].payload), units, ended_s - begun_s - beside_s)
             self._last_s = begun_s, ended_s
