@@ -64,8 +64,8 @@ Examples:
 @click.option(
     "--cutoffs",
     is_flag=True,
-    help="Print what a lowest score, or share of the best score, keeps of the pictures of a text, "
-    "and of all others.",
+    help="Print which min_score of a search (or share of its best score) keeps 99, 95, 90, 80, 70 "
+    "and 50 % of the right pictures, and how many of the others.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @options.precision

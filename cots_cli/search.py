@@ -33,7 +33,7 @@ Examples:
 @click.option("--image", type=click.Path(path_type=Path), help="Search by a picture instead.")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
-@click.option("--min-score", type=float, help="Leave out hits below this score.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits below this score.")
 @click.option("--filter", "filter_json", metavar="JSON", help="Conditions on metadata, as in HTTP.")
 @click.option("--deduplicate", is_flag=True, help="Of near-duplicates only the best.")
 @click.option(
@@ -86,6 +86,7 @@ def command(
         "loading libraries", "loading the model", "opening the gallery", "searching"
     ) as done:
         from cots_model.encoder import Encoder
+        from cots_model.faults import describe_cut
         from index_builder.gallery import Gallery, read_manifest
         from index_builder.search import search_gallery
 
@@ -107,6 +108,9 @@ def command(
             rank_by=rank_by,
         )
     _print_hits(opened.name, hits, as_json=as_json)
+    cut_at = encoder.cut_at(text)
+    if cut_at is not None:
+        click.echo(f"Note: {describe_cut('the text', text, cut_at, encoder.name)}.", err=True)
 
 
 def _parse_filter(text: str) -> Filter:

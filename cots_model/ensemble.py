@@ -109,6 +109,11 @@ class EnsembleEncoder(Encoder):
         """How many tokens the members read together."""
         return sum(member.num_tokens(texts) for member in self.members)
 
+    def cut_at(self, text: str) -> int | None:
+        """The character of a text from which on a member reads no more; None if all read all."""
+        places = [member.cut_at(text) for member in self.members]
+        return min((place for place in places if place is not None), default=None)
+
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors."""
         with on_idle_core(None):

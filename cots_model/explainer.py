@@ -25,7 +25,7 @@ from cots_model import checkpoint
 from cots_model.encoder import Encoder, resolve_device
 from cots_model.errors import InputError
 from cots_model.model import CotsModel
-from cots_model.preprocess import Preprocess, squared
+from cots_model.preprocess import Preprocess, squared, without_surrogates
 from cots_model.relevance import explain, explain_words, never, num_layers
 
 _HOT = np.array([[0, 0, 96], [190, 30, 90], [255, 130, 20], [255, 245, 120]], np.float32)
@@ -130,7 +130,7 @@ class Explainer:
         self, img: Image.Image, text: str, *, start_layer: int = 0, text_start_layer: int = 0
     ) -> Explained:
         """Explain one text on one picture; see `cots_model.relevance.explain`."""
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
         pixels = self._preprocess.images([img]).to(device)
@@ -167,7 +167,7 @@ class Explainer:
         before_word: Callable[[], object] = never,
     ) -> WordsExplained:
         """The same of preprocessed pixels; see `cots_model.relevance.explain_words`."""
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         device = next(self._model.parameters()).device
         tok_1L, mask_1L = self._preprocess.text([text])
         spans = self.spans(text)
@@ -208,7 +208,7 @@ class Explainer:
 
 def word_spans(preprocess: Preprocess, text: str) -> tuple[WordSpan, ...]:
     """The words of a text that a model reads, without punctuation."""
-    text = _without_surrogates(text)
+    text = without_surrogates(text)
     spans = _all_spans(text, preprocess.tokenizer.encode(text))
     return tuple(span for span in spans if any(map(str.isalnum, text[span.start : span.end])))
 
@@ -271,16 +271,6 @@ def _is_letter(char: str) -> bool:
     """Of a word in a script that has spaces between words: a letter, a mark on one, a digit."""
     has_spaces = ord(char) < 0x0E00 or 0x1E00 <= ord(char) < 0x2000  # before Thai; Latin, Greek
     return has_spaces and unicodedata.category(char)[0] in "LMN"
-
-
-def is_cut(preprocess: Preprocess, text: str) -> bool:
-    """Whether a text is longer than a model reads."""
-    return bool(preprocess.tokenizer.encode(_without_surrogates(text)).overflowing)
-
-
-def _without_surrogates(text: str) -> str:
-    """Lone ones, which a tokenizer does not take."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def check_explainable(encoder: Encoder) -> int:

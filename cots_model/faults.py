@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _SHOWN = 60  # characters of a name or a value
+_WANTED = {
+    "dict_type": "an object",
+    "model_type": "an object",
+    "list_type": "a list",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
+    "int_from_float": "a whole number",
+    "finite_number": "a finite number",
+}
+"""What the commonest faults are about; others come with words of their own."""
 
 
 def describe_faults(error: ValidationError, model: type[BaseModel]) -> str:
@@ -35,7 +52,8 @@ def describe_fault(
         return describe_unknown(fault["loc"], _fields(model, parents), prefix=prefix, noun=noun)
     if fault["type"] == "missing":
         return f"{place} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    wanted = _WANTED.get(fault["type"])
+    message = f"it must be {wanted}" if wanted else fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{place}: {message}" if place else message
     if fault["type"] in ("too_long", "too_short"):  # it says how long
@@ -44,15 +62,44 @@ def describe_fault(
 
 
 def describe_unknown(
-    loc: Sequence[int | str], known: Sequence[str], *, prefix: str = "", noun: str = "key"
+    loc: Sequence[int | str],
+    known: Sequence[str],
+    *,
+    prefix: str = "",
+    noun: str = "key",
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """For a name that nothing has: the nearest of those that are known there, or all of them."""
+    """For a name that nothing has: the nearest of those that are known there, or all of them.
+
+    Args:
+        loc: where it is; its last is the name.
+        known: names that are accepted there.
+        prefix: where in what the user wrote `loc` begins.
+        noun: what users call a place in it.
+        elsewhere: names that others have for some of the known ones.
+    """
     *parents, name = loc
-    near = difflib.get_close_matches(str(name)[:_SHOWN], known, n=1, cutoff=0.7)
+    same = elsewhere.get(_plain(name))
+    alike = {_plain(one): one for one in known}
+    near = [same] if same in known else [alike[_plain(name)]] if _plain(name) in alike else []
+    near = near or difflib.get_close_matches(str(name)[:_SHOWN], known, n=1, cutoff=0.7)
     advice = f"; accepted here: {', '.join(known)}" if known else ""
     if near:
         advice = f"; did you mean {place_of([*parents, *near], prefix=prefix)}?"
     return f"unknown {noun} {place_of(loc, prefix=prefix)}{advice}"
+
+
+def describe_cut(place: str, text: str, cut_at: int, model: str) -> str:
+    """That a model reads a text up to the character `cut_at` only."""
+    last = " ".join(text[max(0, cut_at - _SHOWN) : cut_at].split())
+    if cut_at > _SHOWN:
+        last = f"…{last}"
+    return f"{place} is longer than {model} reads: it counts up to {last!r}, the rest is left out"
+
+
+def _plain(name: int | str) -> str:
+    """However it is written: `topK`, `top_k` and `top-k` are one."""
+    return "".join(filter(str.isalnum, str(name)[:_SHOWN])).lower()
 
 
 def place_of(loc: Sequence[int | str], *, prefix: str = "") -> str:

@@ -151,8 +151,7 @@ class Preprocess:
         Returns:
             tok_BL int64 and mask_BL bool (true on tokens, false on padding).
         """
-        valid = [text.encode("utf-8", "replace").decode() for text in texts]  # no lone surrogates
-        encodings = self.tokenizer.encode_batch(valid)
+        encodings = self.tokenizer.encode_batch([without_surrogates(text) for text in texts])
         length = max((len(e.ids) for e in encodings), default=0)
         tok_BL = torch.full((len(encodings), length), self.pad_id, dtype=torch.int64)
         mask_BL = torch.zeros((len(encodings), length), dtype=torch.bool)
@@ -160,6 +159,18 @@ class Preprocess:
             tok_BL[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int64)
             mask_BL[row, : len(encoding.ids)] = True
         return tok_BL, mask_BL
+
+    def cut_at(self, text: str) -> int | None:
+        """The character of a text from which on the model reads no more; None if it reads all."""
+        encoding = self.tokenizer.encode(without_surrogates(text))
+        if not encoding.overflowing:
+            return None
+        return max(end for _, end in encoding.offsets)
+
+
+def without_surrogates(text: str) -> str:
+    """A text that tokenizers take: in the place of each lone surrogate is a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class PackedPreprocess:

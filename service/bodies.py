@@ -10,7 +10,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from cots_model.faults import json_kind
+from cots_model.faults import json_kind, shortened
 from service.errors import ApiError, invalid
 from service.schemas import MOST_INCLUDED, SearchOptions, SearchRequest
 from service.validation import from_validation, refuse_unknown, validated
@@ -18,6 +18,7 @@ from service.validation import from_validation, refuse_unknown, validated
 Body = TypeVar("Body", bound=BaseModel)
 
 _FORM_FIELDS = ("file", *SearchOptions.model_fields)
+_MOST_FILES = 16  # one is accepted; so many are read to say so
 
 
 def _require_content_type(request: Request, accepted: str, hint: str) -> None:
@@ -54,6 +55,19 @@ async def read_json(
     return validated(body, kind)
 
 
+async def refuse_body(request: Request) -> None:
+    """A dependency of routes that take no body; an empty object is as good as none.
+
+    Raises:
+        ApiError: 422 for anything else.
+    """
+    raw = (await request.body()).strip()
+    if raw in (b"", b"{}"):
+        return
+    message = "this route takes no body; send none"
+    raise invalid("invalid_body", f"{message}, not {len(raw):,} bytes")
+
+
 def _parse_object(raw: bytes, example: str) -> dict[str, Any]:
     try:
         body = pydantic_core.from_json(raw)  # NaN is refused where it stands
@@ -73,16 +87,21 @@ async def read_upload(request: Request) -> tuple[bytes, SearchOptions]:
         ApiError: 415 for another content type, 422 for missing, repeated or bad fields.
     """
     _require_content_type(request, "multipart/form-data", "send the picture as the field file")
-    async with request.form(max_files=1, max_fields=32) as form:
+    async with request.form(max_files=_MOST_FILES, max_fields=32) as form:
         return await _read_file(form), _read_options(form)
 
 
 async def _read_file(form: FormData) -> bytes:
-    uploaded = form.get("file")
-    if not isinstance(uploaded, UploadFile):
-        message = "the form has no file; send the picture as the field file (curl -F file=@PICTURE)"
-        raise invalid("file_missing", message, param="file")
-    return await uploaded.read()
+    found = form.getlist("file")
+    if len(found) > 1:
+        message = f"file was sent {len(found)} times; send one picture"
+        raise invalid("repeated_field", message, param="file")
+    if found and isinstance(found[0], UploadFile):
+        return await found[0].read()
+    refuse_unknown(form, _FORM_FIELDS)  # maybe it goes by another name
+    what = f"file is a text ({shortened(repr(found[0]))})" if found else "the form has no file"
+    message = f"{what}; send the picture itself as the field file (curl -F file=@PICTURE)"
+    raise invalid("file_missing", message, param="file")
 
 
 def _read_options(form: FormData) -> SearchOptions:

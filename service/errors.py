@@ -202,6 +202,8 @@ async def _on_http_exception(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     code = _CODES.get(err.status_code, "http_error")
     message = f"{request.method} {request.scope['path']}: {err.detail}"
+    if err.status_code == 404 and request.scope["path"].endswith("/"):
+        message = f"{message}; leave out the / at the end"
     if allowed := (err.headers or {}).get("Allow"):
         message = f"{message}; accepted here: {allowed}"
     return error_response(ApiError(err.status_code, code, message, headers=err.headers))

@@ -90,28 +90,28 @@ EXAMPLES = (
             "range", _ITEMS),
     Example(421, "host_not_allowed", "this server is not called 'photos.example.org'; use "
             "http://localhost, or add the name to the setting allowed_hosts (COTS_ALLOWED_HOSTS)"),
-    Example(422, "invalid_value", "k is 2,000; at most 1,000 is accepted", "k", _SEARCH),
-    Example(422, "unknown_field", "unknown field limit; accepted here: k, offset, min_score, "
-            "filter, deduplicate, include, rank_by, query, queries", "limit", _SEARCH),
+    Example(422, "invalid_value", "k is 2,000; 1 to 1,000 is accepted", "k", _SEARCH),
+    Example(422, "unknown_field", "unknown field limit; did you mean k?", "limit", _SEARCH),
     Example(422, "unknown_field", "unknown query parameter k; this route has none", "k",
             _LOADS),
+    Example(422, "invalid_body", "this route takes no body; send none, not 3 bytes", tags=_LOADS),
     Example(422, "query_missing", 'query is missing; give a string, {"text"}, {"image"}, '
             '{"image_url"}, {"item_id"}, {"embedding"}, or a list of these', "query", _SEARCH),
     Example(422, "query_form", "query has none of the forms; give exactly one: a string, "
             '{"text"}, {"image"}, {"image_url"}, {"item_id"}, {"embedding"}, or a list of these',
             "query", _SEARCH),
     Example(422, "query_form", "give either gallery and item_id, or image", "item_id", _EXPLAIN),
-    Example(422, "query_cancels_out", "the weighted parts of query.0 cancel out; change a weight",
-            "query.0", _SEARCH),
+    Example(422, "query_cancels_out", "the weighted parts of query cancel out; change a weight",
+            "query", _SEARCH),
     Example(422, "text_empty", "query is empty; give some words", "query", _SEARCH),
     Example(422, "text_too_long", "query has 9,001 bytes; at most 8,192 are accepted; shorten it",
             "query", _SEARCH),
     Example(422, "invalid_base64", "query.image is not base64 (Incorrect padding); send the file's "
             "bytes in base64, or a data URI", "query.image", _SEARCH),
     Example(422, "image_unsupported_format", "image is not a picture in a known format; accepted: "
-            "JPEG, PNG, WEBP, GIF, BMP, TIFF", "query", _SEARCH),
+            "JPEG, PNG, WEBP, GIF, BMP, TIFF", "query.image", _SEARCH),
     Example(422, "image_too_many_pixels", "image is 8000 x 8000 = 64,000,000 pixels; at most "
-            "50,000,000 are accepted; make it smaller", "query", _SEARCH),
+            "50,000,000 are accepted; make it smaller", "query.image", _SEARCH),
     Example(422, "embedding_length", "query.embedding has 3 numbers; this gallery takes 256",
             "query.embedding", _SEARCH),
     Example(422, "item_not_found", "gallery photos has no item 'a.jpg'; ids are paths relative to "

@@ -6,7 +6,7 @@ import base64
 import binascii
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -23,7 +23,7 @@ from service.encoding import Embedder, Pixels, Texts
 from service.errors import ApiError, invalid, to_api_error
 from service.fetch.fetcher import no_image_urls
 from service.jobs import DeadlineError, Done
-from service.schemas import QueryPart
+from service.schemas import QueryPart, SearchOptions
 from service.settings import Settings
 from service.validation import validated
 
@@ -39,18 +39,26 @@ class Part:
 
     `file` is the picture itself, where it was uploaded or fetched.
     `flat`: the field holds the form's value itself, as other protocols have it.
+    `query`: the place of the query, where this is one of several parts of it.
     """
 
     spec: QueryPart
     param: str
     file: bytes | None = None
     flat: bool = False
+    query: str | None = None
 
     @property
     def is_picture(self) -> bool:
         """Whether it has to be decoded, maybe fetched before."""
         forms = (self.file, self.spec.image, self.spec.image_url)
         return any(form is not None for form in forms)
+
+    @property
+    def form(self) -> str:
+        """Where the request has what is to be embedded, dotted."""
+        forms = self.spec.forms()
+        return self.field(forms[0]) if forms else self.param
 
     def field(self, form: str) -> str:
         """Where the request has a form of this part, dotted."""
@@ -94,7 +102,9 @@ def parse_query(value: JsonValue, *, param: str, settings: Settings) -> tuple[Pa
     if not 1 <= len(value) <= most:
         message = f"{param} has {len(value)} parts; 1 to {most} are accepted"
         raise invalid("query_parts", message, param=param)
-    return tuple(_parse_part(v, f"{param}.{n}", settings) for n, v in enumerate(value))
+    return tuple(
+        replace(_parse_part(v, f"{param}.{n}", settings), query=param) for n, v in enumerate(value)
+    )
 
 
 def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
@@ -102,6 +112,10 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
     if not isinstance(raw, dict):
         message = f"{param} is {json_kind(value)}; accepted: {_FORMS}"
         raise invalid("query_form", message, param=param)
+    for name in SearchOptions.model_fields:
+        if name in raw:
+            message = f"{param} has {name}, which is of the whole search; put it beside the query"
+            raise invalid("unknown_field", message, param=f"{param}.{name}")
     part = validated(raw, QueryPart, prefix=param)
     if len(part.forms()) != 1:
         given = " and ".join(part.forms()) or "none"
@@ -156,7 +170,7 @@ def prepare(
             try:
                 query.vectors.append(_prepare_part(part, gallery, preprocess, max_pixels))
             except CotsError as err:
-                query.error = to_api_error(err, param=part.param)
+                query.error = to_api_error(err, param=part.form)
                 break
         prepared.append(query)
     return prepared
@@ -264,7 +278,16 @@ def combine(query: Embedded) -> Vectors:
     total = scaled @ np.stack(vectors).astype(np.float64)
     length = float(np.linalg.norm(total))
     if length < _SHORTEST:
-        param = query.parts[0].param
-        message = f"the weighted parts of {param} cancel out; change a weight"
-        raise invalid("query_cancels_out", message, param=param)
+        raise _cancelled(query.parts)
     return cast("Vectors", (total / length).astype(np.float32))
+
+
+def _cancelled(parts: Sequence[Part]) -> ApiError:
+    first = parts[0]
+    param = first.query or first.param
+    if not any(part.spec.weight for part in parts):
+        which = "the weight" if first.query is None else "every weight"
+        message = f"{which} of {param} is 0, so that nothing is left to look for; give another"
+    else:
+        message = f"the weighted parts of {param} cancel out; change a weight"
+    return invalid("query_cancels_out", message, param=param)

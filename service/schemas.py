@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import SkipJsonSchema
@@ -35,9 +35,13 @@ class QueryPart(Strict):
 class SearchOptions(Strict):
     """Everything of a search but what is looked for."""
 
-    k: int = Field(default=10, ge=1, json_schema_extra={"x-limits": {"maximum": "max_k"}})
-    offset: int = Field(default=0, ge=0, json_schema_extra={"x-limits": {"maximum": "max_offset"}})
-    min_score: float | None = Field(default=None, allow_inf_nan=False)
+    k: int = Field(default=10, json_schema_extra={"minimum": 1, "x-limits": {"maximum": "max_k"}})
+    offset: int = Field(
+        default=0, json_schema_extra={"minimum": 0, "x-limits": {"maximum": "max_offset"}}
+    )
+    min_score: Annotated[float, Field(json_schema_extra={"minimum": -1, "maximum": 1})] | None = (
+        Field(default=None, allow_inf_nan=False, description="leave out hits below")
+    )
     filter: dict[str, JsonValue] | None = Field(
         default=None,
         description="conditions on metadata; operators eq ne in nin gt gte lt lte exists contains, "
@@ -146,21 +150,34 @@ class TookMs(BaseModel):
     total: float
 
 
+class WarningBody(BaseModel):
+    """Something of the request that was not taken as it came; `param` is the field, dotted."""
+
+    message: str
+    param: str
+    code: Literal["text_cut"]
+
+
 class QueryResult(BaseModel):
     """Answer to one entry of `queries`: hits, or why this one failed."""
 
     hits: list[HitBody] | None = None
+    warnings: list[WarningBody] | None = None
     error: ErrorBody | None = None
 
 
 class SearchResponse(BaseModel):
-    """Answer to a search: `hits` for `query`, `results` for `queries`."""
+    """Answer to a search: `hits` for `query`, `results` for `queries`.
+
+    `warnings` are there where a part of the request was passed over.
+    """
 
     gallery: str
     version: str
     model: str
     took_ms: TookMs
     hits: list[HitBody] | None = None
+    warnings: list[WarningBody] | None = None
     results: list[QueryResult] | None = None
 
 

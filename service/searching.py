@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +10,28 @@ from typing import TypeVar
 
 import numpy as np
 
-from cots_model.encoder import Vectors
+from cots_model.encoder import Encoder, Vectors
+from cots_model.faults import describe_cut, shortened
 from index_builder.filter import Filter, FilterError, parse_filter
 from index_builder.gallery import Gallery
 from service.embedding import embed_queries
 from service.errors import ApiError, error_body, invalid
 from service.queries import Embedded, Part, Timing, combine
-from service.schemas import HitBody, QueryResult, SearchOptions, SearchResponse, TookMs
+from service.schemas import (
+    HitBody,
+    QueryResult,
+    SearchOptions,
+    SearchResponse,
+    TookMs,
+    WarningBody,
+)
 from service.searcher import SearchJob, invalid_filter
 from service.settings import Settings
 from service.state import Service
 
 Options = TypeVar("Options", bound=SearchOptions)
 
+_LITTLE_TEXT = 4096  # characters: some 2 ms of a tokenizer
 _HEAVY = frozenset({"embedding", "frames"})
 _HEAVY_HITS = 16
 """A hit with its vector or frames takes as much memory as so many without."""
@@ -45,17 +55,20 @@ class Search:
 def check_options(options: Options, settings: Settings) -> Options:
     """Refuse what is out of bounds; a `k` that was not given is within them.
 
+    What is accepted depends on the settings, so that the models of `service.schemas` cannot tell.
+
     Raises:
         ApiError: 422 naming the field.
     """
     if "k" not in options.model_fields_set and options.k > settings.max_k:
         options = options.model_copy(update={"k": settings.max_k})
-    for name, value, most in (
-        ("k", options.k, settings.max_k),
-        ("offset", options.offset, settings.max_offset),
+    for name, value, least, most in (
+        ("k", options.k, 1, settings.max_k),
+        ("offset", options.offset, 0, settings.max_offset),
+        ("min_score", options.min_score, -1, 1),
     ):
-        if value > most:
-            message = f"{name} is {value:,}; at most {most:,} is accepted"
+        if value is not None and not least <= value <= most:
+            message = f"{name} is {shortened(f'{value:,}')}; {least:,} to {most:,} is accepted"
             raise invalid("invalid_value", message, param=name)
     return options
 
@@ -104,14 +117,17 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
     """Embed, search, collect; every step off the event loop and within the deadline."""
     where = _parse_filter(search.options)
     timing = Timing()
+    warnings = await _warnings(service, search, timing)
     embedded = await embed_queries(
         service, search.queries, timing, gallery=search.gallery, deadline_s=search.deadline_s
     )
     vectors, errors = _combine_all(embedded)
     results = iter(await _hits(service, search, vectors, where, timing))
     answers = [
-        QueryResult(error=error_body(error)) if error else QueryResult(hits=next(results))
-        for error in errors
+        QueryResult(error=error_body(error))
+        if error
+        else QueryResult(hits=next(results), warnings=told or None)
+        for error, told in zip(errors, warnings, strict=True)
     ]
     if not search.batch and errors[0] is not None:
         raise errors[0]
@@ -121,8 +137,33 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
         model=service.embedder.encoder.name,
         took_ms=_took(timing, search.arrived_s),
         hits=None if search.batch else answers[0].hits,
+        warnings=None if search.batch else answers[0].warnings,
         results=answers if search.batch else None,
     )
+
+
+async def _warnings(service: Service, search: Search, timing: Timing) -> list[list[WarningBody]]:
+    """What of each query is passed over; long texts are looked at off the event loop."""
+    parts = [() if isinstance(query, ApiError) else query for query in search.queries]
+    size = sum(len(part.spec.text or "") for query in parts for part in query)
+    look = functools.partial(_cut_texts, service.embedder.encoder, parts)
+    if size <= _LITTLE_TEXT:
+        return look()
+    done = await service.decoding.run(look, deadline_s=search.deadline_s)
+    timing.encoded(done)
+    return done.value
+
+
+def _cut_texts(encoder: Encoder, queries: Sequence[tuple[Part, ...]]) -> list[list[WarningBody]]:
+    def of_part(part: Part) -> WarningBody | None:
+        text = part.spec.text
+        cut_at = None if text is None else encoder.cut_at(text)
+        if text is None or cut_at is None:
+            return None
+        message = describe_cut(part.param, text, cut_at, encoder.name)
+        return WarningBody(message=message, param=part.param, code="text_cut")
+
+    return [[told for part in parts if (told := of_part(part))] for parts in queries]
 
 
 def _combine_all(queries: Sequence[Embedded]) -> tuple[list[Vectors], list[ApiError | None]]:

@@ -12,6 +12,20 @@ from service.errors import ApiError, invalid
 
 Model = TypeVar("Model", bound=BaseModel)
 
+_ELSEWHERE = {
+    **dict.fromkeys(("topk", "top", "n", "limit", "size", "count", "numresults"), "k"),
+    **dict.fromkeys(("q", "text", "prompt", "search"), "query"),
+    **dict.fromkeys(("skip", "from", "start"), "offset"),
+    **dict.fromkeys(("threshold", "minscore", "scorethreshold", "certainty"), "min_score"),
+    **dict.fromkeys(("where", "filters", "queryfilter"), "filter"),
+    **dict.fromkeys(("fields", "outputfields", "withpayload", "attributes"), "include"),
+    **dict.fromkeys(("dedup", "deduplication"), "deduplicate"),
+    **dict.fromkeys(("url", "imageurl"), "image_url"),
+    **dict.fromkeys(("image", "picture", "photo", "upload"), "file"),
+    "id": "item_id",
+}
+"""What other services, and people, call fields of ours; letters and digits only."""
+
 
 def validated(raw: dict[str, Any], model: type[Model], *, prefix: str = "") -> Model:
     """What was asked for.
@@ -40,7 +54,9 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = 
     """
     for name in names:
         if name not in known:
-            message = describe_unknown([name], known, prefix=prefix, noun="field")
+            message = describe_unknown(
+                [name], known, prefix=prefix, noun="field", elsewhere=_ELSEWHERE
+            )
             raise invalid("unknown_field", message, param=place_of([name], prefix=prefix))
 
 

@@ -42,6 +42,7 @@ from cots_client.results import (
     Refused,
     Reloaded,
     SearchResult,
+    SearchWarning,
     TookMs,
 )
 from cots_client.version import __version__
@@ -79,6 +80,7 @@ __all__ = [
     "Refused",
     "Reloaded",
     "SearchResult",
+    "SearchWarning",
     "TooLargeError",
     "TookMs",
     "TransportError",

@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import httpx
@@ -213,12 +213,17 @@ def _read_results(
 def _read_result(
     body: dict[str, Any], result: Any, place: int, number: int
 ) -> SearchResult | QueryError:
+    moved = functools.partial(_moved, "queries", place, number)
     if not isinstance(result, dict) or "error" not in result:
-        return build(SearchResult, {**body, **(result if isinstance(result, dict) else {})})
+        found = build(SearchResult, {**body, **(result if isinstance(result, dict) else {})})
+        told = tuple(
+            replace(one, message=moved(one.message), param=moved(one.param))
+            for one in found.warnings
+        )
+        return replace(found, warnings=told)
     error = build(_Error, result["error"], f"answer.results.{place}.error")
-    param = None if error.param is None else _moved("queries", place, number, error.param)
-    message = _moved("queries", place, number, error.message)
-    return QueryError(number, error.type, error.code, param, message)
+    param = None if error.param is None else moved(error.param)
+    return QueryError(number, error.type, error.code, param, moved(error.message))
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,21 @@ class TookMs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SearchWarning:
+    """A part of a query that the server passed over.
+
+    Attributes:
+        message: what, in words.
+        param: the field, dotted.
+        code: `text_cut` where words are more than the model reads.
+    """
+
+    message: str
+    param: str
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
     """Hits by score, ties by id.
 
@@ -90,6 +105,7 @@ class SearchResult:
         model: that embedded the query.
         took_ms: of the request; queries that went together share it.
         hits: the best first.
+        warnings: of what was passed over; as a rule there are none.
     """
 
     gallery: str
@@ -97,6 +113,7 @@ class SearchResult:
     model: str
     took_ms: TookMs
     hits: tuple[Hit, ...]
+    warnings: tuple[SearchWarning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

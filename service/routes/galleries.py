@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from index_builder.gallery import Gallery
+from service.bodies import refuse_body
 from service.errors import ApiError, gallery_not_found
 from service.gallery_status import GalleryStatus
 from service.opening import FAULTS
@@ -37,7 +38,11 @@ async def get_gallery(gallery: NamedGallery, service: CurrentService) -> Gallery
     return describe(gallery, service.registry.status(gallery.name))
 
 
-@router.post("/{g}/reload", responses=errors(404, 409, 503))
+@router.post(
+    "/{g}/reload",
+    responses=errors(404, 408, 409, 413, 429, 503),
+    dependencies=[Depends(refuse_body)],
+)
 async def reload_gallery(g: str, service: CurrentService) -> ReloadBody:
     """Load the current version beside the old one, test it, and serve it; answers when it is done.
 

@@ -1,12 +1,13 @@
 // The page: what is being looked for lives in the address (#g=gallery&q=words or &like=id), so that
-// back, reload and sharing work. A dropped picture is not part of the address.
+// back, reload and sharing work. A picture of one's own is kept as long as the page is, for back and forward.
 
 import { Grid } from "/static/grid.js";
 
 const PAGE = Number(document.documentElement.dataset.hits); // as many as the server gives
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
-const state = { gallery: "", galleries: [], query: null, file: null, shown: 0, asked: 0 };
+const state = { gallery: "", galleries: [], query: null, picture: -1, shown: 0, asked: 0 };
+const pictures = []; // that were searched with; the history says which
 const grid = new Grid(call, (hit) => go({ like: hit.id }));
 
 const NAMES = { image: ["picture", "pictures"], video: ["video", "videos"], text: ["text", "texts"] };
@@ -40,6 +41,16 @@ function tell(title, text, { bad = false, actions = [] } = {}) {
   });
   box.replaceChildren(heading, body, ...buttons);
   box.hidden = false;
+  if (bad && isFocusLost()) buttons[0]?.focus();
+}
+
+// Whether the keyboard is nowhere, as after a button that is gone.
+function isFocusLost() {
+  return !document.activeElement || [document.body, $("grid")].includes(document.activeElement);
+}
+
+function file() {
+  return pictures[state.picture] ?? null;
 }
 
 async function call(path, options) {
@@ -53,14 +64,16 @@ async function call(path, options) {
   const body = await answer.json().catch(() => null);
   if (answer.ok && body) return body;
   if (answer.ok) throw new Error("The answer did not come whole. Try again.");
-  throw new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+  const error = new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+  error.isFinal = answer.status >= 400 && answer.status < 500 && ![408, 429].includes(answer.status);
+  throw error;
 }
 
 function request(offset) {
   const path = `/v1/galleries/${encodeURIComponent(state.gallery)}/search`;
-  if (state.file) {
+  if (file()) {
     const form = new FormData();
-    form.append("file", state.file);
+    form.append("file", file());
     form.append("k", PAGE);
     form.append("offset", offset);
     return call(`${path}/upload`, { method: "POST", body: form });
@@ -71,7 +84,7 @@ function request(offset) {
 
 async function search(offset = 0) {
   const asked = ++state.asked;
-  const words = state.file || state.query.item_id ? "" : state.query;
+  const words = file() || state.query.item_id ? "" : state.query;
   const gallery = state.gallery;
   $("message").hidden = true;
   $("more").hidden = true;
@@ -87,20 +100,28 @@ async function search(offset = 0) {
     grid.add(answer.hits);
     state.shown = offset + answer.hits.length;
     report(answer);
+    if (isFocusLost()) grid.focus(offset);
   } catch (error) {
     if (asked !== state.asked) return;
     if (offset === 0) grid.clear();
     say("");
-    const again = state.file ? ["Choose another picture", () => $("file").click()] : ["Try again", () => search(offset)];
-    const message = state.file ? error.message.replace(/^image /, `${state.file.name} `) : error.message;
-    tell("That did not work", message, { bad: true, actions: [again] });
+    const message = file() ? error.message.replace(/^image /, `${file().name} `) : error.message;
+    tell("That did not work", message, { bad: true, actions: [cure(error, offset)] });
   }
+}
+
+// What may help: the same again only where the server might answer otherwise.
+function cure(error, offset) {
+  if (!error.isFinal) return ["Try again", () => search(offset)];
+  if (file()) return ["Choose another picture", () => $("file").click()];
+  return ["Change the search", () => $("query").select()];
 }
 
 function report(answer) {
   const gallery = current();
   const full = answer.hits.length === PAGE && state.shown < gallery.count;
-  say(`The best ${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms`);
+  const told = (answer.warnings ?? []).map((warning) => ` · ${warning.message.replace(/^query /, "This ")}`);
+  say(`The best ${state.shown} of ${describe(gallery)} · ${answer.took_ms.total.toFixed(0)} ms${told.join("")}`);
   $("more").hidden = !full;
   if (state.shown === 0) tell("Nothing found", "Try other words.");
 }
@@ -121,36 +142,23 @@ function itemPath(id) {
   return `/v1/galleries/${encodeURIComponent(state.gallery)}/items/${encoded}`;
 }
 
-// The picture that was searched with, and what it found.
-function forget() {
-  state.asked += 1;
-  state.file = null;
-  chip();
-  grid.clear();
-  $("more").hidden = true;
-  say("");
-}
-
-function searchWith(file) {
-  if (!file.type.startsWith("image/")) {
-    if (state.file) forget();
-    tell("That is not a picture", `${file.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
+function searchWith(picture) {
+  if (!picture.type.startsWith("image/")) {
+    if (file()) go({}); // what the picture before found is not of this one
+    tell("That is not a picture", `${picture.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
     return;
   }
-  state.file = file;
-  $("query").value = "";
-  chip(URL.createObjectURL(file), file.name || "pasted picture");
-  document.title = "Picture search · COTS Retrieval";
-  search();
+  go({ picture: pictures.push(picture) - 1 });
 }
 
-function go({ text, like, gallery = state.gallery }) {
+// Pictures are told apart by their number: they have no place in an address.
+function go({ text, like, picture = -1, gallery = state.gallery }) {
   const parts = new URLSearchParams({ g: gallery });
   if (text) parts.set("q", text);
   if (like) parts.set("like", like);
   const hash = `#${parts}`;
-  if (hash === location.hash) follow();
-  else location.hash = hash;
+  if (hash !== location.hash || picture !== state.picture) history.pushState({ picture }, "", hash);
+  follow();
 }
 
 // What the words describe, in this gallery.
@@ -163,25 +171,45 @@ function nameField() {
 function follow() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const names = state.galleries.map((gallery) => gallery.name);
-  state.gallery = names.includes(parts.get("g")) ? parts.get("g") : names[0];
+  const named = parts.get("g");
+  state.gallery = names.includes(named) ? named : names[0];
   $("gallery").value = state.gallery;
-  state.file = null;
+  state.picture = pictures[history.state?.picture] ? history.state.picture : -1;
   nameField();
   const text = parts.get("q") ?? "";
   const like = parts.get("like");
   $("query").value = text;
-  const shown = like && current().modality !== "text"; // texts have no thumbnail
-  chip(shown ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
-  document.title = `${text || (like && `Like ${like}`) || "Search"} · COTS Retrieval`;
   state.query = like ? { item_id: like } : text;
-  if (like || text.trim()) search();
+  if (file()) {
+    chip(URL.createObjectURL(file()), file().name || "pasted picture");
+  } else {
+    const shown = like && current().modality !== "text"; // texts have no thumbnail
+    chip(shown ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
+  }
+  const title = file() ? "Picture search" : text || (like && `Like ${like}`) || "Search";
+  document.title = `${title} · COTS Retrieval`;
+  if (named && named !== state.gallery) missing(named, text, like);
+  else if (file() || like || text.trim()) search();
   else welcome();
 }
 
-function welcome() {
-  state.asked += 1;
+function empty() {
+  state.asked += 1; // what is on its way is not wanted any more
   grid.clear();
   $("more").hidden = true;
+  say("");
+}
+
+// A link to a gallery that is not here, or not any more.
+function missing(named, text, like) {
+  empty();
+  const actions = state.galleries.slice(0, 5).map(({ name }) => [`Search ${name}`, () => go({ text, gallery: name })]);
+  const wanted = like ? `${named}, which ${like} is in` : named;
+  tell("No such gallery", `There is no gallery ${wanted}. There ${state.galleries.length === 1 ? "is" : "are"}:`, { bad: true, actions });
+}
+
+function welcome() {
+  empty();
   say(describe(current()));
   const [one, many] = NAMES[current().modality] ?? ["item", "items"];
   const like = current().modality === "image" ? "similar ones" : `${many} that fit it`;
@@ -195,7 +223,8 @@ function listen() {
     event.preventDefault();
     const text = $("query").value.trim();
     if (text) go({ text });
-    else if (state.file) search();
+    else if (file()) search();
+    else go({});
   });
   $("more").addEventListener("click", () => search(state.shown));
   $("pick").addEventListener("click", () => $("file").click());
@@ -210,15 +239,9 @@ function listen() {
   });
   $("gallery").addEventListener("change", () => {
     state.gallery = $("gallery").value;
-    if (!state.file) {
-      go({ text: $("query").value.trim() });
-      return;
-    }
-    history.replaceState(null, "", `#${new URLSearchParams({ g: state.gallery })}`);
-    nameField();
-    search();
+    go({ text: $("query").value.trim(), picture: state.picture });
   });
-  window.addEventListener("hashchange", follow);
+  window.addEventListener("popstate", follow); // back, forward, and an address that was typed
   window.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
     if (file) searchWith(file);
@@ -257,6 +280,11 @@ async function start() {
   } catch (error) {
     say("");
     tell("The galleries could not be loaded", error.message, { bad: true, actions: [["Try again", start]] });
+    return;
+  }
+  if (!state.galleries.length) {
+    say("");
+    tell("There is no gallery yet", "Build one with “cots index build”; the server finds it by itself.", { actions: [["Look again", start]] });
     return;
   }
   $("gallery").replaceChildren(...state.galleries.map((gallery) => new Option(gallery.name, gallery.name)));

@@ -2,10 +2,15 @@
 
 const $ = (id) => document.getElementById(id);
 
-// Words that are everywhere and nowhere in a picture; a map of one of them comes first only alone.
+// Words that are everywhere and nowhere in a picture: what they score says nothing, and a map of one of them
+// comes first only alone.
 const PLAIN = new Set(
   "a an the and or of in on at to with by for from is are it its it's his her their this that that's there's as near".split(" "),
 );
+
+function isPlain({ word }) {
+  return PLAIN.has(word.toLowerCase());
+}
 
 const PAUSE_MS = 250; // before the maps of the next hit are asked for: who leafs through hits needs none
 
@@ -108,7 +113,6 @@ export class Explanation {
 
   // The number of the word that fits best; of plain words only if there are no others.
   best(words) {
-    const isPlain = ({ word }) => PLAIN.has(word.toLowerCase());
     const wanted = words.some((word) => !isPlain(word)) ? words.filter((word) => !isPlain(word)) : words;
     return words.indexOf(wanted.reduce((one, other) => (other.similarity > one.similarity ? other : one)));
   }
@@ -116,9 +120,12 @@ export class Explanation {
   button({ word, similarity }, number) {
     const button = document.createElement("button");
     button.type = "button";
-    const score = document.createElement("small");
-    score.textContent = similarity.toFixed(2);
-    button.append(word, " ", score);
+    button.append(word);
+    if (!isPlain({ word })) {
+      const score = document.createElement("small");
+      score.textContent = similarity.toFixed(2);
+      button.append(" ", score);
+    }
     button.addEventListener("click", () => this.choose(number === this.at ? -1 : number));
     return button;
   }
@@ -137,7 +144,8 @@ export class Explanation {
     if (map) {
       $("viewer-map").src = map.url;
       $("viewer-map").alt = `Where “${map.word}” fits best`;
-      $("explain-status").textContent = `Warm is where “${map.word}” fits best, however little; its number says how well.`;
+      const rest = isPlain(map) ? "" : "; its number says how well";
+      $("explain-status").textContent = `Warm is where “${map.word}” fits best, however little${rest}.`;
     } else {
       $("viewer-map").removeAttribute("src");
       $("explain-status").textContent = this.maps.length ? "Choose a word to see where it fits best." : "";

@@ -21,6 +21,14 @@ function plain(value) {
   return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
+// An id in two parts, of which the folder gives way where there is no room for both.
+function named(id) {
+  const at = id.lastIndexOf("/") + 1;
+  const whole = element("span", "id");
+  whole.append(element("span", "folder", id.slice(0, at)), element("span", "name", id.slice(at)));
+  return whole;
+}
+
 // Such as 0:12.4 or 1:02:05.0, never later than the time itself.
 export function clock(seconds) {
   const tenths = Math.floor(seconds * 10 + 1e-6);
@@ -74,6 +82,7 @@ export class Grid {
     $("similar").addEventListener("click", () => {
       this.at = -1;
       this.viewer.close();
+      this.list.focus(); // until there are others
       onSimilar(this.shown);
     });
   }
@@ -86,6 +95,11 @@ export class Grid {
   begin(gallery, text) {
     this.gallery = gallery;
     this.text = text;
+  }
+
+  // The keyboard goes on from here.
+  focus(number) {
+    (this.buttons()[number] ?? this.list).focus();
   }
 
   clear() {
@@ -115,11 +129,11 @@ export class Grid {
     const button = element("button");
     button.type = "button";
     const at = hit.moment ? `, at ${clock(hit.moment.time_s)}` : "";
-    const named = hit.text?.slice(0, 200) ?? hit.id;
-    button.setAttribute("aria-label", `Result ${number + 1}: ${named}${at}, score ${hit.score.toFixed(3)}`);
+    const told = hit.text?.slice(0, 200) ?? hit.id;
+    button.setAttribute("aria-label", `Result ${number + 1}: ${told}${at}, score ${hit.score.toFixed(3)}`);
     button.title = hit.id;
     const caption = element("span", "caption");
-    caption.append(element("span", "id", hit.id), element("span", "score", hit.score.toFixed(3)));
+    caption.append(named(hit.id), element("span", "score", hit.score.toFixed(3)));
     button.append(hit.thumbnail ? this.preview(hit) : this.words(hit), caption);
     if (hit.moment) button.append(element("span", "time", clock(hit.moment.time_s)));
     button.addEventListener("click", () => this.show(number));

@@ -220,6 +220,16 @@ def test_what_fails_a_batch_is_numbered_as_given(script, tmp_path) -> None:
     assert caught.value.message == "queries.4 and queries.10 are odd"
 
 
+def test_what_is_passed_over_of_words_is_told(cots) -> None:
+    long = "dog " * 300
+    [told] = cots.search("pets", long).warnings
+    assert (told.code, told.param) == ("text_cut", "query")
+    assert cots.search("pets", "a dog").warnings == ()
+    results = cots.search_many("pets", ["a dog", "a cat", long], batch_size=2)
+    assert [[one.param for one in result.warnings] for result in results] == [[], [], ["queries.2"]]
+    assert results[2].warnings[0].message.startswith("queries.2 is longer")
+
+
 def test_an_answer_of_fewer_results_is_refused(script) -> None:
     from cots_client import AnswerError
 

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from cots_model.config import Frozen, parse
 from cots_model.errors import ConfigError
+from cots_model.faults import describe_unknown
 
 
 class Inner(Frozen):
@@ -37,11 +38,11 @@ class Whole(Frozen):
         ({"epochs": 1, "sources": [{"path": "x", "repeats": 2}]}, "did you mean sources.0.repeat"),
         ({}, "mine: epochs is missing"),
         ({"epochs": 1, "sources": [{}]}, "sources.0.path is missing"),
-        ({"epochs": "x"}, "unable to parse string as an integer, not 'x'"),
-        ({"epochs": None}, "epochs: Input should be a valid integer, not null"),
+        ({"epochs": "x"}, "epochs: it must be a whole number, not 'x'"),
+        ({"epochs": None}, "epochs: it must be a whole number, not null"),
         ({"epochs": 1, "inner": {"rate": -1}}, "rate: Input should be greater than 0, not -1"),
         ({"epochs": 1, "kind": "c" * 99}, "kind: Input should be 'a' or 'b', not 'cccc"),
-        ([], "the whole: Input should be a valid dictionary"),
+        ([], "the whole: it must be an object"),
         ({"epochs": 1, "a\nb": 1}, r"unknown key 'a\nb'; accepted here"),
         ({"epochs": "\U0010ffff" * 99}, r"not '\U0010ffff"),
     ],
@@ -51,6 +52,20 @@ def test_a_fault_is_named(values, says):
         parse(Whole, values, origin="mine")
     assert says in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("Top-K", "k"), ("limit", "k"), ("MinScore", "min_score"), ("min_scores", "min_score")],
+)
+def test_a_name_from_elsewhere_is_told_as_ours(name, meant):
+    told = describe_unknown([name], ["k", "min_score"], elsewhere={"topk": "k", "limit": "k"})
+    assert told == f"unknown key {name}; did you mean {meant}?"
+
+
+def test_a_name_from_elsewhere_for_what_is_not_here_is_no_advice():
+    told = describe_unknown(["limit"], ["offset"], elsewhere={"limit": "k"})
+    assert told == "unknown key limit; accepted here: offset"
 
 
 def test_all_faults_are_named_at_once():

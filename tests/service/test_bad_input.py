@@ -36,8 +36,8 @@ BAD_BODIES = [
     ({"query": ["a", {"text": "b", "weight": "2"}]}, "invalid_value", "query.1.weight"),
     ({"query": {"image": "%%%"}}, "invalid_base64", "query.image"),
     ({"query": {"image": "data:image/png,abc"}}, "invalid_base64", "query.image"),
-    ({"query": {"image": ""}}, "image_empty", "query"),
-    ({"query": {"image": "aGVsbG8="}}, "image_unsupported_format", "query"),
+    ({"query": {"image": ""}}, "image_empty", "query.image"),
+    ({"query": {"image": "aGVsbG8="}}, "image_unsupported_format", "query.image"),
     ({"query": {"image_url": "http://127.0.0.1/"}}, "not_supported", "query.image_url"),
     ({"query": {"item_id": "none"}}, "item_not_found", "query.item_id"),
     ({"query": {"embedding": []}}, "embedding_length", "query.embedding"),
@@ -184,10 +184,21 @@ def test_bad_upload_field_is_422_naming_it(client, fields, code, param) -> None:
 
 
 def test_upload_without_file_is_422(client) -> None:
-    answer = client.post(f"{SEARCH}/upload", files={"picture": ("a.jpg", picture(1))})
+    answer = client.post(f"{SEARCH}/upload", files={"k": (None, b"3")})
     assert error_of(answer, 422)["code"] == "file_missing"
-    as_value = client.post(f"{SEARCH}/upload", files={"file": (None, b"text")})
-    assert error_of(as_value, 422)["code"] == "file_missing"
+    elsewhere = client.post(f"{SEARCH}/upload", files={"image": ("a.jpg", picture(1))})
+    assert error_of(elsewhere, 422)["message"] == "unknown field image; did you mean file?"
+    error = error_of(client.post(f"{SEARCH}/upload", files={"file": (None, b"cat.jpg")}), 422)
+    assert error["code"] == "file_missing"
+    assert "file is a text ('cat.jpg'); send the picture itself" in error["message"]
+
+
+def test_an_upload_has_one_picture(client) -> None:
+    for times in (2, 16):
+        files = [("file", ("a.jpg", picture(1)))] * times
+        error = error_of(client.post(f"{SEARCH}/upload", files=files), 422)
+        assert (error["code"], error["param"]) == ("repeated_field", "file")
+        assert f"{times} times" in error["message"]
 
 
 def test_malformed_multipart_is_a_4xx(client) -> None:
@@ -226,6 +237,16 @@ def test_query_parameter_that_means_nothing_is_refused(client, method, path) -> 
     assert (error["code"], error["param"]) == ("unknown_field", "top")
 
 
+def test_a_reload_takes_no_body(client) -> None:
+    reload = "/v1/galleries/pets/reload"
+    for body in (b"", b" {} \n"):
+        assert client.post(reload, content=body).status_code == 200
+    for body in (b'{"version": "x"}', b"x"):
+        error = error_of(client.post(reload, content=body), 422)
+        assert error["code"] == "invalid_body"
+        assert "takes no body" in error["message"]
+
+
 def test_a_long_name_of_a_parameter_is_cut(client) -> None:
     error = error_of(client.get(f"/v1/galleries?{'a' * 5000}=5"), 422)
     assert error["param"] == "a" * 59 + "…"
@@ -251,17 +272,24 @@ def test_a_query_parameter_is_sent_once(client) -> None:
     ("body", "says"),
     [
         ({"query": "a", "off_set": 3}, "unknown field off_set; did you mean offset?"),
-        ({"query": "a", "limit": 3}, "unknown field limit; accepted here: k, offset, min_score,"),
+        ({"query": "a", "limit": 3}, "unknown field limit; did you mean k?"),
+        ({"query": "a", "topK": 3}, "unknown field topK; did you mean k?"),
+        ({"text": "a"}, "unknown field text; did you mean query?"),
+        ({"query": "a", "colour": 3}, "unknown field colour; accepted here: k, offset, min_score,"),
+        ({"query": {"text": "a", "k": 3}}, "query has k, which is of the whole search; put it"),
         ({"query": {"txt": "a"}}, "unknown field query.txt; did you mean query.text?"),
-        ({"query": "a", "k": "ten"}, "k: Input should be a valid integer, not 'ten'"),
-        ({"query": "a", "k": "9" * 10**6}, "k: Input should be a valid integer, not '999"),
-        ({"query": "a", "deduplicate": None}, "a valid boolean, not null"),
-        ({"query": "a", "include": {"a": 1}}, "not an object"),
+        ({"query": "a", "k": "ten"}, "k: it must be a whole number, not 'ten'"),
+        ({"query": "a", "k": "9" * 10**6}, "k: it must be a whole number, not '999"),
+        ({"query": "a", "deduplicate": None}, "deduplicate: it must be true or false, not null"),
+        ({"query": "a", "include": {"a": 1}}, "include: it must be a list, not an object"),
+        ({"query": "a", "min_score": 35}, "min_score is 35.0; -1 to 1 is accepted"),
+        ({"query": "a", "offset": -1}, "offset is -1; 0 to 10,000 is accepted"),
+        ({"query": "a", "filter": [1]}, "filter: it must be an object, not a list of 1"),
         ({"query": "a", "offset": [1] * 5000}, "not a list of 5,000"),
         ({"query": "a", "o" * 10**6: 3}, "unknown field ooo"),
         ({"query": "a", "\n" * 100: 3}, r"unknown field '\n\n"),
         ({"query": "a", "": 3}, "unknown field ''; accepted"),
-        ({"query": "a", "k": -(10**18)}, f"greater than or equal to 1, not -1{'0' * 18}"),
+        ({"query": "a", "k": -(10**18)}, f"k is -1{',000' * 6}; 1 to 1,000 is accepted"),
         ({"query": "a", "k": 10**4000}, "k is 10,000,000"),
         ({"query": 3}, "query is a number; accepted: a string"),
         ({"queries": []}, "queries has 0 entries"),
@@ -297,7 +325,7 @@ def test_an_upload_names_the_field_that_may_be_meant(client) -> None:
     files = {"file": ("a.jpg", picture(1))}
     for name, says in (
         ("off_set", "unknown field off_set; did you mean offset?"),
-        ("limit", "unknown field limit; accepted here: file, k, offset"),
+        ("limit", "unknown field limit; did you mean k?"),
         ("x" * 3900, "unknown field xxx"),
     ):
         error = error_of(client.post(f"{SEARCH}/upload", files=files, data={name: "3"}), 422)
@@ -309,12 +337,15 @@ def test_an_upload_names_the_field_that_may_be_meant(client) -> None:
 def test_the_value_of_a_query_parameter_is_said(client) -> None:
     answer = client.get(f"{thumbnail_path(client)}?size=large")
     message = error_of(answer, 422)["message"]
-    assert message.startswith("size: Input should be a valid integer")
+    assert message.startswith("size: it must be a whole number")
     assert message.endswith("not 'large'")
 
 
 def test_unknown_route_and_method_have_the_error_shape(client) -> None:
     assert error_of(client.get("/nope"), 404)["code"] == "route_not_found"
+    assert error_of(client.get("/v1/galleries/"), 404)["message"].endswith(
+        "leave out the / at the end"
+    )
     wrong = client.get(SEARCH)
     assert error_of(wrong, 405)["code"] == "method_not_allowed"
     assert wrong.headers["allow"] == "POST"

@@ -217,7 +217,7 @@ def test_a_reader_that_is_slow_gets_all_lines_at_the_end(pipe, writer) -> None:
 
     def read() -> None:
         with os.fdopen(os.dup(pipe[0]), "rb", buffering=0) as reader:
-            while not told or '"299 ' not in told[-1]:
+            while sum(part.count("\n") for part in told) < 300:  # a line may come in two parts
                 told.append(reader.read(4096).decode())
                 time.sleep(0.02)
 

@@ -150,6 +150,7 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (422, "invalid_value", "search"): _query("a", k=2000),
     (422, "unknown_field", "search"): _query("a", limit=3),
     (422, "unknown_field", "galleries"): _get("/v1/galleries?k=5"),
+    (422, "invalid_body", "galleries"): _post(f"{GALLERY}/reload", "a"),
     (422, "query_missing", "search"): _post(SEARCH, {}),
     (422, "query_form", "search"): _query({}),
     (422, "query_form", "explain"): _post(_EXPLAIN, {"text": "a", "gallery": "photos"}),
@@ -216,8 +217,8 @@ def test_example_is_what_the_server_says(servers, key) -> None:
 
 
 def test_the_comparison_sees_other_words() -> None:
-    one = "k is 2,000; at most 1,000 is accepted"
-    assert plain(one) == plain("k is 3; at most 7 is accepted")
+    one = "k is 2,000; 1 to 1,000 is accepted"
+    assert plain(one) == plain("k is 3; 1 to 7 is accepted")
     assert plain(one) != plain("k is 2,000; at least 1,000 is accepted")
     assert plain("gallery 'a' goes on, see the server's log") == (
         "gallery NAME goes on, see the server's log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def found(page: Page, server: Running) -> Page:
 
 
 def shown_ids(page: Page) -> list[str]:
-    return page.locator("#grid .id").all_inner_texts()
+    return page.locator("#grid .id").all_text_contents()
 
 
 def test_words_find_what_the_api_finds(found: Page, server: Running) -> None:
@@ -65,7 +66,8 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     assert [text.split()[0] for text in words.all_inner_texts()] == ["two", "dogs", "in", "snow"]
     pressed = found.locator("#words button[aria-pressed=true]")
     expect(pressed).to_have_count(1)
-    told = [text.split() for text in words.all_inner_texts() if not text.startswith("in ")]
+    assert words.nth(2).inner_text() == "in"  # what it scores says nothing
+    told = [text.split() for text in words.all_inner_texts() if text != "in"]
     assert float(pressed.inner_text().split()[1]) == max(float(number) for _, number in told)
     expect(pressed).to_be_focused()
     expect(found.locator("#viewer-map")).to_be_visible()
@@ -79,7 +81,7 @@ def test_each_word_has_its_map_and_the_picture_comes_back(found: Page) -> None:
     pressed.click()
     expect(found.locator("#viewer-map")).to_be_hidden()
     expect(found.locator("#viewer-image")).to_be_visible()
-    found.clock.install()
+    stop_the_clock(found)
     asked = explained(found)
     found.keyboard.press("ArrowRight")  # the picture was looked at last, so it is on the next hit
     expect(words).to_have_count(0)
@@ -101,6 +103,13 @@ def explained(page: Page) -> list[str]:
     return asked
 
 
+def stop_the_clock(page: Page) -> None:
+    """From now on time passes for the page's timers only where the test lets it."""
+    begun = datetime(2024, 1, 1)
+    page.clock.install(time=begun)
+    page.clock.pause_at(begun + timedelta(hours=1))  # of what is to come
+
+
 def test_the_map_of_a_word_goes_with_the_hits(found: Page) -> None:
     found.locator("#query").fill("a dog and a dog")
     found.keyboard.press("Enter")
@@ -110,7 +119,7 @@ def test_the_map_of_a_word_goes_with_the_hits(found: Page) -> None:
     found.locator("#explain").click()
     words = found.locator("#words button")
     words.nth(4).click()  # the second dog
-    found.clock.install()
+    stop_the_clock(found)
     asked = explained(found)
     for _ in range(3):  # who leafs through hits waits for no maps
         found.keyboard.press("ArrowRight")
@@ -314,3 +323,99 @@ def test_a_link_shows_its_words_and_hits_again(page: Page, server: Running) -> N
     expect(page.locator("#chip-label")).to_contain_text("like")
     page.go_back()
     expect(page.locator("#query")).to_have_value("a cat")
+
+
+def test_a_picture_of_ones_own_has_its_place_in_the_history(found: Page) -> None:
+    words = shown_ids(found)
+    file: Any = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": picture(7)}
+    found.locator("#file").set_input_files(file)
+    expect(found).to_have_title("Picture search · COTS Retrieval")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
+    assert found.url.endswith("#g=pets")
+    mine = shown_ids(found)
+    assert mine != words
+    found.go_back()
+    expect(found.locator("#query")).to_have_value(TEXT)
+    expect(found.locator("#grid .id").first).to_have_text(words[0])
+    found.go_forward()
+    expect(found.locator("#chip-label")).to_have_text("mine.jpg")
+    expect(found.locator("#grid .id").first).to_have_text(mine[0])
+    found.locator("#gallery").select_option("shards")
+    expect(found.locator("#chip-label")).to_have_text("mine.jpg")
+    expect(found.locator("#status")).to_contain_text("in shards")
+    found.reload()  # the picture is gone, and nothing else takes its place
+    expect(found.locator("#message")).to_contain_text("Find a picture by words")
+    expect(found.locator("#chip")).to_be_hidden()
+
+
+def test_the_keyboard_goes_on_where_the_results_are(page: Page, serve) -> None:
+    page.goto(serve(max_k=3).url)
+    page.locator("#message button").first.press("Enter")
+    results = page.locator("#grid button")
+    expect(results.nth(0)).to_be_focused()
+    page.locator("#more").press("Enter")
+    expect(results.nth(3)).to_be_focused()
+    page.keyboard.press("Enter")
+    page.locator("#similar").press("Enter")
+    expect(page.locator("#chip-label")).to_contain_text("like")
+    expect(results.nth(0)).to_be_focused()
+    page.locator("#query").fill("a dog")
+    page.keyboard.press("Enter")
+    expect(page).to_have_title("a dog · COTS Retrieval")
+    expect(page.locator("#grid:not(.waiting) button").first).to_be_visible()
+    expect(page.locator("#query")).to_be_focused()
+
+
+def test_more_that_did_not_come_is_asked_for_again_from_the_keyboard(page: Page, serve) -> None:
+    page.goto(f"{serve(max_k=3).url}/#q=a+dog")
+    expect(page.locator("#grid button")).to_have_count(3)
+    page.route("**/search", lambda route: route.fulfill(status=503, body="{}"))
+    page.locator("#more").press("Enter")
+    expect(page.locator("#message")).to_contain_text("The server answered 503")
+    page.unroute("**/search")
+    again = page.locator("#message button")
+    expect(again).to_be_focused()
+    again.press("Enter")
+    expect(page.locator("#grid button")).to_have_count(6)
+    expect(page.locator("#grid button").nth(3)).to_be_focused()
+
+
+def test_a_link_to_a_gallery_that_is_not_here_says_so(page: Page, server: Running) -> None:
+    page.goto(f"{server.url}/#g=birds&q=a+dog")
+    expect(page.locator("#message")).to_contain_text("There is no gallery birds")
+    expect(page.locator("#grid button")).to_have_count(0)
+    page.get_by_role("button", name="Search pets").click()
+    expect(page.locator("#grid button").first).to_be_visible()
+    assert page.url.endswith("#g=pets&q=a+dog")
+
+
+def test_an_empty_box_shows_the_beginning(found: Page) -> None:
+    found.locator("#query").fill(" ")
+    found.keyboard.press("Enter")
+    expect(found.locator("#message")).to_contain_text("Find a picture by words")
+    expect(found.locator("#grid button")).to_have_count(0)
+
+
+def test_what_cannot_succeed_is_not_offered_again(page: Page, server: Running) -> None:
+    page.goto(f"{server.url}/#g=pets&like=nope.jpg")
+    expect(page.locator("#message")).to_contain_text("nope.jpg")
+    action = page.locator("#message button")
+    expect(action).to_have_text("Change the search")
+    action.click()
+    expect(page.locator("#query")).to_be_focused()
+
+
+def test_words_that_are_too_many_are_told_beside_the_hits(found: Page) -> None:
+    found.locator("#query").fill("dog " * 200)
+    found.keyboard.press("Enter")
+    expect(found.locator("#status")).to_contain_text("This is longer than")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
+
+
+def test_of_an_id_the_folder_gives_way_first(found: Page) -> None:
+    found.set_viewport_size({"width": 320, "height": 640})
+    names = found.locator("#grid .name")
+    ids = shown_ids(found)
+    number = next(n for n, one in enumerate(ids) if "/" in one)
+    assert names.nth(number).text_content() == ids[number].rsplit("/", 1)[1]
+    assert names.nth(number).evaluate("name => name.scrollWidth <= name.clientWidth")

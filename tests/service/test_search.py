@@ -114,7 +114,38 @@ def test_weighted_query_is_the_normalised_weighted_sum(client, encoder, offline)
 
 def test_weighted_query_that_cancels_out_is_refused(client) -> None:
     parts = [{"item_id": "cat.jpg"}, {"item_id": "cat.jpg", "weight": -1}]
-    assert error_of(client.post(SEARCH, json={"query": parts}), 422)["code"] == "query_cancels_out"
+    error = error_of(client.post(SEARCH, json={"query": parts}), 422)
+    assert (error["code"], error["param"]) == ("query_cancels_out", "query")
+    batch = client.post(SEARCH, json={"queries": ["a dog", parts]}).json()["results"]
+    assert batch[1]["error"]["param"] == "queries.1"
+
+
+def test_a_query_that_weighs_nothing_is_refused(client) -> None:
+    nothing = {"text": "a dog", "weight": 0}
+    for query, which in (
+        (nothing, "the weight of query"),
+        ([nothing] * 2, "every weight of query"),
+    ):
+        error = error_of(client.post(SEARCH, json={"query": query}), 422)
+        assert (error["code"], error["param"]) == ("query_cancels_out", "query")
+        assert error["message"].startswith(f"{which} is 0")
+
+
+def test_what_the_model_does_not_read_of_a_text_is_said(client, encoder) -> None:
+    most = encoder.text_preprocess.config.max_tokens
+    long, short = " ".join(["dog"] * most + ["elephant"]), "a dog"
+    body = client.post(SEARCH, json={"query": long}).json()
+    [told] = body["warnings"]
+    assert (told["code"], told["param"]) == ("text_cut", "query")
+    assert "it counts up to '…" in told["message"]
+    assert "elephant" not in told["message"]
+    whole = long[: encoder.cut_at(long)]
+    assert client.post(SEARCH, json={"query": whole}).json()["hits"] == body["hits"]
+    assert "warnings" not in client.post(SEARCH, json={"query": short}).json()
+    queries = [short, [{"text": short}, {"text": long}], long * 20, {"item_id": "nope"}]
+    results = client.post(SEARCH, json={"queries": queries}).json()["results"]
+    params = [[one["param"] for one in result.get("warnings", [])] for result in results]
+    assert params == [[], ["queries.1.1"], ["queries.2"], []]
 
 
 def test_batch_answers_in_order_and_a_bad_entry_fails_alone(client) -> None:
@@ -124,7 +155,7 @@ def test_batch_answers_in_order_and_a_bad_entry_fails_alone(client) -> None:
     codes = [result.get("error", {}).get("code") for result in results]
     broken = "image_unsupported_format"
     assert codes == [None, "text_empty", broken, "item_not_found", "query_form", None, None]
-    assert results[2]["error"]["param"] == "queries.2"
+    assert results[2]["error"]["param"] == "queries.2.image"
     for number in (0, 5, 6):
         alone = client.post(SEARCH, json={"query": entries[number], "k": 4})
         found = [(hit["id"], hit["score"]) for hit in results[number]["hits"]]

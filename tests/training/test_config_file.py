@@ -78,7 +78,7 @@ def test_a_base_alone_is_enough(write, tmp_path):
             "base: ../base.yaml\noptimiser: {rate: 1}",
             r"optimiser\.rate; accepted here: lr, ",
         ),
-        ("base: ../base.yaml\noptimiser: 3", "optimiser: Input should be"),
+        ("base: ../base.yaml\noptimiser: 3", "optimiser: it must be an object"),
         ("base: no.yaml", r"mine\.yaml names the base .*no\.yaml, and"),
         ("base: [a]", r"mine\.yaml: base is \['a'\]; name a YAML file"),
         ("base:", "base is None; name a YAML file"),
