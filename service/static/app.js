@@ -205,7 +205,7 @@ function missing(named, text, like) {
   empty();
   const actions = state.galleries.slice(0, 5).map(({ name }) => [`Search ${name}`, () => go({ text, gallery: name })]);
   const wanted = like ? `${named}, which ${like} is in` : named;
-  tell("No such gallery", `There is no gallery ${wanted}. There ${state.galleries.length === 1 ? "is" : "are"}:`, { bad: true, actions });
+  tell("No such gallery", `There is no gallery ${wanted}.`, { bad: true, actions });
 }
 
 function welcome() {

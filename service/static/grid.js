@@ -21,12 +21,13 @@ function plain(value) {
   return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-// An id in two parts, of which the folder gives way where there is no room for both.
+// An id of which the beginning, the folder, gives way where there is no room for all of it.
 function named(id) {
-  const at = id.lastIndexOf("/") + 1;
-  const whole = element("span", "id");
-  whole.append(element("span", "folder", id.slice(0, at)), element("span", "name", id.slice(at)));
-  return whole;
+  const box = element("span", "id");
+  const text = element("bdi", "", id);
+  text.dir = "ltr";
+  box.append(text);
+  return box;
 }
 
 // Such as 0:12.4 or 1:02:05.0, never later than the time itself.
