@@ -1,6 +1,7 @@
 """A server under load: Poisson arrivals up to saturation and past it, reloads, and a soak.
 
     python -m benchmarks.load sweep                  # latency against rate
+    python -m benchmarks.load saturation --kind text # beside the encoder alone, in turn
     python -m benchmarks.load reloads                # 100 new versions, 20 corrupt, then SIGTERM
     python -m benchmarks.load soak --minutes 60      # half load: is memory flat, is latency
 
@@ -32,6 +33,7 @@ import psutil
 
 from benchmarks.load_queries import image_calls, mixed_calls, text_calls
 from benchmarks.load_reloads import run_reloads
+from benchmarks.load_saturation import Round, compare
 from benchmarks.load_soak import run_soak
 from benchmarks.open_loop import Call, arrivals, one_client, open_loop, percentiles, summarise
 from benchmarks.server import served, write_gallery
@@ -51,7 +53,7 @@ CALLS: Mapping[str, Callable[[str, int], Callable[[], Call]]] = {
 def baseline(
     root: Path, checkpoint: str, kinds: Iterable[str], device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """What `load_baseline.py` measures, while no server runs."""
+    """What `load_baseline.py` measures, while no server is under load."""
     command = [sys.executable, "-m", "benchmarks.load_baseline", "--checkpoint", checkpoint]
     command += ["--device", device]
     for kind in kinds:
@@ -227,6 +229,46 @@ def sweep(
     figures = {"items": items, "seconds": seconds, "without_server": mean, "baselines": bare}
     conclusion = conclude(mean, found, cores)
     write(out, "sweep", {**figures, "kinds": found, "conclusion": conclusion}, device)
+
+
+@main.command()
+@_checkpoint
+@click.option("--items", default=10_000, show_default=True, help="Vectors to search.")
+@_out
+@click.option("--kind", type=click.Choice(list(CALLS)), required=True)
+@click.option("--rounds", "count", default=6, show_default=True, type=click.IntRange(min=1))
+@click.option("--seconds", default=20.0, show_default=True, help="Measured, of each round.")
+@click.option("--rate", default=1.1, show_default=True, help="Multiple of the offline throughput.")
+@click.option("--clients", default=40, show_default=True, help="Calls of one client, a round.")
+@click.option("--serve", default="", help="Further options of cots serve.")
+def saturation(
+    checkpoint: str, items: int, out: Path, kind: str, count: int, seconds: float, rate: float,
+    clients: int, serve: str,
+) -> None:  # fmt: skip
+    """A saturated server and the encoder alone, in turn: for machines whose speed changes.
+
+    Each round is beside what the encoder did before it and after it, while the server is idle.
+    """
+    rounds: list[Round] = []
+    bare: list[dict[str, dict[str, float]]] = []
+    with (
+        workplace(items, checkpoint) as (root, log),
+        served(root, checkpoint, log, "--device", "cpu", *shlex.split(serve)) as (url, server),
+    ):
+        for number in range(count):
+            bare.append(baseline(root, checkpoint, (kind,)))
+            one = asyncio.run(one_client(url, CALLS[kind](GALLERY, 1000 + number), clients))
+            per_s = rate * bare[-1]["offline_per_s"][kind]
+            step = at_rate(url, server, CALLS[kind](GALLERY, number), per_s, seconds)
+            rounds.append(Round(percentiles(one)["p50"], step))
+            click.echo(f"{kind} {json.dumps(step)}", err=True)
+        bare.append(baseline(root, checkpoint, (kind,)))
+    figures = compare(
+        rounds,
+        offline_per_s=[one["offline_per_s"][kind] for one in bare],
+        bare_ms=[one["bare_ms"][kind] for one in bare],
+    )
+    write(out, "saturation", {"items": items, "kind": kind, "rate": rate, **figures})
 
 
 @main.command()

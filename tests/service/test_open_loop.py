@@ -19,6 +19,7 @@ from benchmarks.connections import Connections, UnreadableError
 from benchmarks.load import conclude
 from benchmarks.load_queries import image_calls, mixed_calls, sentences, text_calls
 from benchmarks.load_reloads import Answers
+from benchmarks.load_saturation import Round, compare
 from benchmarks.open_loop import Call, Outcome, arrivals, open_loop, percentiles, summarise
 
 
@@ -245,3 +246,15 @@ def test_hits_of_another_version_than_named_are_noticed() -> None:
     assert answers.mixed({"1": "a-", "2": "b-"}) == ["1: ('a-', 'b-')"]
     assert answers.mixed({"1": "a-"}) == ["2: ('b-',)", "1: ('a-', 'b-')"]
     assert answers.check(b'{"version": "1", "hits": []}') == "0 hits"
+
+
+def test_each_round_is_beside_what_the_encoder_did_before_and_after_it() -> None:
+    rounds = [
+        Round(11.0, {"answered_per_s": 90.0, "rejected_ms": None}),
+        Round(22.0, {"answered_per_s": 40.0, "rejected_ms": {"p99": 30.0}}),
+        Round(24.0, {"answered_per_s": 45.0, "rejected_ms": {"p99": 50.0}}),
+    ]
+    found = compare(rounds, offline_per_s=[130, 70, 30, 70], bare_ms=[9, 11, 29, 11])
+    assert found["of_offline"] == {"median": 0.9, "each": [0.9, 0.8, 0.9]}
+    assert found["one_client_of_bare"] == {"median": 1.1, "each": [1.1, 1.1, 1.2]}
+    assert found["p99_of_429_ms"] == {"median": 40.0, "each": [30.0, 50.0]}
