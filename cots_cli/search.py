@@ -33,7 +33,9 @@ Examples:
 @click.option("--image", type=click.Path(path_type=Path), help="Search by a picture instead.")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
-@click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits below this score.")
+@click.option(
+    "--min-score", type=click.FloatRange(-1.001, 1.001), help="Leave out hits below this score."
+)
 @click.option("--filter", "filter_json", metavar="JSON", help="Conditions on metadata, as in HTTP.")
 @click.option("--deduplicate", is_flag=True, help="Of near-duplicates only the best.")
 @click.option(

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import SkipJsonSchema
 
 MOST_INCLUDED = 16
+MOST_SCORE = 1.001
+"""Scores are from -1 to 1, but that of a vector and itself may be a little more in float32."""
 
 
 class Strict(BaseModel):
@@ -39,9 +41,10 @@ class SearchOptions(Strict):
     offset: int = Field(
         default=0, json_schema_extra={"minimum": 0, "x-limits": {"maximum": "max_offset"}}
     )
-    min_score: Annotated[float, Field(json_schema_extra={"minimum": -1, "maximum": 1})] | None = (
-        Field(default=None, allow_inf_nan=False, description="leave out hits below")
-    )
+    min_score: (
+        Annotated[float, Field(json_schema_extra={"minimum": -MOST_SCORE, "maximum": MOST_SCORE})]
+        | None
+    ) = Field(default=None, allow_inf_nan=False, description="leave out hits below")
     filter: dict[str, JsonValue] | None = Field(
         default=None,
         description="conditions on metadata; operators eq ne in nin gt gte lt lte exists contains, "

@@ -18,6 +18,7 @@ from service.embedding import embed_queries
 from service.errors import ApiError, error_body, invalid
 from service.queries import Embedded, Part, Timing, combine
 from service.schemas import (
+    MOST_SCORE,
     HitBody,
     QueryResult,
     SearchOptions,
@@ -65,10 +66,12 @@ def check_options(options: Options, settings: Settings) -> Options:
     for name, value, least, most in (
         ("k", options.k, 1, settings.max_k),
         ("offset", options.offset, 0, settings.max_offset),
-        ("min_score", options.min_score, -1, 1),
+        ("min_score", options.min_score, -MOST_SCORE, MOST_SCORE),
     ):
         if value is not None and not least <= value <= most:
-            message = f"{name} is {shortened(f'{value:,}')}; {least:,} to {most:,} is accepted"
+            message = (
+                f"{name} is {shortened(f'{value:,}')}; {least:,.0f} to {most:,.0f} is accepted"
+            )
             raise invalid("invalid_value", message, param=name)
     return options
 

@@ -101,12 +101,27 @@ def test_search_pages_and_cuts_off(search):
     cutoff = repr(everything[3]["score"])
     above = hits_of(search("snow", "-k", 12, "--min-score", cutoff, "--json"))
     assert above == [hit for hit in everything if hit["score"] >= everything[3]["score"]]
-    nothing = search("snow", "--min-score", "1.5")
+    nothing = search("snow", "--min-score", "1")
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "nothing found\n")
 
 
+def test_search_says_where_it_ends_to_read(search):
+    long = search("snow " * 500, "-k", "1")
+    assert long.exit_code == 0
+    assert "Note: the text is longer than" in long.stderr
+    assert "Note" not in search("snow", "-k", "1").stderr
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["words", "--image", "x.jpg"], ["  "], ["x", "-k", "0"], ["x", "-k", "1001"]]
+    "arguments",
+    [
+        [],
+        ["words", "--image", "x.jpg"],
+        ["  "],
+        ["x", "-k", "0"],
+        ["x", "-k", "1001"],
+        ["x", "--min-score", "35"],
+    ],
 )
 def test_search_refuses_wrong_usage(search, arguments):
     result = search(*arguments)

@@ -283,6 +283,7 @@ def test_a_query_parameter_is_sent_once(client) -> None:
         ({"query": "a", "deduplicate": None}, "deduplicate: it must be true or false, not null"),
         ({"query": "a", "include": {"a": 1}}, "include: it must be a list, not an object"),
         ({"query": "a", "min_score": 35}, "min_score is 35.0; -1 to 1 is accepted"),
+        ({"query": "a", "min_score": -1.01}, "min_score is -1.01; -1 to 1 is accepted"),
         ({"query": "a", "offset": -1}, "offset is -1; 0 to 10,000 is accepted"),
         ({"query": "a", "filter": [1]}, "filter: it must be an object, not a list of 1"),
         ({"query": "a", "offset": [1] * 5000}, "not a list of 5,000"),

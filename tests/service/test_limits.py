@@ -62,7 +62,7 @@ def image(width: int) -> dict[str, str]:
         ({"query": "a", "offset": 5}, {"query": "a", "offset": 6}, "offset"),
         ({"queries": texts(3)}, {"queries": texts(4)}, "queries"),
         ({"query": parts(2)}, {"query": parts(3)}, "query"),
-        ({"query": image(64)}, {"query": image(65)}, "query"),
+        ({"query": image(64)}, {"query": image(65)}, "query.image"),
         (
             {"queries": texts(2), "k": 5, "include": ["embedding"]},
             {"queries": texts(2), "k": 6, "include": ["embedding"]},

@@ -299,7 +299,7 @@ def query(url: str) -> dict[str, object]:
 
 def test_fetched_bytes_are_decoded_by_the_limits_of_pictures(online, serve, internet) -> None:
     error = error_of(ask(online, f"{SITE}/text.jpg"), 422)
-    assert (error["code"], error["param"]) == ("image_unsupported_format", "query")
+    assert (error["code"], error["param"]) == ("image_unsupported_format", "query.image_url")
     small = on(serve(**LIMITS, max_image_pixels=100), internet)
     assert error_of(ask(small, f"{SITE}/ok.jpg"), 422)["code"] == "image_too_many_pixels"
 
@@ -331,7 +331,7 @@ def test_bad_url_in_a_batch_fails_alone(online, uploaded) -> None:
         (1, "image_url_refused", "queries.1.image_url"),
         (3, "image_url_failed", "queries.3.image_url"),
         (4, "image_url_refused", "queries.4.1.image_url"),
-        (5, "image_unsupported_format", "queries.5"),
+        (5, "image_unsupported_format", "queries.5.image_url"),
     ]
 
 
