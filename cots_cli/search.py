@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,8 @@ def command(
         raise click.UsageError(f"words ({text!r}) and --image are two searches; give one of them")
     if words and not text.strip():
         raise click.UsageError("the words are empty; say what is looked for")
+    if min_score is not None and math.isnan(min_score):
+        raise click.UsageError("--min-score is not a number; give one from -1 to 1")
     where = None if filter_json is None else _parse_filter(filter_json)
     with steps(
         "loading libraries", "loading the model", "opening the gallery", "searching"
@@ -110,7 +113,7 @@ def command(
             rank_by=rank_by,
         )
     _print_hits(opened.name, hits, as_json=as_json)
-    cut_at = encoder.cut_at(text)
+    [cut_at] = encoder.cut_at([text])
     if cut_at is not None:
         click.echo(f"Note: {describe_cut('the text', text, cut_at, encoder.name)}.", err=True)
 

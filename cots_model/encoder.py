@@ -137,12 +137,12 @@ class Encoder:
         """
         return int(self._preprocess.text(texts)[1].sum())
 
-    def cut_at(self, text: str) -> int | None:
-        """The character of a text from which on the model reads no more; None if it reads all.
+    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
+        """Of each text the character from which on the model reads no more; None if it reads all.
 
         It may run in any thread, also beside `encode_texts`.
         """
-        return self._preprocess.cut_at(text)
+        return self._preprocess.cut_at(texts)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors.

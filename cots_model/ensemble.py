@@ -109,10 +109,13 @@ class EnsembleEncoder(Encoder):
         """How many tokens the members read together."""
         return sum(member.num_tokens(texts) for member in self.members)
 
-    def cut_at(self, text: str) -> int | None:
-        """The character of a text from which on a member reads no more; None if all read all."""
-        places = [member.cut_at(text) for member in self.members]
-        return min((place for place in places if place is not None), default=None)
+    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
+        """Of each text the character from which on a member reads no more; None if all read all."""
+        of_members = [member.cut_at(texts) for member in self.members]
+        return [
+            min((end for end in ends if end is not None), default=None)
+            for ends in zip(*of_members, strict=True)
+        ]
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
         """Embed texts: `[B,E]` float32 unit vectors."""

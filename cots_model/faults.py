@@ -23,7 +23,7 @@ _WANTED = {
     "float_parsing": "a number",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number",
+    "int_parsing_size": "a smaller whole number",
     "int_from_float": "a whole number",
     "finite_number": "a finite number",
 }
@@ -94,7 +94,7 @@ def describe_cut(place: str, text: str, cut_at: int, model: str) -> str:
     last = " ".join(text[max(0, cut_at - _SHOWN) : cut_at].split())
     if cut_at > _SHOWN:
         last = f"…{last}"
-    return f"{place} is longer than {model} reads: it counts up to {last!r}, the rest is left out"
+    return f"{place} is longer than {model} reads: what comes after {last!r} is left out"
 
 
 def _plain(name: int | str) -> str:

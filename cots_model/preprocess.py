@@ -64,6 +64,9 @@ class Normalise:
         return (pixels_XHW.float() / 255 - mean) / std
 
 
+_CHARS_OF_TOKEN = 32  # far more than tokens have: nearly all that is cut is cut by then
+
+
 class Preprocess:
     """Resizing, normalising and tokenizing, by the parameters of one checkpoint."""
 
@@ -160,12 +163,25 @@ class Preprocess:
             mask_BL[row, : len(encoding.ids)] = True
         return tok_BL, mask_BL
 
-    def cut_at(self, text: str) -> int | None:
-        """The character of a text from which on the model reads no more; None if it reads all."""
-        encoding = self.tokenizer.encode(without_surrogates(text))
-        if not encoding.overflowing:
-            return None
-        return max(end for _, end in encoding.offsets)
+    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
+        """Of each text the character from which on the model reads no more; None if it reads all.
+
+        Of a long text the beginning is tokenized first, and more only if that is not cut.
+        """
+        valid = [without_surrogates(text) for text in texts]
+        most = _CHARS_OF_TOKEN * self.config.max_tokens
+        found = self._ends([text[:most] for text in valid])
+        unsure = [n for n, end in enumerate(found) if end is None and len(valid[n]) > most]
+        for n, end in zip(unsure, self._ends([valid[n] for n in unsure]), strict=True):
+            found[n] = end
+        return found
+
+    def _ends(self, texts: Sequence[str]) -> list[int | None]:
+        """`encode_batch` lets other threads run, `encode` does not."""
+        return [
+            max(end for _, end in encoding.offsets) if encoding.overflowing else None
+            for encoding in self.tokenizer.encode_batch(texts)
+        ]
 
 
 def without_surrogates(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import pydantic_core
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 
 from cots_model.faults import json_kind, shortened
 from service.errors import ApiError, invalid
@@ -61,9 +63,12 @@ async def refuse_body(request: Request) -> None:
     Raises:
         ApiError: 422 for anything else.
     """
-    raw = (await request.body()).strip()
-    if raw in (b"", b"{}"):
+    raw = await request.body()
+    if not raw.strip():
         return
+    with contextlib.suppress(ValueError):
+        if pydantic_core.from_json(raw) == {}:
+            return
     message = "this route takes no body; send none"
     raise invalid("invalid_body", f"{message}, not {len(raw):,} bytes")
 
@@ -87,21 +92,30 @@ async def read_upload(request: Request) -> tuple[bytes, SearchOptions]:
         ApiError: 415 for another content type, 422 for missing, repeated or bad fields.
     """
     _require_content_type(request, "multipart/form-data", "send the picture as the field file")
-    async with request.form(max_files=_MOST_FILES, max_fields=32) as form:
-        return await _read_file(form), _read_options(form)
+    try:
+        async with request.form(max_files=_MOST_FILES, max_fields=32) as form:
+            return await _read_file(form), _read_options(form)
+    except HTTPException as err:  # from the parser
+        if err.detail.startswith("Too many files"):
+            raise _too_many_files(f"more than {_MOST_FILES}") from err
+        raise
 
 
 async def _read_file(form: FormData) -> bytes:
     found = form.getlist("file")
     if len(found) > 1:
-        message = f"file was sent {len(found)} times; send one picture"
-        raise invalid("repeated_field", message, param="file")
+        raise _too_many_files(str(len(found)))
     if found and isinstance(found[0], UploadFile):
         return await found[0].read()
     refuse_unknown(form, _FORM_FIELDS)  # maybe it goes by another name
     what = f"file is a text ({shortened(repr(found[0]))})" if found else "the form has no file"
     message = f"{what}; send the picture itself as the field file (curl -F file=@PICTURE)"
     raise invalid("file_missing", message, param="file")
+
+
+def _too_many_files(times: str) -> ApiError:
+    message = f"file was sent {times} times; send one picture"
+    return invalid("repeated_field", message, param="file")
 
 
 def _read_options(form: FormData) -> SearchOptions:

@@ -6,7 +6,8 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import TypeVar, cast
 
 import numpy as np
@@ -65,24 +66,46 @@ class Pixels:
         return len(self.imgs)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a job.
+
+    Attributes:
+        z_BE: `[B,E]` float32 unit vectors, in order.
+        cut_at_B: of each text the character from which on the model read no more; None where it
+            read all, and of pictures.
+    """
+
+    z_BE: Vectors
+    cut_at_B: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """The unit vector `[E]` of a text, and `cut_at` as in `Encoded`."""
+
+    z_E: Vectors
+    cut_at: int | None
+
+
 class TextCache:
-    """Vectors `[E]` of the texts that were asked for last."""
+    """The texts that were asked for last."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._vectors: OrderedDict[str, Vectors] = OrderedDict()
+        self._found: OrderedDict[str, EncodedText] = OrderedDict()
 
-    def get(self, text: str) -> Vectors | None:
-        """The vector of a text, if it is there."""
-        if text in self._vectors:
-            self._vectors.move_to_end(text)
-        return self._vectors.get(text)
+    def get(self, text: str) -> EncodedText | None:
+        """A text, if it is there."""
+        if text in self._found:
+            self._found.move_to_end(text)
+        return self._found.get(text)
 
-    def add(self, text: str, vector_E: Vectors) -> None:
+    def add(self, text: str, found: EncodedText) -> None:
         """Keep one more, and drop the one that was not asked for longest."""
-        self._vectors[text] = np.array(vector_E)  # not a view of its whole batch
-        while len(self._vectors) > self._capacity:
-            self._vectors.popitem(last=False)
+        self._found[text] = replace(found, z_E=np.array(found.z_E))  # not a view of its batch
+        while len(self._found) > self._capacity:
+            self._found.popitem(last=False)
 
 
 class Embedder:
@@ -118,7 +141,7 @@ class Embedder:
         self.encoder = encoder
         self._on_batch = on_batch
         cores = torch.get_num_threads() if encoder.device.type == "cpu" else 1
-        self._pool: WorkerPool[Texts | Pixels, Vectors] = WorkerPool(
+        self._pool: WorkerPool[Texts | Pixels, Encoded] = WorkerPool(
             "encoder",
             self._encode,
             capacity=capacity,
@@ -144,8 +167,8 @@ class Embedder:
         """See `WorkerPool.longest_s`."""
         return self._pool.longest_s
 
-    async def embed(self, job: Texts | Pixels, *, deadline_s: float) -> Done[Vectors]:
-        """Embed: `[B,E]` float32 unit vectors, in order; call it from one event loop.
+    async def embed(self, job: Texts | Pixels, *, deadline_s: float) -> Done[Encoded]:
+        """Embed; call it from one event loop.
 
         Raises:
             EncoderMemoryError: if the device has no memory for it.
@@ -155,15 +178,17 @@ class Embedder:
             due = Pixels(job.imgs, deadline_s)
             return await self._pool.run(due, deadline_s=deadline_s)
         found = {text: self._cache.get(text) for text in job.texts}
-        missing = tuple(text for text, vector_E in found.items() if vector_E is None)
-        done = Done(np.empty((0, self.encoder.dim), np.float32), 0.0, 0.0)
+        missing = tuple(text for text, one in found.items() if one is None)
+        done = Done(Encoded(np.empty((0, self.encoder.dim), np.float32), ()), 0.0, 0.0)
         if missing:
             done = await self._pool.run(Texts(missing, deadline_s), deadline_s=deadline_s)
-        for text, vector_E in zip(missing, done.value, strict=True):
-            found[text] = vector_E
-            self._cache.add(text, vector_E)
-        z_BE = np.stack([cast("Vectors", found[text]) for text in job.texts])
-        return Done(z_BE, done.queue_ms, done.work_ms)
+        for text, z_E, cut_at in zip(missing, done.value.z_BE, done.value.cut_at_B, strict=True):
+            found[text] = one = EncodedText(z_E, cut_at)
+            self._cache.add(text, one)
+        in_order = [cast("EncodedText", found[text]) for text in job.texts]
+        z_BE = np.stack([one.z_E for one in in_order])
+        encoded = Encoded(z_BE, tuple(one.cut_at for one in in_order))
+        return Done(encoded, done.queue_ms, done.work_ms)
 
     def require_room(self, num_pictures: int, *, deadline_s: float) -> None:
         """Refuse pictures, before they are decoded, that `embed` would refuse if it got them now.
@@ -201,9 +226,10 @@ class Embedder:
         """How many milliseconds it took."""
         deadline_s = time.monotonic() + timeout_s
         done = await self._pool.run(job, deadline_s=deadline_s, urgent=True)
-        lengths = np.linalg.norm(done.value, axis=1)
-        if done.value.shape != (1, self.encoder.dim) or not np.allclose(lengths, 1, atol=1e-3):
-            raise ProbeError(f"the probe gave {done.value.shape} of length {lengths}")
+        z_BE = done.value.z_BE
+        lengths = np.linalg.norm(z_BE, axis=1)
+        if z_BE.shape != (1, self.encoder.dim) or not np.allclose(lengths, 1, atol=1e-3):
+            raise ProbeError(f"the probe gave {z_BE.shape} of length {lengths}")
         return done.work_ms
 
     def close(self) -> None:
@@ -214,17 +240,27 @@ class Embedder:
         """Wait for its threads to end; see `WorkerPool.join`."""
         return self._pool.join(until_s=until_s)
 
-    def _encode(self, jobs: Sequence[Texts | Pixels]) -> list[Vectors]:
+    def _encode(self, jobs: Sequence[Texts | Pixels]) -> list[Encoded]:
         texts = [text for job in jobs if isinstance(job, Texts) for text in job.texts]
         imgs = [img for job in jobs if isinstance(job, Pixels) for img in job.imgs]
         assert not (texts and imgs), "the pool batches jobs of one type only"
         self._on_batch("text" if texts else "image", len(texts) or len(imgs))
         due_s = max(job.deadline_s for job in jobs)
+        cut_at_B: list[int | None] = [None] * len(imgs)
+
+        def encode_texts(part: Sequence[str]) -> Vectors:
+            z_BE = self.encoder.encode_texts(part)
+            cut_at_B.extend(self.encoder.cut_at(part))
+            return z_BE
+
         if texts:
-            z_BE = self._in_parts(self.encoder.encode_texts, texts, _TEXTS_TOGETHER, due_s)
+            z_BE = self._in_parts(encode_texts, texts, _TEXTS_TOGETHER, due_s)
         else:
             z_BE = self._in_parts(self._encode_pixels, imgs, _TOGETHER, due_s)
-        return np.split(z_BE, np.cumsum([len(job) for job in jobs])[:-1])
+        ends = accumulate(map(len, jobs), initial=0)
+        return [
+            Encoded(z_BE[begin:end], tuple(cut_at_B[begin:end])) for begin, end in pairwise(ends)
+        ]
 
     def _in_parts(
         self, encode: Callable[[Sequence[T]], Vectors], items: Sequence[T], most: int, due_s: float

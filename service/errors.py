@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from cots_model.errors import CotsError, GalleryError, ImageError, InputError
@@ -202,11 +203,19 @@ async def _on_http_exception(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)
     code = _CODES.get(err.status_code, "http_error")
     message = f"{request.method} {request.scope['path']}: {err.detail}"
-    if err.status_code == 404 and request.scope["path"].endswith("/"):
+    if err.status_code == 404 and _is_route_without_slash(request):
         message = f"{message}; leave out the / at the end"
     if allowed := (err.headers or {}).get("Allow"):
         message = f"{message}; accepted here: {allowed}"
     return error_response(ApiError(err.status_code, code, message, headers=err.headers))
+
+
+def _is_route_without_slash(request: Request) -> bool:
+    path = request.scope["path"]
+    if len(path) < 2 or not path.endswith("/"):
+        return False
+    scope = {**request.scope, "path": path.rstrip("/")}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 async def _on_disconnect(request: Request, err: Exception) -> Response:

@@ -100,7 +100,7 @@ def _complete_operation(operation: dict[str, Any], *, is_open: bool, with_keys: 
         del responses["422"]
     for status in _around(has_body="requestBody" in operation, is_open=is_open):
         responses.setdefault(str(status), {"content": {_JSON: {"schema": _SCHEMA}}})
-    tags = frozenset(operation.get("tags", ()))
+    tags = frozenset([*operation.get("tags", ()), operation.get("summary", "")])
     for key, response in responses.items():
         response.setdefault("headers", {})["X-Request-Id"] = _REQUEST_ID
         if not key.isdigit() or int(key) < 400:

@@ -23,7 +23,10 @@ from service.jobs import PoolClosedError
 
 @dataclass(frozen=True)
 class Example:
-    """One error as it is answered; for routes with one of the tags, or for all."""
+    """One error as it is answered; for routes with one of the tags, or for all.
+
+    The summary of a route counts as a tag that is its own.
+    """
 
     status: int
     code: str
@@ -48,6 +51,7 @@ _GALLERY = frozenset({"search", "items", "galleries", "explain"})
 _WORK = frozenset({"search", "items", "compatibility", "explain"})
 _COMPATIBLE = frozenset({"compatibility"})
 _LOADS = frozenset({"galleries"})
+_RELOAD = frozenset({"Reload Gallery"})
 
 # fmt: off
 EXAMPLES = (
@@ -94,7 +98,7 @@ EXAMPLES = (
     Example(422, "unknown_field", "unknown field limit; did you mean k?", "limit", _SEARCH),
     Example(422, "unknown_field", "unknown query parameter k; this route has none", "k",
             _LOADS),
-    Example(422, "invalid_body", "this route takes no body; send none, not 3 bytes", tags=_LOADS),
+    Example(422, "invalid_body", "this route takes no body; send none, not 3 bytes", tags=_RELOAD),
     Example(422, "query_missing", 'query is missing; give a string, {"text"}, {"image"}, '
             '{"image_url"}, {"item_id"}, {"embedding"}, or a list of these', "query", _SEARCH),
     Example(422, "query_form", "query has none of the forms; give exactly one: a string, "

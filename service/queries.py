@@ -81,10 +81,14 @@ class Timing:
 
 @dataclass
 class Embedded:
-    """One query on its way to a vector; `error` ends the way."""
+    """One query on its way to a vector; `error` ends the way.
+
+    `cut_at`: by the number of a part, the character from which on its text was not read.
+    """
 
     parts: tuple[Part, ...]
     vectors: list[Vectors | Tensor | str] = field(default_factory=list)
+    cut_at: dict[int, int] = field(default_factory=dict)
     error: ApiError | None = None
 
 
@@ -114,7 +118,8 @@ def _parse_part(value: JsonValue, param: str, settings: Settings) -> Part:
         raise invalid("query_form", message, param=param)
     for name in SearchOptions.model_fields:
         if name in raw:
-            message = f"{param} has {name}, which is of the whole search; put it beside the query"
+            beside = param.partition(".")[0]  # query, or queries
+            message = f"{param} has {name}, which is of the whole search; put it beside {beside}"
             raise invalid("unknown_field", message, param=f"{param}.{name}")
     part = validated(raw, QueryPart, prefix=param)
     if len(part.forms()) != 1:
@@ -257,8 +262,11 @@ async def _encode_job(
 ) -> None:
     done = await embedder.embed(job, deadline_s=deadline_s)
     timing.encoded(done)
-    for (query, n), vector in zip(places, done.value, strict=True):
-        query.vectors[n] = vector
+    encoded = zip(places, done.value.z_BE, done.value.cut_at_B, strict=True)
+    for (query, n), vector_E, cut_at in encoded:
+        query.vectors[n] = vector_E
+        if cut_at is not None:
+            query.cut_at[n] = cut_at
 
 
 def combine(query: Embedded) -> Vectors:

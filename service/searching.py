@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from cots_model.encoder import Encoder, Vectors
+from cots_model.encoder import Vectors
 from cots_model.faults import describe_cut, shortened
 from index_builder.filter import Filter, FilterError, parse_filter
 from index_builder.gallery import Gallery
@@ -32,7 +31,6 @@ from service.state import Service
 
 Options = TypeVar("Options", bound=SearchOptions)
 
-_LITTLE_TEXT = 4096  # characters: some 2 ms of a tokenizer
 _HEAVY = frozenset({"embedding", "frames"})
 _HEAVY_HITS = 16
 """A hit with its vector or frames takes as much memory as so many without."""
@@ -120,24 +118,24 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
     """Embed, search, collect; every step off the event loop and within the deadline."""
     where = _parse_filter(search.options)
     timing = Timing()
-    warnings = await _warnings(service, search, timing)
     embedded = await embed_queries(
         service, search.queries, timing, gallery=search.gallery, deadline_s=search.deadline_s
     )
     vectors, errors = _combine_all(embedded)
+    model = service.embedder.encoder.name
     results = iter(await _hits(service, search, vectors, where, timing))
     answers = [
         QueryResult(error=error_body(error))
         if error
-        else QueryResult(hits=next(results), warnings=told or None)
-        for error, told in zip(errors, warnings, strict=True)
+        else QueryResult(hits=next(results), warnings=_warnings(query, model))
+        for query, error in zip(embedded, errors, strict=True)
     ]
     if not search.batch and errors[0] is not None:
         raise errors[0]
     return SearchResponse(
         gallery=search.gallery.name,
         version=search.gallery.version,
-        model=service.embedder.encoder.name,
+        model=model,
         took_ms=_took(timing, search.arrived_s),
         hits=None if search.batch else answers[0].hits,
         warnings=None if search.batch else answers[0].warnings,
@@ -145,28 +143,15 @@ async def run_search(service: Service, search: Search) -> SearchResponse:
     )
 
 
-async def _warnings(service: Service, search: Search, timing: Timing) -> list[list[WarningBody]]:
-    """What of each query is passed over; long texts are looked at off the event loop."""
-    parts = [() if isinstance(query, ApiError) else query for query in search.queries]
-    size = sum(len(part.spec.text or "") for query in parts for part in query)
-    look = functools.partial(_cut_texts, service.embedder.encoder, parts)
-    if size <= _LITTLE_TEXT:
-        return look()
-    done = await service.decoding.run(look, deadline_s=search.deadline_s)
-    timing.encoded(done)
-    return done.value
+def _warnings(query: Embedded, model: str) -> list[WarningBody] | None:
+    """What of a query was passed over."""
 
-
-def _cut_texts(encoder: Encoder, queries: Sequence[tuple[Part, ...]]) -> list[list[WarningBody]]:
-    def of_part(part: Part) -> WarningBody | None:
-        text = part.spec.text
-        cut_at = None if text is None else encoder.cut_at(text)
-        if text is None or cut_at is None:
-            return None
-        message = describe_cut(part.param, text, cut_at, encoder.name)
+    def told(number: int, cut_at: int) -> WarningBody:
+        part = query.parts[number]
+        message = describe_cut(part.param, part.spec.text or "", cut_at, model)
         return WarningBody(message=message, param=part.param, code="text_cut")
 
-    return [[told for part in parts if (told := of_part(part))] for parts in queries]
+    return [told(number, cut_at) for number, cut_at in sorted(query.cut_at.items())] or None
 
 
 def _combine_all(queries: Sequence[Embedded]) -> tuple[list[Vectors], list[ApiError | None]]:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 from cots_model.faults import describe_fault, describe_unknown, place_of
 from service.errors import ApiError, invalid
 
+_FORMS = ("image", "image_url", "item_id", "embedding")  # of a query
+
 Model = TypeVar("Model", bound=BaseModel)
 
 _ELSEWHERE = {
@@ -53,6 +55,9 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = 
         ApiError: 422 `unknown_field`.
     """
     for name in names:
+        if name in _FORMS and "query" in known:
+            message = f'unknown field {name}; put it into query: {{"query": {{"{name}": …}}}}'
+            raise invalid("unknown_field", message, param=name)
         if name not in known:
             message = describe_unknown(
                 [name], known, prefix=prefix, noun="field", elsewhere=_ELSEWHERE

@@ -6,8 +6,8 @@ import { Grid } from "/static/grid.js";
 const PAGE = Number(document.documentElement.dataset.hits); // as many as the server gives
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
-const state = { gallery: "", galleries: [], query: null, picture: -1, shown: 0, asked: 0 };
-const pictures = []; // that were searched with; the history says which
+const state = { gallery: "", galleries: [], query: null, picture: "", shown: 0, asked: 0 };
+const pictures = new Map(); // that were searched with; the history says which
 const grid = new Grid(call, (hit) => go({ like: hit.id }));
 
 const NAMES = { image: ["picture", "pictures"], video: ["video", "videos"], text: ["text", "texts"] };
@@ -44,13 +44,19 @@ function tell(title, text, { bad = false, actions = [] } = {}) {
   if (bad && isFocusLost()) buttons[0]?.focus();
 }
 
+// Hide what may have the keyboard.
+function leave(place) {
+  if (place.contains(document.activeElement)) document.activeElement.blur();
+  place.hidden = true;
+}
+
 // Whether the keyboard is nowhere, as after a button that is gone.
 function isFocusLost() {
   return !document.activeElement || [document.body, $("grid")].includes(document.activeElement);
 }
 
 function file() {
-  return pictures[state.picture] ?? null;
+  return pictures.get(state.picture) ?? null;
 }
 
 async function call(path, options) {
@@ -65,6 +71,7 @@ async function call(path, options) {
   if (answer.ok && body) return body;
   if (answer.ok) throw new Error("The answer did not come whole. Try again.");
   const error = new Error(body?.error?.message ?? `The server answered ${answer.status}.`);
+  error.code = body?.error?.code;
   error.isFinal = answer.status >= 400 && answer.status < 500 && ![408, 429].includes(answer.status);
   throw error;
 }
@@ -86,8 +93,8 @@ async function search(offset = 0) {
   const asked = ++state.asked;
   const words = file() || state.query.item_id ? "" : state.query;
   const gallery = state.gallery;
-  $("message").hidden = true;
-  $("more").hidden = true;
+  leave($("message"));
+  leave($("more"));
   say("Searching…");
   if (offset === 0) grid.wait(12);
   try {
@@ -112,6 +119,7 @@ async function search(offset = 0) {
 
 // What may help: the same again only where the server might answer otherwise.
 function cure(error, offset) {
+  if (error.code === "gallery_not_found") return ["Which galleries are there?", start];
   if (!error.isFinal) return ["Try again", () => search(offset)];
   if (file()) return ["Choose another picture", () => $("file").click()];
   return ["Change the search", () => $("query").select()];
@@ -148,11 +156,14 @@ function searchWith(picture) {
     tell("That is not a picture", `${picture.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
     return;
   }
-  go({ picture: pictures.push(picture) - 1 });
+  const name = `${performance.timeOrigin}-${pictures.size}`; // the history outlives the page
+  pictures.set(name, picture);
+  go({ picture: name });
 }
 
-// Pictures are told apart by their number: they have no place in an address.
-function go({ text, like, picture = -1, gallery = state.gallery }) {
+// A picture of one's own has no place in an address, but one in the history.
+function go({ text, like, picture = "", gallery = state.gallery }) {
+  if (!state.galleries.length) return; // they still load, or there are none, which is said
   const parts = new URLSearchParams({ g: gallery });
   if (text) parts.set("q", text);
   if (like) parts.set("like", like);
@@ -169,12 +180,14 @@ function nameField() {
 }
 
 function follow() {
+  if (!state.galleries.length) return;
   const parts = new URLSearchParams(location.hash.slice(1));
   const names = state.galleries.map((gallery) => gallery.name);
-  const named = parts.get("g");
+  const named = parts.get("g") || null;
   state.gallery = names.includes(named) ? named : names[0];
   $("gallery").value = state.gallery;
-  state.picture = pictures[history.state?.picture] ? history.state.picture : -1;
+  const isMissing = named !== null && named !== state.gallery;
+  state.picture = pictures.has(history.state?.picture) ? history.state.picture : "";
   nameField();
   const text = parts.get("q") ?? "";
   const like = parts.get("like");
@@ -183,12 +196,12 @@ function follow() {
   if (file()) {
     chip(URL.createObjectURL(file()), file().name || "pasted picture");
   } else {
-    const shown = like && current().modality !== "text"; // texts have no thumbnail
+    const shown = like && !isMissing && current().modality !== "text"; // texts have no thumbnail
     chip(shown ? `${itemPath(like)}/thumbnail?size=64` : null, like && `like ${like}`);
   }
   const title = file() ? "Picture search" : text || (like && `Like ${like}`) || "Search";
   document.title = `${title} · COTS Retrieval`;
-  if (named && named !== state.gallery) missing(named, text, like);
+  if (isMissing) missing(named, text);
   else if (file() || like || text.trim()) search();
   else welcome();
 }
@@ -201,11 +214,11 @@ function empty() {
 }
 
 // A link to a gallery that is not here, or not any more.
-function missing(named, text, like) {
+function missing(named, text) {
   empty();
-  const actions = state.galleries.slice(0, 5).map(({ name }) => [`Search ${name}`, () => go({ text, gallery: name })]);
-  const wanted = like ? `${named}, which ${like} is in` : named;
-  tell("No such gallery", `There is no gallery ${wanted}.`, { bad: true, actions });
+  const verb = text.trim() ? "Search" : "Go to";
+  const actions = state.galleries.slice(0, 5).map(({ name }) => [`${verb} ${name}`, () => go({ text, gallery: name })]);
+  tell("No such gallery", `There is no gallery ${named}.`, { bad: true, actions });
 }
 
 function welcome() {
@@ -223,7 +236,7 @@ function listen() {
     event.preventDefault();
     const text = $("query").value.trim();
     if (text) go({ text });
-    else if (file()) search();
+    else if (file() || state.query?.item_id) search();
     else go({});
   });
   $("more").addEventListener("click", () => search(state.shown));
@@ -239,7 +252,12 @@ function listen() {
   });
   $("gallery").addEventListener("change", () => {
     state.gallery = $("gallery").value;
-    go({ text: $("query").value.trim(), picture: state.picture });
+    if (file()) go({ picture: state.picture }); // not words that were only typed
+    else go({ text: $("query").value.trim() });
+  });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address is that of the search
+    grid.focus(0);
   });
   window.addEventListener("popstate", follow); // back, forward, and an address that was typed
   window.addEventListener("paste", (event) => {

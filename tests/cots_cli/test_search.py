@@ -121,6 +121,7 @@ def test_search_says_where_it_ends_to_read(search):
         ["x", "-k", "0"],
         ["x", "-k", "1001"],
         ["x", "--min-score", "35"],
+        ["x", "--min-score", "nan"],
     ],
 )
 def test_search_refuses_wrong_usage(search, arguments):

@@ -162,3 +162,24 @@ def test_pixels_are_bytes_that_normalise_to_the_picture():
     np.testing.assert_array_equal(pixels_CHW.permute(1, 2, 0), np.asarray(resized))
     assert torch.equal(made.normalise(pixels_CHW), made.image(img))
     assert torch.equal(made.normalise(pixels_CHW[None])[0], made.image(img))
+
+
+def test_a_text_is_cut_where_the_last_token_that_is_read_ends():
+    preprocess = make(max_tokens=6)
+    words = ["dog", "a", "red", "snow"]
+    text = " ".join(words * 3)
+    [end] = preprocess.cut_at([text])
+    assert 0 < end < len(text)
+    for read in (text[:end], text[:end] + " " + "x" * 10_000, text[:end] + "\ud800 dog" * 99):
+        tok_BL, _ = preprocess.text([text, read])
+        assert tok_BL[0].tolist() == tok_BL[1].tolist()
+    assert preprocess.cut_at(["", "dog", text[:end], f"{text[:end]} dog"]) == [None] * 3 + [end]
+
+
+def test_a_long_text_of_few_tokens_is_read_to_its_end():
+    preprocess = make(max_tokens=6)
+    far = " " * 10_000
+    few, many = f"dog{far}dog", f"dog{far}{'dog ' * 20}"
+    whole, cut = preprocess.cut_at([few, many])
+    assert whole is None
+    assert cut > len(far)

@@ -14,7 +14,14 @@ import torch
 
 from cots_model.cores import map_on_cores
 from service import encoding
-from service.encoding import Embedder, EncoderMemoryError, Pixels, TextCache, Texts
+from service.encoding import (
+    Embedder,
+    EncodedText,
+    EncoderMemoryError,
+    Pixels,
+    TextCache,
+    Texts,
+)
 from service.errors import to_api_error
 from service.jobs import DeadlineError
 from service.pace import Pace
@@ -41,6 +48,9 @@ class Lengths:
         self.batches.append(len(img_BCHW))
         return img_BCHW[:, 0, 0, :1].numpy()
 
+    def cut_at(self, texts):
+        return [9 if len(text) > 9 else None for text in texts]
+
     def _check(self, count: int) -> None:
         if count >= self.too_many:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -53,12 +63,12 @@ def embed(encoder, *jobs, at_once=False, **options):
         embedder = Embedder(encoder, capacity=9, **{"max_batch": 32, **options})
         far = time.monotonic() + 10
         if not at_once:
-            return [(await embedder.embed(job, deadline_s=far)).value for job in jobs]
+            return [(await embedder.embed(job, deadline_s=far)).value.z_BE for job in jobs]
         with embedder._pool._changed:  # no job is taken before all are there
             tasks = [asyncio.create_task(embedder.embed(job, deadline_s=far)) for job in jobs]
             for _ in range(3):
                 await asyncio.sleep(0)
-        return [done.value for done in await asyncio.gather(*tasks)]
+        return [done.value.z_BE for done in await asyncio.gather(*tasks)]
 
     return asyncio.run(scenario())
 
@@ -87,12 +97,25 @@ def test_a_text_is_embedded_once() -> None:
 
 def test_what_was_asked_for_longest_ago_is_forgotten() -> None:
     cache = TextCache(2)
+    one = EncodedText(np.zeros(1, np.float32), None)
     for text in ("a", "b"):
-        cache.add(text, np.zeros(1, np.float32))
+        cache.add(text, one)
     assert cache.get("a") is not None
-    cache.add("c", np.zeros(1, np.float32))
+    cache.add("c", one)
     assert cache.get("b") is None
     assert cache.get("a") is not None
+
+
+def test_where_texts_are_cut_is_told_in_their_order_also_of_those_that_are_known() -> None:
+    long, short = "l" * 12, "s"
+    jobs = [Texts((short, long)), Texts((long, short, long, "m" * 11)), pixels(1.0, 2.0)]
+
+    async def scenario() -> list[tuple[int | None, ...]]:
+        embedder = Embedder(Lengths(), capacity=9, max_batch=32, cached_texts=1)
+        far = time.monotonic() + 10
+        return [(await embedder.embed(job, deadline_s=far)).value.cut_at_B for job in jobs]
+
+    assert asyncio.run(scenario()) == [(None, 9), (9, None, 9, 9), (None, None)]
 
 
 def test_a_batch_counts_texts_and_a_larger_job_goes_alone() -> None:
@@ -256,7 +279,7 @@ def test_what_is_late_ends_between_two_parts(job) -> None:
         with pytest.raises(DeadlineError):
             await embedder.embed(job, deadline_s=time.monotonic() + 0.1)
         found = await embedder.embed(pixels(1.0), deadline_s=time.monotonic() + 10)
-        assert found.value.tolist() == [[1.0]]
+        assert found.value.z_BE.tolist() == [[1.0]]
 
     asyncio.run(scenario())
     assert [b if isinstance(b, int) else len(b) for b in encoder.batches] in ([256, 1], [32, 1])

@@ -150,7 +150,7 @@ PROVOKED: dict[Key, Callable[[Servers], httpx.Response]] = {
     (422, "invalid_value", "search"): _query("a", k=2000),
     (422, "unknown_field", "search"): _query("a", limit=3),
     (422, "unknown_field", "galleries"): _get("/v1/galleries?k=5"),
-    (422, "invalid_body", "galleries"): _post(f"{GALLERY}/reload", "a"),
+    (422, "invalid_body", "Reload Gallery"): _post(f"{GALLERY}/reload", "a"),
     (422, "query_missing", "search"): _post(SEARCH, {}),
     (422, "query_form", "search"): _query({}),
     (422, "query_form", "explain"): _post(_EXPLAIN, {"text": "a", "gallery": "photos"}),

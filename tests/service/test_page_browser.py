@@ -346,6 +346,23 @@ def test_a_picture_of_ones_own_has_its_place_in_the_history(found: Page) -> None
     found.reload()  # the picture is gone, and nothing else takes its place
     expect(found.locator("#message")).to_contain_text("Find a picture by words")
     expect(found.locator("#chip")).to_be_hidden()
+    other: Any = {"name": "other.jpg", "mimeType": "image/jpeg", "buffer": picture(8)}
+    found.locator("#file").set_input_files(other)
+    expect(found.locator("#chip-label")).to_have_text("other.jpg")
+    found.go_back()
+    expect(found.locator("#message")).to_contain_text("Find a picture by words")
+    expect(found.locator("#chip")).to_be_hidden()
+
+
+def test_words_that_were_only_typed_are_not_part_of_a_picture_search(found: Page) -> None:
+    file: Any = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": picture(7)}
+    found.locator("#file").set_input_files(file)
+    found.locator("#query").fill("half typed")
+    found.locator("#gallery").select_option("shards")
+    expect(found.locator("#status")).to_contain_text("in shards")
+    assert found.url.endswith("#g=shards")
+    expect(found.locator("#chip-label")).to_have_text("mine.jpg")
+    expect(found.locator("#query")).to_have_value("")
 
 
 def test_the_keyboard_goes_on_where_the_results_are(page: Page, serve) -> None:
@@ -387,6 +404,47 @@ def test_a_link_to_a_gallery_that_is_not_here_says_so(page: Page, server: Runnin
     page.get_by_role("button", name="Search pets").click()
     expect(page.locator("#grid button").first).to_be_visible()
     assert page.url.endswith("#g=pets&q=a+dog")
+
+
+def test_a_link_to_an_item_of_a_gallery_that_is_not_here_shows_no_other(page, server) -> None:
+    page.goto(f"{server.url}/#g=birds&like=more/00.jpg")
+    expect(page.locator("#message")).to_contain_text("There is no gallery birds")
+    expect(page.locator("#chip-image")).to_be_hidden()
+    page.get_by_role("button", name="Go to pets").press("Enter")
+    expect(page.locator("#message")).to_contain_text("Find a picture by words")
+
+
+def test_a_gallery_that_went_away_meanwhile_is_looked_for(page: Page, server: Running) -> None:
+    page.goto(server.url)
+    told = '{"error": {"message": "no gallery", "code": "gallery_not_found"}}'
+    page.route("**/search", lambda route: route.fulfill(status=404, body=told))
+    page.locator("#query").fill("a dog")
+    page.keyboard.press("Enter")
+    page.unroute("**/search")
+    page.route("**/v1/galleries", lambda route: route.fulfill(status=200, body='{"galleries": []}'))
+    page.get_by_role("button", name="Which galleries are there?").click()
+    expect(page.locator("#message")).to_contain_text("There is no gallery yet")
+    page.locator("#query").fill("a cat")
+    page.keyboard.press("Enter")  # there is nothing to search
+    expect(page.locator("#message")).to_contain_text("There is no gallery yet")
+    page.unroute("**/v1/galleries")
+    page.get_by_role("button", name="Look again").click()
+    expect(page.locator("#grid button").first).to_be_visible()
+
+
+def test_the_skip_link_keeps_the_search(found: Page) -> None:
+    found.locator(".skip").press("Enter")
+    expect(found.locator("#grid button").first).to_be_focused()
+    assert "q=two" in found.url
+
+
+def test_an_empty_box_keeps_what_a_picture_found(found: Page) -> None:
+    found.locator("#grid button").first.click()
+    found.locator("#similar").click()
+    expect(found.locator("#chip-label")).to_contain_text("like")
+    found.locator("#query").press("Enter")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
+    expect(found.locator("#chip-label")).to_contain_text("like")
 
 
 def test_an_empty_box_shows_the_beginning(found: Page) -> None:

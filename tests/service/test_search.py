@@ -137,11 +137,14 @@ def test_what_the_model_does_not_read_of_a_text_is_said(client, encoder) -> None
     body = client.post(SEARCH, json={"query": long}).json()
     [told] = body["warnings"]
     assert (told["code"], told["param"]) == ("text_cut", "query")
-    assert "it counts up to '…" in told["message"]
+    assert "what comes after '…" in told["message"]
     assert "elephant" not in told["message"]
-    whole = long[: encoder.cut_at(long)]
+    whole = long[: encoder.cut_at([long])[0]]
     assert client.post(SEARCH, json={"query": whole}).json()["hits"] == body["hits"]
     assert "warnings" not in client.post(SEARCH, json={"query": short}).json()
+    queries = [short, {"text": short, "k": 3}]
+    _, wrong = client.post(SEARCH, json={"queries": queries}).json()["results"]
+    assert "put it beside queries" in wrong["error"]["message"]
     queries = [short, [{"text": short}, {"text": long}], long * 20, {"item_id": "nope"}]
     results = client.post(SEARCH, json={"queries": queries}).json()["results"]
     params = [[one["param"] for one in result.get("warnings", [])] for result in results]
