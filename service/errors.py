@@ -214,7 +214,10 @@ def _is_route_without_slash(request: Request) -> bool:
     path = request.scope["path"]
     if len(path) < 2 or not path.endswith("/"):
         return False
-    scope = {**request.scope, "path": path.rstrip("/")}
+    scope = {
+        key: value for key, value in request.scope.items() if key != "fastapi"
+    }  # it is written
+    scope["path"] = path.rstrip("/")
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 

@@ -6,7 +6,7 @@ import { Grid } from "/static/grid.js";
 const PAGE = Number(document.documentElement.dataset.hits); // as many as the server gives
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
-const state = { gallery: "", galleries: [], query: null, picture: "", shown: 0, asked: 0 };
+const state = { gallery: "", galleries: [], query: null, picture: "", early: null, shown: 0, asked: 0 };
 const pictures = new Map(); // that were searched with; the history says which
 const grid = new Grid(call, (hit) => go({ like: hit.id }));
 
@@ -163,7 +163,10 @@ function searchWith(picture) {
 
 // A picture of one's own has no place in an address, but one in the history.
 function go({ text, like, picture = "", gallery = state.gallery }) {
-  if (!state.galleries.length) return; // they still load, or there are none, which is said
+  if (!state.galleries.length) {
+    state.early = { text, like, picture }; // for when they have come
+    return;
+  }
   const parts = new URLSearchParams({ g: gallery });
   if (text) parts.set("q", text);
   if (like) parts.set("like", like);
@@ -308,7 +311,12 @@ async function start() {
   $("gallery").replaceChildren(...state.galleries.map((gallery) => new Option(gallery.name, gallery.name)));
   $("gallery-label").hidden = state.galleries.length < 2;
   $("message").hidden = true;
-  follow();
+  const typed = $("query").value;
+  const { early } = state;
+  state.early = null;
+  if (early) go({ ...early, gallery: new URLSearchParams(location.hash.slice(1)).get("g") || state.galleries[0].name });
+  else follow();
+  if (!location.hash) $("query").value = typed; // who types need not wait
 }
 
 listen();

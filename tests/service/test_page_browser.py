@@ -432,6 +432,28 @@ def test_a_gallery_that_went_away_meanwhile_is_looked_for(page: Page, server: Ru
     expect(page.locator("#grid button").first).to_be_visible()
 
 
+def test_who_searches_while_the_galleries_load_has_hits_when_they_have(page, server) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/galleries", hold)
+    page.goto(server.url)
+    page.locator("#query").fill("a dog")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Loading…")
+    held[0].continue_()
+    expect(page.locator("#grid button").first).to_be_visible()
+    expect(page.locator("#query")).to_have_value("a dog")
+    page.goto("about:blank")
+    page.goto(server.url)
+    page.locator("#query").fill("half a")
+    held[1].continue_()
+    expect(page.locator("#message")).to_contain_text("Find a picture by words")
+    expect(page.locator("#query")).to_have_value("half a")
+
+
 def test_the_skip_link_keeps_the_search(found: Page) -> None:
     found.locator(".skip").press("Enter")
     expect(found.locator("#grid button").first).to_be_focused()
