@@ -420,6 +420,7 @@ def test_a_gallery_that_went_away_meanwhile_is_looked_for(page: Page, server: Ru
     page.route("**/search", lambda route: route.fulfill(status=404, body=told))
     page.locator("#query").fill("a dog")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Which galleries are there?")).to_be_visible()
     page.unroute("**/search")
     page.route("**/v1/galleries", lambda route: route.fulfill(status=200, body='{"galleries": []}'))
     page.get_by_role("button", name="Which galleries are there?").click()
@@ -430,6 +431,7 @@ def test_a_gallery_that_went_away_meanwhile_is_looked_for(page: Page, server: Ru
     page.unroute("**/v1/galleries")
     page.get_by_role("button", name="Look again").click()
     expect(page.locator("#grid button").first).to_be_visible()
+    expect(page.locator("#query")).to_have_value("a cat")
 
 
 def test_who_searches_while_the_galleries_load_has_hits_when_they_have(page, server) -> None:
