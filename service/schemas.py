@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.json_schema import SkipJsonSchema
@@ -41,10 +41,15 @@ class SearchOptions(Strict):
     offset: int = Field(
         default=0, json_schema_extra={"minimum": 0, "x-limits": {"maximum": "max_offset"}}
     )
-    min_score: (
-        Annotated[float, Field(json_schema_extra={"minimum": -MOST_SCORE, "maximum": MOST_SCORE})]
-        | None
-    ) = Field(default=None, allow_inf_nan=False, description="leave out hits below")
+    min_score: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="leave out hits below",
+        json_schema_extra={
+            "minimum": -MOST_SCORE,
+            "maximum": MOST_SCORE,
+        },  # of null they say nothing
+    )
     filter: dict[str, JsonValue] | None = Field(
         default=None,
         description="conditions on metadata; operators eq ne in nin gt gte lt lte exists contains, "
