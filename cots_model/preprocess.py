@@ -171,7 +171,12 @@ class Preprocess:
         valid = [without_surrogates(text) for text in texts]
         most = _CHARS_OF_TOKEN * self.config.max_tokens
         found = self._ends([text[:most] for text in valid])
-        unsure = [n for n, end in enumerate(found) if end is None and len(valid[n]) > most]
+        unsure = [  # where a word is cut in two, its parts are not those of the whole
+            n
+            for n, end in enumerate(found)
+            if len(valid[n]) > most
+            and (end is None or valid[n][end:most].split(maxsplit=1)[1:] == [])
+        ]
         for n, end in zip(unsure, self._ends([valid[n] for n in unsure]), strict=True):
             found[n] = end
         return found

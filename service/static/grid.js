@@ -104,6 +104,7 @@ export class Grid {
   }
 
   clear() {
+    this.at = -1; // its event comes later, among other hits
     this.viewer.close(); // what it shows is found no more
     this.hits = [];
     this.list.replaceChildren();

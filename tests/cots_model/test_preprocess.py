@@ -183,3 +183,9 @@ def test_a_long_text_of_few_tokens_is_read_to_its_end():
     whole, cut = preprocess.cut_at([few, many])
     assert whole is None
     assert cut > len(far)
+
+
+def test_a_long_word_is_not_cut_because_its_beginning_has_more_tokens():
+    preprocess = make(max_tokens=8)
+    text = "dog " * 2 + " " * 235 + "q" * 200  # a word that the end of the first look divides
+    assert preprocess.cut_at([text]) == preprocess._ends([text])
