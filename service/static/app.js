@@ -102,7 +102,7 @@ async function search(offset = 0) {
     if (asked !== state.asked) return; // a newer search is on its way
     if (offset === 0) {
       grid.clear();
-      grid.begin(gallery, words);
+      grid.begin(gallery, answer.warnings ? "" : words); // where they are cut, none can be looked for
     }
     grid.add(answer.hits);
     state.shown = offset + answer.hits.length;
@@ -112,7 +112,7 @@ async function search(offset = 0) {
     if (asked !== state.asked) return;
     if (offset === 0) grid.clear();
     say("");
-    const message = file() ? error.message.replace(/^image /, `${file().name} `) : error.message;
+    const message = file() ? error.message.replace(/^image /, () => `${file().name} `) : error.message;
     tell("That did not work", message, { bad: true, actions: [cure(error, offset)] });
   }
 }
@@ -164,7 +164,7 @@ function searchWith(picture) {
 // A picture of one's own has no place in an address, but one in the history.
 function go({ text, like, picture = "", gallery = state.gallery }) {
   if (!state.galleries.length) {
-    state.early = { text, like, picture }; // for when they have come
+    if (text || like || picture) state.early = { text, like, picture }; // for when they have come
     return;
   }
   const parts = new URLSearchParams({ g: gallery });
@@ -204,8 +204,10 @@ function follow() {
   }
   const title = file() ? "Picture search" : text || (like && `Like ${like}`) || "Search";
   document.title = `${title} · COTS Retrieval`;
-  if (isMissing) missing(named, text);
-  else if (file() || like || text.trim()) search();
+  if (isMissing) {
+    state.query = ""; // nothing of it is in another gallery
+    missing(named, text);
+  } else if (file() || like || text.trim()) search();
   else welcome();
 }
 
@@ -219,8 +221,8 @@ function empty() {
 // A link to a gallery that is not here, or not any more.
 function missing(named, text) {
   empty();
-  const verb = text.trim() ? "Search" : "Go to";
-  const actions = state.galleries.slice(0, 5).map(({ name }) => [`${verb} ${name}`, () => go({ text, gallery: name })]);
+  const verb = file() || text.trim() ? "Search" : "Go to";
+  const actions = state.galleries.slice(0, 5).map(({ name }) => [`${verb} ${name}`, () => go({ text, picture: state.picture, gallery: name })]);
   tell("No such gallery", `There is no gallery ${named}.`, { bad: true, actions });
 }
 
@@ -239,7 +241,7 @@ function listen() {
     event.preventDefault();
     const text = $("query").value.trim();
     if (text) go({ text });
-    else if (file() || state.query?.item_id) search();
+    else if (file() || state.query?.item_id) follow();
     else go({});
   });
   $("more").addEventListener("click", () => search(state.shown));

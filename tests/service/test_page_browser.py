@@ -410,6 +410,9 @@ def test_a_link_to_an_item_of_a_gallery_that_is_not_here_shows_no_other(page, se
     page.goto(f"{server.url}/#g=birds&like=more/00.jpg")
     expect(page.locator("#message")).to_contain_text("There is no gallery birds")
     expect(page.locator("#chip-image")).to_be_hidden()
+    page.locator("#query").press("Enter")
+    expect(page.locator("#message")).to_contain_text("Find a picture by words")
+    page.go_back()
     page.get_by_role("button", name="Go to pets").press("Enter")
     expect(page.locator("#message")).to_contain_text("Find a picture by words")
 
