@@ -101,7 +101,7 @@ def command(
         done()
         opened = Gallery.open(gallery, expected_fingerprint=encoder.fingerprint, device=device)
         done()
-        query_1E = _embed(encoder, text, image)
+        query_1E, cut_at = _embed(encoder, text, image)
         [hits] = search_gallery(
             opened,
             query_1E,
@@ -113,7 +113,6 @@ def command(
             rank_by=rank_by,
         )
     _print_hits(opened.name, hits, as_json=as_json)
-    [cut_at] = encoder.cut_at([text])
     if cut_at is not None:
         click.echo(f"Note: {describe_cut('the text', text, cut_at, encoder.name)}.", err=True)
 
@@ -131,12 +130,14 @@ def _parse_filter(text: str) -> Filter:
     return parse_filter(raw)
 
 
-def _embed(encoder: Encoder, text: str, image: Path | None) -> Vectors:
+def _embed(encoder: Encoder, text: str, image: Path | None) -> tuple[Vectors, int | None]:
+    """The query `[1,E]`, and where the model stops reading a text that it does not read whole."""
     from cots_model.images import decode_image
 
     if image is not None:
-        return encoder.encode_images([decode_image(image)])
-    return encoder.encode_texts([text])
+        return encoder.encode_images([decode_image(image)]), None
+    read = encoder.read_texts([text])
+    return read.z_BE, read.cut_at_B[0]
 
 
 def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -29,9 +30,24 @@ from cots_model.preprocess import PicturePreprocess, Preprocess
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
+R = TypeVar("R")
 
 _CORE_PICTURES = 4  # at once on one core; more fall out of its caches
 _CORE_TEXTS = 8
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """Texts that a model has read.
+
+    Attributes:
+        z_BE: `[B,E]` float32 unit vectors.
+        cut_at_B: of each text the character from which on the model read no more; None if it read
+            all.
+    """
+
+    z_BE: Vectors
+    cut_at_B: tuple[int | None, ...]
 
 
 class Encoder:
@@ -137,15 +153,12 @@ class Encoder:
         """
         return int(self._preprocess.text(texts)[1].sum())
 
-    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
-        """Of each text the character from which on the model reads no more; None if it reads all.
-
-        It may run in any thread, also beside `encode_texts`.
-        """
-        return self._preprocess.cut_at(texts)
-
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
-        """Embed texts: `[B,E]` float32 unit vectors.
+        """Embed texts: `[B,E]` float32 unit vectors."""
+        return self.read_texts(texts, batch_size=batch_size).z_BE
+
+    def read_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> ReadTexts:
+        """Embed texts, and tell which are longer than what the model reads.
 
         A GPU takes `batch_size` at a time, each core of a CPU a few: those of like length together,
         for padding is work too, and the longest first, so that cores end together.
@@ -156,10 +169,11 @@ class Encoder:
             [texts[n] for n in order_B[end - size : end]]
             for size, end in zip(sizes, accumulate(sizes), strict=True)
         ]
-        sorted_BE = self._stack(self._map(self._encode_text_batch, parts))
-        z_BE = np.empty_like(sorted_BE)
-        z_BE[order_B] = sorted_BE
-        return z_BE
+        read = self._map(self._read_text_batch, parts)
+        place_B = np.argsort(order_B)
+        sorted_BE = self._stack([part.z_BE for part in read])
+        cut_at_B = [cut_at for part in read for cut_at in part.cut_at_B]
+        return ReadTexts(sorted_BE[place_B], tuple(cut_at_B[place] for place in place_B))
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""
@@ -194,19 +208,21 @@ class Encoder:
     def _on_cpu(self) -> bool:
         return self.device.type == "cpu"
 
-    def _map(self, call: Callable[[T], Vectors], parts: Sequence[T]) -> list[Vectors]:
+    def _map(self, call: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         return map_on_cores(call, parts) if self._on_cpu else [call(part) for part in parts]
 
     def _autocast(self) -> torch.autocast:
         enabled = self._precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def _encode_text_batch(self, texts: Sequence[str]) -> Vectors:
-        tok_BL, mask_BL = self._preprocess.text(texts)
+    def _read_text_batch(self, texts: Sequence[str]) -> ReadTexts:
+        tokens = self._preprocess.tokens(texts)
+        tok_BL, mask_BL = tokens.tok_BL.to(self.device), tokens.mask_BL.to(self.device)
         with torch.inference_mode():
             with self._autocast():
-                feature_BD = self._text_feature(tok_BL.to(self.device), mask_BL.to(self.device))
-            return _to_numpy(self.model.project_text(feature_BD.float()))
+                feature_BD = self._text_feature(tok_BL, mask_BL)
+            z_BE = _to_numpy(self.model.project_text(feature_BD.float()))
+        return ReadTexts(z_BE, tokens.cut_at_B)
 
     def _stack(self, parts: list[Vectors]) -> Vectors:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)

@@ -33,7 +33,7 @@ from torch import Tensor
 from cots_model import checkpoint
 from cots_model.config import Frozen, Precision, parse
 from cots_model.cores import on_idle_core
-from cots_model.encoder import Encoder, Vectors
+from cots_model.encoder import Encoder, ReadTexts, Vectors
 from cots_model.errors import CheckpointError
 from cots_model.preprocess import PackedPreprocess
 
@@ -109,19 +109,16 @@ class EnsembleEncoder(Encoder):
         """How many tokens the members read together."""
         return sum(member.num_tokens(texts) for member in self.members)
 
-    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
-        """Of each text the character from which on a member reads no more; None if all read all."""
-        of_members = [member.cut_at(texts) for member in self.members]
-        return [
-            min((end for end in ends if end is not None), default=None)
-            for ends in zip(*of_members, strict=True)
-        ]
-
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
-        """Embed texts: `[B,E]` float32 unit vectors."""
+    def read_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> ReadTexts:
+        """Embed texts; one that a member cuts counts as cut, where the first of them does so."""
         with on_idle_core(None):
-            z_NBE = [m.encode_texts(texts, batch_size=batch_size) for m in self.members[:-1]]
-        return _beside([*z_NBE, self.members[-1].encode_texts(texts, batch_size=batch_size)])
+            read = [m.read_texts(texts, batch_size=batch_size) for m in self.members[:-1]]
+        read.append(self.members[-1].read_texts(texts, batch_size=batch_size))
+        ends_of_texts = zip(*(one.cut_at_B for one in read), strict=True)
+        cut_at_B = tuple(
+            min((end for end in ends if end is not None), default=None) for ends in ends_of_texts
+        )
+        return ReadTexts(_beside([one.z_BE for one in read]), cut_at_B)
 
     def encode_images(self, imgs: Sequence[Image.Image], *, batch_size: int = 32) -> Vectors:
         """Embed RGB pictures: `[B,E]` float32 unit vectors."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from cots_model.checkpoint import PREPROCESS_FILE, TOKENIZER_FILE, locate, read_json
@@ -64,7 +64,20 @@ class Normalise:
         return (pixels_XHW.float() / 255 - mean) / std
 
 
-_CHARS_OF_TOKEN = 32  # far more than tokens have: nearly all that is cut is cut by then
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as a model reads them.
+
+    Attributes:
+        tok_BL: int64.
+        mask_BL: bool, true on tokens and false on padding.
+        cut_at_B: of each text the character from which on the model reads no more; None if it
+            reads all.
+    """
+
+    tok_BL: Tensor
+    mask_BL: Tensor
+    cut_at_B: tuple[int | None, ...]
 
 
 class Preprocess:
@@ -149,44 +162,24 @@ class Preprocess:
         return torch.stack([self.image(img) for img in imgs])
 
     def text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokenize, cut to `max_tokens` and pad to the longest of the batch.
+        """Tokenize: tok_BL and mask_BL of `tokens`."""
+        tokens = self.tokens(texts)
+        return tokens.tok_BL, tokens.mask_BL
 
-        Returns:
-            tok_BL int64 and mask_BL bool (true on tokens, false on padding).
-        """
-        encodings = self.tokenizer.encode_batch([without_surrogates(text) for text in texts])
-        length = max((len(e.ids) for e in encodings), default=0)
-        tok_BL = torch.full((len(encodings), length), self.pad_id, dtype=torch.int64)
-        mask_BL = torch.zeros((len(encodings), length), dtype=torch.bool)
-        for row, encoding in enumerate(encodings):
-            tok_BL[row, : len(encoding.ids)] = torch.tensor(encoding.ids, dtype=torch.int64)
-            mask_BL[row, : len(encoding.ids)] = True
-        return tok_BL, mask_BL
-
-    def cut_at(self, texts: Sequence[str]) -> list[int | None]:
-        """Of each text the character from which on the model reads no more; None if it reads all.
-
-        Of a long text the beginning is tokenized first, and more only if that is not cut.
-        """
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Tokenize, cut to `max_tokens` and pad to the longest of the batch."""
         valid = [without_surrogates(text) for text in texts]
-        most = _CHARS_OF_TOKEN * self.config.max_tokens
-        found = self._ends([text[:most] for text in valid])
-        unsure = [  # where a word is cut in two, its parts are not those of the whole
-            n
-            for n, end in enumerate(found)
-            if len(valid[n]) > most
-            and (end is None or valid[n][end:most].split(maxsplit=1)[1:] == [])
-        ]
-        for n, end in zip(unsure, self._ends([valid[n] for n in unsure]), strict=True):
-            found[n] = end
-        return found
+        encodings = self.tokenizer.encode_batch(valid)  # lets other threads run, `encode` does not
+        lengths_B = np.array([len(encoding) for encoding in encodings], np.int64)
+        mask_BL = np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]
+        tok_BL = np.full(mask_BL.shape, self.pad_id, np.int64)
+        tok_BL[mask_BL] = [token for encoding in encodings for token in encoding.ids]
+        cut_at_B = tuple(map(_cut_at, encodings))
+        return Tokens(torch.from_numpy(tok_BL), torch.from_numpy(mask_BL), cut_at_B)
 
-    def _ends(self, texts: Sequence[str]) -> list[int | None]:
-        """`encode_batch` lets other threads run, `encode` does not."""
-        return [
-            max(end for _, end in encoding.offsets) if encoding.overflowing else None
-            for encoding in self.tokenizer.encode_batch(texts)
-        ]
+
+def _cut_at(encoding: Encoding) -> int | None:
+    return max(end for _, end in encoding.offsets) if encoding.overflowing else None
 
 
 def without_surrogates(text: str) -> str:

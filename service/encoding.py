@@ -249,9 +249,9 @@ class Embedder:
         cut_at_B: list[int | None] = [None] * len(imgs)
 
         def encode_texts(part: Sequence[str]) -> Vectors:
-            z_BE = self.encoder.encode_texts(part)
-            cut_at_B.extend(self.encoder.cut_at(part))
-            return z_BE
+            read = self.encoder.read_texts(part)
+            cut_at_B.extend(read.cut_at_B)
+            return read.z_BE
 
         if texts:
             z_BE = self._in_parts(encode_texts, texts, _TEXTS_TOGETHER, due_s)

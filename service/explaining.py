@@ -65,7 +65,7 @@ def count_words(encoder: Encoder, text: str) -> int:
     count = len(word_spans(preprocess, text))
     if not count:
         raise invalid("text_empty", "text has no word to look for; give some", param="text")
-    if preprocess.cut_at([text]) != [None]:
+    if preprocess.tokens([text]).cut_at_B != (None,):
         most = preprocess.config.max_tokens
         message = f"text is longer than the {most} tokens that the model reads; shorten it"
         raise invalid("text_too_long", message, param="text")

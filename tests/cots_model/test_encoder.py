@@ -58,15 +58,22 @@ def test_encoder_takes_texts_of_like_length_together(encoder, monkeypatch):
     texts = ["dog " * (n * 11 % 21 + 1) for n in range(21)]
     each_BE = np.concatenate([encoder.encode_texts([text]) for text in texts])
     parts = []
-    encode = encoder._encode_text_batch
+    encode = encoder._read_text_batch
     monkeypatch.setattr(
-        encoder, "_encode_text_batch", lambda part: (parts.append(part), encode(part))[1]
+        encoder, "_read_text_batch", lambda part: (parts.append(part), encode(part))[1]
     )
     z_BE = encoder.encode_texts(texts)
     np.testing.assert_allclose(z_BE, each_BE, atol=1e-6)
     lengths = sorted((sorted(map(len, part)) for part in parts), reverse=True)
     assert len(lengths) > 2
     assert all(longer[0] > shorter[-1] for longer, shorter in itertools.pairwise(lengths))
+
+
+def test_it_is_told_of_each_text_where_it_is_cut(encoder):
+    ends = {text: encoder.preprocess.tokens([text]).cut_at_B[0] for text in [*TEXTS, "dog " * 99]}
+    texts = [*ends, *reversed(ends)] * 9
+    assert encoder.read_texts(texts).cut_at_B == tuple(ends[text] for text in texts)
+    assert {end is None for end in ends.values()} == {True, False}
 
 
 def test_encoder_gives_no_rows_for_no_input(encoder):

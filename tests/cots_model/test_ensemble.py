@@ -71,6 +71,15 @@ def test_three_members_count_a_third_each(members, tmp_path):
     assert encoder.dim == 32 + 48 + 8
 
 
+def test_a_text_is_cut_where_the_first_member_cuts_it(both, members):
+    few, some, many = "dog", "dog " * 9, "dog " * 400
+    ends = [member.read_texts([few, some, many]).cut_at_B for member in members]
+    whole, cut_by_one, cut_by_both = both.read_texts([few, some, many]).cut_at_B
+    assert whole is None
+    assert {cut_by_one, None} == {of_member[1] for of_member in ends}
+    assert cut_by_both == min(of_member[2] for of_member in ends)
+
+
 def test_it_gives_float32_unit_vectors(both):
     for z_BE in (both.encode_texts(TEXTS), both.encode_images(pictures(5))):
         assert (z_BE.shape, z_BE.dtype) == ((5, 80), np.float32)
@@ -89,11 +98,11 @@ def test_its_pixels_are_those_of_its_members(both):
 
 def test_a_core_is_idle_when_the_last_member_has_no_part_left(folder, monkeypatch):
     order = []
-    encode_texts, encode_pixels = Encoder.encode_texts, Encoder.encode_pixels
+    read_texts, encode_pixels = Encoder.read_texts, Encoder.encode_pixels
 
     def texts(self, *args, **options):
         order.append("member")
-        return encode_texts(self, *args, **options)
+        return read_texts(self, *args, **options)
 
     def pixels(self, *args):
         order.append("member")
@@ -101,7 +110,7 @@ def test_a_core_is_idle_when_the_last_member_has_no_part_left(folder, monkeypatc
 
     both = Encoder.load(folder, device="cpu")
     img_BX = torch.stack([both.preprocess.image(img) for img in pictures(5)])
-    monkeypatch.setattr(Encoder, "encode_texts", texts)
+    monkeypatch.setattr(Encoder, "read_texts", texts)
     monkeypatch.setattr(Encoder, "encode_pixels", pixels)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -168,24 +168,19 @@ def test_a_text_is_cut_where_the_last_token_that_is_read_ends():
     preprocess = make(max_tokens=6)
     words = ["dog", "a", "red", "snow"]
     text = " ".join(words * 3)
-    [end] = preprocess.cut_at([text])
+    [end] = preprocess.tokens([text]).cut_at_B
     assert 0 < end < len(text)
     for read in (text[:end], text[:end] + " " + "x" * 10_000, text[:end] + "\ud800 dog" * 99):
         tok_BL, _ = preprocess.text([text, read])
         assert tok_BL[0].tolist() == tok_BL[1].tolist()
-    assert preprocess.cut_at(["", "dog", text[:end], f"{text[:end]} dog"]) == [None] * 3 + [end]
+    texts = ["", "dog", text[:end], f"{text[:end]} dog"]
+    assert preprocess.tokens(texts).cut_at_B == (None, None, None, end)
 
 
 def test_a_long_text_of_few_tokens_is_read_to_its_end():
     preprocess = make(max_tokens=6)
     far = " " * 10_000
     few, many = f"dog{far}dog", f"dog{far}{'dog ' * 20}"
-    whole, cut = preprocess.cut_at([few, many])
+    whole, cut = preprocess.tokens([few, many]).cut_at_B
     assert whole is None
     assert cut > len(far)
-
-
-def test_a_long_word_is_not_cut_because_its_beginning_has_more_tokens():
-    preprocess = make(max_tokens=8)
-    text = "dog " * 2 + " " * 235 + "q" * 200  # a word that the end of the first look divides
-    assert preprocess.cut_at([text]) == preprocess._ends([text])

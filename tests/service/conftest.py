@@ -18,7 +18,7 @@ import uvicorn
 from PIL import Image
 from torch import Tensor
 
-from cots_model.encoder import Encoder, Vectors
+from cots_model.encoder import Encoder, ReadTexts, Vectors
 from cots_model.testing import make_tiny_checkpoint
 from index_builder.build import build_gallery
 from index_builder.options import BuildOptions
@@ -50,11 +50,11 @@ class GatedEncoder(Encoder):
         self.begun: list[list[str]] = []
         self.batches: list[list[str]] = []
 
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Vectors:
+    def read_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> ReadTexts:
         self.begun.append(list(texts))
         self.gate.wait(30)
         self.batches.append(list(texts))
-        return super().encode_texts(texts, batch_size=batch_size)
+        return super().read_texts(texts, batch_size=batch_size)
 
     def encode_pixels(self, img_BCHW: Tensor) -> Vectors:
         self.gate.wait(30)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from cots_model.cores import map_on_cores
+from cots_model.encoder import ReadTexts
 from service import encoding
 from service.encoding import (
     Embedder,
@@ -38,18 +40,16 @@ class Lengths:
         self.too_many = too_many
         self.batches: list[list[str] | int] = []
 
-    def encode_texts(self, texts):
+    def read_texts(self, texts):
         self._check(len(texts))
         self.batches.append(list(texts))
-        return np.array([[len(text)] for text in texts], np.float32)
+        z_BE = np.array([[len(text)] for text in texts], np.float32)
+        return ReadTexts(z_BE, tuple(9 if len(text) > 9 else None for text in texts))
 
     def encode_pixels(self, img_BCHW):
         self._check(len(img_BCHW))
         self.batches.append(len(img_BCHW))
         return img_BCHW[:, 0, 0, :1].numpy()
-
-    def cut_at(self, texts):
-        return [9 if len(text) > 9 else None for text in texts]
 
     def _check(self, count: int) -> None:
         if count >= self.too_many:
@@ -149,11 +149,11 @@ class OnCores(Lengths):
         super().__init__()
         self.is_next = threading.Event()
 
-    def encode_texts(self, texts):
+    def read_texts(self, texts):
         self.batches.append(list(texts))
         if "slow" not in texts:
             self.is_next.set()
-        return np.concatenate(map_on_cores(self._embed, texts))
+        return ReadTexts(np.concatenate(map_on_cores(self._embed, texts)), (None,) * len(texts))
 
     def encode_pixels(self, img_BCHW):
         self.batches.append(len(img_BCHW))
@@ -220,8 +220,9 @@ class Units(Lengths):
     preprocess = SimpleNamespace(image_size=2, image=lambda _: torch.ones(3, 2, 2))
     fails = False
 
-    def encode_texts(self, texts):
-        return np.sign(super().encode_texts(texts))
+    def read_texts(self, texts):
+        read = super().read_texts(texts)
+        return replace(read, z_BE=np.sign(read.z_BE))
 
     def encode_pixels(self, img_BCHW):
         if self.fails:

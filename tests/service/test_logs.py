@@ -101,10 +101,10 @@ def test_words_query_strings_headers_and_keys_are_in_no_line(serve, written) -> 
 
 def test_fault_is_logged_under_the_id_of_its_request(serve, encoder, written) -> None:
     class Faulty(GatedEncoder):
-        def encode_texts(self, texts, *, batch_size=64):
+        def read_texts(self, texts, *, batch_size=64):
             if "boom" in texts:
                 raise RuntimeError("what broke")
-            return super().encode_texts(texts)
+            return super().read_texts(texts)
 
     server = serve(model=Faulty(encoder), probe_interval_s=60.0)
     headers = {"x-request-id": "fault-1"}

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -123,8 +124,9 @@ def test_stuck_model_turns_readyz_503_and_back(serve, gated) -> None:
 
 def test_model_that_gives_nonsense_is_not_ready(serve, encoder) -> None:
     class Broken(GatedEncoder):
-        def encode_texts(self, texts, *, batch_size=64):
-            return super().encode_texts(texts) * float("nan")
+        def read_texts(self, texts, *, batch_size=64):
+            read = super().read_texts(texts)
+            return replace(read, z_BE=read.z_BE * float("nan"))
 
     server = serve(model=Broken(encoder), probe_interval_s=60.0)
     answer = server.client.get("/readyz")
@@ -138,10 +140,10 @@ def test_model_that_gives_nonsense_is_not_ready(serve, encoder) -> None:
 
 def test_bug_is_500_in_the_error_shape_and_logged_with_its_trace(serve, encoder, caplog) -> None:
     class Faulty(GatedEncoder):
-        def encode_texts(self, texts, *, batch_size=64):
+        def read_texts(self, texts, *, batch_size=64):
             if "boom" in texts:
                 raise RuntimeError("secret detail")
-            return super().encode_texts(texts)
+            return super().read_texts(texts)
 
     server = serve(model=Faulty(encoder), probe_interval_s=60.0)
     with caplog.at_level(logging.ERROR):

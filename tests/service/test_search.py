@@ -139,7 +139,7 @@ def test_what_the_model_does_not_read_of_a_text_is_said(client, encoder) -> None
     assert (told["code"], told["param"]) == ("text_cut", "query")
     assert "what comes after '…" in told["message"]
     assert "elephant" not in told["message"]
-    whole = long[: encoder.cut_at([long])[0]]
+    whole = long[: encoder.read_texts([long]).cut_at_B[0]]
     assert client.post(SEARCH, json={"query": whole}).json()["hits"] == body["hits"]
     assert "warnings" not in client.post(SEARCH, json={"query": short}).json()
     queries = [short, {"text": short, "k": 3}]

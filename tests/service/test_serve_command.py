@@ -42,12 +42,12 @@ from service.settings import Settings
 from service.state import Resources
 
 class SlowEncoder(Encoder):
-    def encode_texts(self, texts, *, batch_size=64):
+    def read_texts(self, texts, *, batch_size=64):
         if "slow" in texts:
             end_s = time.monotonic() + SLOW_S
             while time.monotonic() < end_s:  # in torch, where a thread must not be at the end
-                super().encode_texts(["a dog"])
-        return super().encode_texts(texts, batch_size=batch_size)
+                super().read_texts(["a dog"])
+        return super().read_texts(texts, batch_size=batch_size)
 
 settings = Settings.load(galleries=Path(sys.argv[1]), checkpoint=sys.argv[2], port=0,
                          drain_s=0.6, grace_s=GRACE_S, device="cpu")
