@@ -1,13 +1,14 @@
 // The page: what is being looked for lives in the address (#g=gallery&q=words or &like=id), so that
-// back, reload and sharing work. A picture of one's own is kept as long as the page is, for back and forward.
+// back, reload and sharing work. Pictures of one's own are kept, in this page, for back and forward.
 
 import { Grid } from "/static/grid.js";
 
 const PAGE = Number(document.documentElement.dataset.hits); // as many as the server gives
 const EXAMPLES = ["a dog running through snow", "people at the beach", "something red"];
 const $ = (id) => document.getElementById(id);
-const state = { gallery: "", galleries: [], query: null, picture: "", early: null, shown: 0, asked: 0 };
-const pictures = new Map(); // that were searched with; the history says which
+const state = { gallery: "", galleries: [], query: null, picture: "", early: null, shown: 0, asked: 0, given: 0 };
+const pictures = new Map(); // that were searched with, the last few; the history says which
+const KEPT = 20;
 const grid = new Grid(call, (hit) => go({ like: hit.id }));
 
 const NAMES = { image: ["picture", "pictures"], video: ["video", "videos"], text: ["text", "texts"] };
@@ -117,12 +118,17 @@ async function search(offset = 0) {
   }
 }
 
+function write() {
+  $("query").focus();
+  $("query").select();
+}
+
 // What may help: the same again only where the server might answer otherwise.
 function cure(error, offset) {
   if (error.code === "gallery_not_found") return ["Which galleries are there?", start];
   if (!error.isFinal) return ["Try again", () => search(offset)];
   if (file()) return ["Choose another picture", () => $("file").click()];
-  return ["Change the search", () => $("query").select()];
+  return ["Change the search", write];
 }
 
 function report(answer) {
@@ -156,8 +162,9 @@ function searchWith(picture) {
     tell("That is not a picture", `${picture.name || "The file"} is not a picture; JPEG, PNG, WebP, GIF, BMP and TIFF are accepted.`, { bad: true });
     return;
   }
-  const name = `${performance.timeOrigin}-${pictures.size}`; // the history outlives the page
+  const name = `${performance.timeOrigin}-${state.given++}`; // the history outlives the page
   pictures.set(name, picture);
+  if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
   go({ picture: name });
 }
 
@@ -273,7 +280,7 @@ function listen() {
     const typing = event.target.matches?.("input, select, textarea");
     if (event.key !== "/" || typing || $("viewer").open) return;
     event.preventDefault();
-    $("query").select();
+    write();
   });
   listenForDrops();
 }
@@ -318,7 +325,7 @@ async function start() {
   state.early = null;
   if (early) go({ ...early, gallery: new URLSearchParams(location.hash.slice(1)).get("g") || state.galleries[0].name });
   else follow();
-  if (!location.hash) $("query").value = typed; // who types need not wait
+  if (typed) $("query").value = typed; // who types need not wait
 }
 
 listen();

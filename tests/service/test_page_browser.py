@@ -354,6 +354,19 @@ def test_a_picture_of_ones_own_has_its_place_in_the_history(found: Page) -> None
     expect(found.locator("#chip")).to_be_hidden()
 
 
+def test_of_pictures_of_ones_own_the_last_few_are_kept(page: Page, server: Running) -> None:
+    page.goto(server.url)
+    for number in range(22):
+        name = f"{number}.jpg"
+        file: Any = {"name": name, "mimeType": "image/jpeg", "buffer": picture(number)}
+        page.locator("#file").set_input_files(file)
+        expect(page.locator("#chip-label")).to_have_text(name)
+    page.evaluate("history.go(-19)")
+    expect(page.locator("#chip-label")).to_have_text("2.jpg")
+    page.go_back()
+    expect(page.locator("#message")).to_contain_text("Find a picture by words")
+
+
 def test_words_that_were_only_typed_are_not_part_of_a_picture_search(found: Page) -> None:
     file: Any = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": picture(7)}
     found.locator("#file").set_input_files(file)
@@ -437,25 +450,33 @@ def test_a_gallery_that_went_away_meanwhile_is_looked_for(page: Page, server: Ru
     expect(page.locator("#query")).to_have_value("a cat")
 
 
+HOLD_GALLERIES = """
+const real = window.fetch;
+window.fetch = async (path, options) => {
+  if (path === "/v1/galleries") await new Promise((resolve) => (window.letGo = resolve));
+  return real(path, options);
+};
+"""
+
+
 def test_who_searches_while_the_galleries_load_has_hits_when_they_have(page, server) -> None:
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    page.route("**/v1/galleries", hold)
+    page.add_init_script(HOLD_GALLERIES)
     page.goto(server.url)
     page.locator("#query").fill("a dog")
     page.keyboard.press("Enter")
     expect(page.locator("#status")).to_have_text("Loading…")
-    held[0].continue_()
+    page.evaluate("letGo()")
     expect(page.locator("#grid button").first).to_be_visible()
     expect(page.locator("#query")).to_have_value("a dog")
-    page.goto("about:blank")
-    page.goto(server.url)
+
+
+@pytest.mark.parametrize("link", ["", "#q=two+dogs"])
+def test_who_types_while_the_galleries_load_may_go_on(page, server, link) -> None:
+    page.add_init_script(HOLD_GALLERIES)
+    page.goto(f"{server.url}/{link}")
     page.locator("#query").fill("half a")
-    held[1].continue_()
-    expect(page.locator("#message")).to_contain_text("Find a picture by words")
+    page.evaluate("letGo()")
+    expect(page.locator("#status")).to_contain_text("pets")
     expect(page.locator("#query")).to_have_value("half a")
 
 
