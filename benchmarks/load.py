@@ -3,7 +3,7 @@
     python -m benchmarks.load sweep                  # latency against rate
     python -m benchmarks.load saturation --kind text # beside the encoder alone, in turn
     python -m benchmarks.load reloads                # 100 new versions, 20 corrupt, then SIGTERM
-    python -m benchmarks.load soak --minutes 60      # half load: is memory flat, is latency
+    python -m benchmarks.load soak --minutes 60      # at half load: is memory flat, is latency
 
 Each starts a server of its own on a gallery of random vectors. The generator runs on the same
 machine and takes cores from the server: how much is in the report, and how late it was.
@@ -42,6 +42,9 @@ from cots_model.hardware import describe_hardware
 
 GALLERY = "many"
 WARM_UP_S = 3.0
+SATURATED_S = 30.0
+OVERLOAD = 1.3
+"""Arrivals that saturate, as a multiple of the encoder's offline throughput."""
 RATES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.2, 1.5, 2.0)
 """Arrivals, as multiples of the encoder's offline throughput."""
 CALLS: Mapping[str, Callable[[str, int], Callable[[], Call]]] = {
@@ -238,7 +241,9 @@ def sweep(
 @click.option("--kind", type=click.Choice(list(CALLS)), required=True)
 @click.option("--rounds", "count", default=6, show_default=True, type=click.IntRange(min=1))
 @click.option("--seconds", default=20.0, show_default=True, help="Measured, of each round.")
-@click.option("--rate", default=1.1, show_default=True, help="Multiple of the offline throughput.")
+@click.option(
+    "--rate", default=OVERLOAD, show_default=True, help="Multiple of the offline throughput."
+)
 @click.option("--clients", default=40, show_default=True, help="Calls of one client, a round.")
 @click.option("--serve", default="", help="Further options of cots serve.")
 def saturation(
@@ -268,7 +273,8 @@ def saturation(
         offline_per_s=[one["offline_per_s"][kind] for one in bare],
         bare_ms=[one["bare_ms"][kind] for one in bare],
     )
-    write(out, "saturation", {"items": items, "kind": kind, "rate": rate, **figures})
+    asked = {"items": items, "kind": kind, "rate": rate, "seconds": seconds, "clients": clients}
+    write(out, "saturation", {**asked, **figures})
 
 
 @main.command()
@@ -291,7 +297,7 @@ def reloads(checkpoint: str, out: Path, items: int, rate: float, versions: int) 
 @_out
 @click.option("--minutes", default=60.0, show_default=True)
 @click.option("--share-of-images", default=0.1, show_default=True)
-@click.option("--load", default=0.5, show_default=True, help="Share of what the encoder can do.")
+@click.option("--load", default=0.5, show_default=True, help="Share of what saturates the server.")
 def soak(
     checkpoint: str, items: int, out: Path, minutes: float, share_of_images: float, load: float
 ) -> None:
@@ -300,11 +306,15 @@ def soak(
         bare = baseline(root, checkpoint, CALLS)
         offline = bare["offline_per_s"]
         s_per_call = (1 - share_of_images) / offline["text"] + share_of_images / offline["image"]
-        rate = load / s_per_call
         with served(root, checkpoint, log, "--device", "cpu") as (url, server):
+            calls = mixed_calls(GALLERY, 0, share_of_images)
+            full = at_rate(url, server, calls, OVERLOAD / s_per_call, SATURATED_S)
+            click.echo(f"saturated {json.dumps(full)}", err=True)
+            rate = load * full["answered_per_s"]
             calls = mixed_calls(GALLERY, 1, share_of_images)
             figures = run_soak(url, server, calls, rate=rate, seconds=60 * minutes)
-    write(out, "soak", {"items": items, "load": load, "without_server": bare, **figures})
+    asked = {"items": items, "load": load, "share_of_images": share_of_images}
+    write(out, "soak", {**asked, "without_server": bare, "saturated": full, **figures})
 
 
 if __name__ == "__main__":
