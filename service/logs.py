@@ -24,6 +24,8 @@ MOST_BYTES = 4 * 1024 * 1024
 
 _END_S = 5.0  # for lines that still wait when the process ends, while they are read,
 _STILL_S = 1.0  # and when they are not
+_PAUSE_S = 0.02  # lines that come meanwhile wake nobody: under load that took a seventh of the time
+_TOGETHER_BYTES = 4096  # small enough that a reader who moves is seen to move
 _STDERR = 2
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -151,12 +153,28 @@ class LineWriter(logging.Handler):
         self._put(contextvars.Context().run(self._line, record))
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while lines := self._next():
+            text = b"".join(lines)
             try:
-                _write(self._descriptor, line)
+                _write(self._descriptor, text)
             except OSError:  # nobody is left to be told
-                self._num_unwritable += 1
-            self._written_bytes += len(line)
+                self._num_unwritable += len(lines)
+            self._written_bytes += len(text)
+            if self._lines.empty():
+                time.sleep(_PAUSE_S)
+
+    def _next(self) -> list[bytes]:
+        """Lines that wait, of `_TOGETHER_BYTES` or one; none at the end."""
+        lines: list[bytes] = []
+        size = 0
+        while size < _TOGETHER_BYTES and not (lines and self._lines.empty()):
+            line = self._lines.get()
+            if line is None:
+                self._lines.put(None)
+                break
+            lines.append(line)
+            size += len(line)
+        return lines
 
 
 def _write(descriptor: int, line: bytes) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from cots_model.priority import stand_back
 from service.jobs import (
     Done,
     Job,
@@ -53,6 +54,8 @@ class WorkerPool(Generic[P, R]):
         work: units of work of a job, each of which takes about as long for jobs of one type. Given
             that, a job is refused if no thread is free for it and it would, by the pace of the
             last batches, not be done before its deadline.
+        stands_back: the threads leave the cores to those that want one for a moment; see
+            `cots_model.priority`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class WorkerPool(Generic[P, R]):
         kind: Callable[[P], object] = type,
         size: Callable[[P], int] = lambda _: 1,
         work: Callable[[P], int] = lambda _: 0,
+        stands_back: bool = False,
     ) -> None:
         self.name = name
         self._handle = handle
@@ -81,6 +85,7 @@ class WorkerPool(Generic[P, R]):
         self._kind = kind
         self._size = size
         self._work_of = work
+        self._stands_back = stands_back
         self._pace = Pace()
         self._jobs: deque[Job[P, R]] = deque()
         self._changed = threading.Condition()
@@ -200,7 +205,8 @@ class WorkerPool(Generic[P, R]):
                 self.require_room(type(job.payload), job.units, deadline_s=job.deadline_s)
                 self._jobs.append(job)
             self._pace.wait(type(job.payload), job.units)
-            self._changed.notify()
+            if self._free:  # else whoever ends looks for it
+                self._changed.notify()
 
     def _expected_s(self, job_type: type[P], units: int) -> float:
         """How long until a job that comes now is done; 0 if a thread is free for it."""
@@ -218,6 +224,8 @@ class WorkerPool(Generic[P, R]):
                 self._remove(job)
 
     def _work(self) -> None:
+        if self._stands_back:
+            stand_back()
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
             with self._changed:
@@ -332,7 +340,8 @@ class WorkerPool(Generic[P, R]):
         """Another batch may begin, if it had to wait for this turn."""
         if turn in self._held:
             self._held.remove(turn)
-            self._changed.notify()
+            if self._jobs:
+                self._changed.notify()
 
 
 def _as_exception(err: BaseException) -> Exception:
