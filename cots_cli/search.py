@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,9 +34,7 @@ Examples:
 @click.option("--image", type=click.Path(path_type=Path), help="Search by a picture instead.")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=10, show_default=True)
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out the best so many.")
-@click.option(
-    "--min-score", type=click.FloatRange(-1.001, 1.001), help="Leave out hits below this score."
-)
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Leave out hits below this score.")
 @click.option("--filter", "filter_json", metavar="JSON", help="Conditions on metadata, as in HTTP.")
 @click.option("--deduplicate", is_flag=True, help="Of near-duplicates only the best.")
 @click.option(
@@ -57,7 +55,7 @@ Examples:
     "--checkpoint", default="cots-mini", show_default=True, help="Folder, name or hub id."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help='Print {"hits": …}, each as over HTTP.')
+@click.option("--json", "as_json", is_flag=True, help='Print {"hits": …} as over HTTP.')
 def command(
     words: tuple[str, ...],
     gallery: Path,
@@ -112,9 +110,13 @@ def command(
             distinct=duplicate_similarity if deduplicate else None,
             rank_by=rank_by,
         )
-    _print_hits(opened.name, hits, as_json=as_json)
-    if cut_at is not None:
-        click.echo(f"Note: {describe_cut('the text', text, cut_at, encoder.name)}.", err=True)
+    warning = None if cut_at is None else describe_cut("query", text, cut_at, encoder.name)
+    if as_json:
+        _print_json(opened.name, hits, warning)
+    else:
+        _print_hits(hits)
+    if warning is not None:
+        click.echo(f"Note: the {warning}.", err=True)
 
 
 def _parse_filter(text: str) -> Filter:
@@ -140,11 +142,15 @@ def _embed(encoder: Encoder, text: str, image: Path | None) -> tuple[Vectors, in
     return read.z_BE, read.cut_at_B[0]
 
 
-def _print_hits(gallery_name: str, hits: list[Hit], *, as_json: bool) -> None:
-    if as_json:
-        fields = [_hit_fields(gallery_name, hit) for hit in hits]
-        click.echo(json.dumps({"hits": fields}, ensure_ascii=False))
-        return
+def _print_json(gallery_name: str, hits: list[Hit], warning: str | None) -> None:
+    """As over HTTP."""
+    answer: dict[str, Any] = {"hits": [_hit_fields(gallery_name, hit) for hit in hits]}
+    if warning is not None:
+        answer["warnings"] = [{"message": warning, "param": "query", "code": "text_cut"}]
+    click.echo(json.dumps(answer, ensure_ascii=False))
+
+
+def _print_hits(hits: list[Hit]) -> None:
     if not hits:
         click.echo("nothing found", err=True)
     for hit in hits:

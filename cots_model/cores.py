@@ -17,8 +17,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from cots_model.priority import niceness
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -42,7 +40,7 @@ def map_on_cores(call: Callable[[T], R], parts: Sequence[T]) -> list[R]:
     As many parts are computed at once as PyTorch has threads, each by one thread; what `call` gives
     must not depend on the number of threads. A single part has all of them, whoever asks: OpenMP
     keeps helpers for each thread that computes so, and those of several wait for each other. So
-    `call` must map nothing itself. Those threads are as nice as the one that asks.
+    `call` must map nothing itself.
 
     Raises:
         Exception: the first that `call` raises, after all parts have ended.
@@ -112,18 +110,17 @@ class _Shares(Generic[T, R]):
 
 
 class _Pools:
-    """A pool for each number of workers, and of threads that each computes with, and niceness."""
+    """One pool for each number of workers, and of threads that each computes with."""
 
     def __init__(self) -> None:
-        self._pools: dict[tuple[int, int, int], ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
         self._lock = threading.Lock()
 
     def of(self, workers: int, threads: int) -> ThreadPoolExecutor:
-        kind = workers, threads, niceness()  # threads are as nice as the one that starts them
         with self._lock:
-            if kind not in self._pools:
-                self._pools[kind] = _start(workers, threads)
-            return self._pools[kind]
+            if (workers, threads) not in self._pools:
+                self._pools[workers, threads] = _start(workers, threads)
+            return self._pools[workers, threads]
 
     def forget(self) -> None:
         """In a forked process, which has the pools of its parent and none of their threads."""

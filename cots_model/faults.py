@@ -79,9 +79,9 @@ def describe_unknown(
         elsewhere: names that others have for some of the known ones.
     """
     *parents, name = loc
-    same = elsewhere.get(_plain(name))
-    alike = {_plain(one): one for one in known}
-    near = [same] if same in known else [alike[_plain(name)]] if _plain(name) in alike else []
+    same = elsewhere.get(plain(name))
+    alike = {plain(one): one for one in known}
+    near = [same] if same in known else [alike[plain(name)]] if plain(name) in alike else []
     near = near or difflib.get_close_matches(str(name)[:_SHOWN], known, n=1, cutoff=0.7)
     advice = f"; accepted here: {', '.join(known)}" if known else ""
     if near:
@@ -97,8 +97,8 @@ def describe_cut(place: str, text: str, cut_at: int, model: str) -> str:
     return f"{place} is longer than {model} reads: what comes after {last!r} is left out"
 
 
-def _plain(name: int | str) -> str:
-    """However it is written: `topK`, `top_k` and `top-k` are one."""
+def plain(name: int | str) -> str:
+    """A name however it is written: `topK`, `top_k` and `top-k` are one, `topk`."""
     return "".join(filter(str.isalnum, str(name)[:_SHOWN])).lower()
 
 

@@ -152,7 +152,6 @@ class Embedder:
             max_wait_s=max_wait_s,
             size=len,
             work=len,
-            stands_back=True,
         )
         self._cache = TextCache(cached_texts)
         self._picture_due_s = 0.0

@@ -139,7 +139,6 @@ class Explaining:
             lambda jobs: [None if job is None else self._explain(job) for job in jobs],
             capacity=capacity,
             work=lambda job: 0 if job is None else job.work,
-            stands_back=True,
         )
 
     @property

@@ -24,8 +24,7 @@ MOST_BYTES = 4 * 1024 * 1024
 
 _END_S = 5.0  # for lines that still wait when the process ends, while they are read,
 _STILL_S = 1.0  # and when they are not
-_PAUSE_S = 0.02  # lines that come meanwhile wake nobody: under load that took a seventh of the time
-_TOGETHER_BYTES = 4096  # small enough that a reader who moves is seen to move
+_PAUSE_S = 0.02  # lines that come meanwhile wake nobody
 _STDERR = 2
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -90,6 +89,7 @@ class LineWriter(logging.Handler):
         self._num_refused = 0
         self._num_told = 0
         self._num_unwritable = 0
+        self._next_line: bytes | None = b""  # taken, and not written yet; None at the end
         threading.Thread(target=self._write_all, name="log", daemon=True).start()
 
     @property
@@ -160,20 +160,26 @@ class LineWriter(logging.Handler):
             except OSError:  # nobody is left to be told
                 self._num_unwritable += len(lines)
             self._written_bytes += len(text)
-            if self._lines.empty():
+            if not self._next_line and self._lines.empty():
                 time.sleep(_PAUSE_S)
 
     def _next(self) -> list[bytes]:
-        """Lines that wait, of `_TOGETHER_BYTES` or one; none at the end."""
+        """Lines that wait, as many as a pipe takes whole, a longer one alone; none at the end.
+
+        So what other processes write to the same pipe comes between lines.
+        """
         lines: list[bytes] = []
         size = 0
-        while size < _TOGETHER_BYTES and not (lines and self._lines.empty()):
-            line = self._lines.get()
-            if line is None:
-                self._lines.put(None)
+        while self._next_line is not None:
+            if self._next_line:
+                size += len(self._next_line)
+                if lines and size > select.PIPE_BUF:
+                    break
+                lines.append(self._next_line)
+                self._next_line = b""
+            if lines and self._lines.empty():
                 break
-            lines.append(line)
-            size += len(line)
+            self._next_line = self._lines.get()
         return lines
 
 

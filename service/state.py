@@ -90,7 +90,7 @@ class CallPool:
 
     def __init__(self, name: str, *, threads: int, capacity: int) -> None:
         self._pool: WorkerPool[Callable[[], Any], Any] = WorkerPool(
-            name, _call_all, capacity=capacity, threads=threads, stands_back=True
+            name, _call_all, capacity=capacity, threads=threads
         )
 
     async def run(self, job: Callable[[], T], *, deadline_s: float) -> Done[T]:

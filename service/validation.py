@@ -7,10 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cots_model.faults import describe_fault, describe_unknown, place_of
+from cots_model.faults import describe_fault, describe_unknown, place_of, plain
 from service.errors import ApiError, invalid
-
-_FORMS = ("image", "image_url", "item_id", "embedding")  # of a query
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -22,11 +20,19 @@ _ELSEWHERE = {
     **dict.fromkeys(("where", "filters", "queryfilter"), "filter"),
     **dict.fromkeys(("fields", "outputfields", "withpayload", "attributes"), "include"),
     **dict.fromkeys(("dedup", "deduplication"), "deduplicate"),
-    **dict.fromkeys(("url", "imageurl"), "image_url"),
     **dict.fromkeys(("image", "picture", "photo", "upload"), "file"),
-    "id": "item_id",
 }
 """What other services, and people, call fields of ours; letters and digits only."""
+
+_OF_A_QUERY = {
+    **dict.fromkeys(("image", "picture", "photo", "imagebase64", "base64"), "image"),
+    **dict.fromkeys(("url", "imageurl", "uri"), "image_url"),
+    **dict.fromkeys(("id", "itemid", "like", "similarto"), "item_id"),
+    **dict.fromkeys(("embedding", "vector", "queryvector"), "embedding"),
+}
+"""Likewise fields of a query, but for its text."""
+
+_OF_A_FORM = {**_OF_A_QUERY, **dict.fromkeys(("q", "query", "prompt", "words", "caption"), "text")}
 
 
 def validated(raw: dict[str, Any], model: type[Model], *, prefix: str = "") -> Model:
@@ -55,14 +61,18 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], *, prefix: str = 
         ApiError: 422 `unknown_field`.
     """
     for name in names:
-        if name in _FORMS and "query" in known:
-            message = f'unknown field {name}; put it into query: {{"query": {{"{name}": …}}}}'
-            raise invalid("unknown_field", message, param=name)
-        if name not in known:
+        if name in known:
+            continue
+        place = place_of([name], prefix=prefix)
+        message = f"unknown field {place}"
+        if (form := _OF_A_QUERY.get(plain(name))) and "query" in known:
+            message = f'{message}; put it into query: {{"query": {{"{form}": …}}}}'
+        else:
+            elsewhere = _OF_A_FORM if "text" in known else _ELSEWHERE
             message = describe_unknown(
-                [name], known, prefix=prefix, noun="field", elsewhere=_ELSEWHERE
+                [name], known, prefix=prefix, noun="field", elsewhere=elsewhere
             )
-            raise invalid("unknown_field", message, param=place_of([name], prefix=prefix))
+        raise invalid("unknown_field", message, param=place)
 
 
 def from_validation(err: ValidationError, model: type[BaseModel], prefix: str = "") -> ApiError:

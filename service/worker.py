@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from cots_model.priority import stand_back
 from service.jobs import (
     Done,
     Job,
@@ -54,8 +53,6 @@ class WorkerPool(Generic[P, R]):
         work: units of work of a job, each of which takes about as long for jobs of one type. Given
             that, a job is refused if no thread is free for it and it would, by the pace of the
             last batches, not be done before its deadline.
-        stands_back: the threads leave the cores to those that want one for a moment; see
-            `cots_model.priority`.
     """
 
     def __init__(
@@ -73,7 +70,6 @@ class WorkerPool(Generic[P, R]):
         kind: Callable[[P], object] = type,
         size: Callable[[P], int] = lambda _: 1,
         work: Callable[[P], int] = lambda _: 0,
-        stands_back: bool = False,
     ) -> None:
         self.name = name
         self._handle = handle
@@ -85,7 +81,6 @@ class WorkerPool(Generic[P, R]):
         self._kind = kind
         self._size = size
         self._work_of = work
-        self._stands_back = stands_back
         self._pace = Pace()
         self._jobs: deque[Job[P, R]] = deque()
         self._changed = threading.Condition()
@@ -224,8 +219,6 @@ class WorkerPool(Generic[P, R]):
                 self._remove(job)
 
     def _work(self) -> None:
-        if self._stands_back:
-            stand_back()
         while jobs := self._take():
             self._serve([job for job in jobs if job.wanted()])
             with self._changed:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from cots_client.calls import SearchOptions, search_fields
 from cots_client.errors import AnswerError, InputError, PictureError, QueryError
 from cots_client.queries import Picture, Query
 from cots_client.reading import CURE, build, unexpected
-from cots_client.results import Embeddings, SearchResult, SearchWarning
+from cots_client.results import Embeddings, SearchResult
 from cots_client.wire import Call, gallery_path, read_json, to_json
 
 MOST = 256
@@ -191,7 +191,8 @@ def _renumbered(
 
 
 def _moved(name: str, place: int, given: int, text: str) -> str:
-    return re.sub(rf"\b{name}\.{place}\b", f"{name}.{given}", text)
+    """The first place that a text names; what it quotes comes later, and stays as it is."""
+    return re.sub(rf"\b{name}\.{place}\b", f"{name}.{given}", text, count=1)
 
 
 def _joined(name: str, entries: Sequence[str], fields: dict[str, Any]) -> bytes:
@@ -216,16 +217,16 @@ def _read_result(
     moved = functools.partial(_moved, "queries", place, number)
     if not isinstance(result, dict) or "error" not in result:
         found = build(SearchResult, {**body, **(result if isinstance(result, dict) else {})})
-        return replace(found, warnings=tuple(_renamed(one, moved) for one in found.warnings))
+        return replace(
+            found,
+            warnings=tuple(
+                replace(one, param=moved(one.param), message=moved(one.message))
+                for one in found.warnings
+            ),
+        )
     error = build(_Error, result["error"], f"answer.results.{place}.error")
     param = None if error.param is None else moved(error.param)
     return QueryError(number, error.type, error.code, param, moved(error.message))
-
-
-def _renamed(told: SearchWarning, moved: Callable[[str], str]) -> SearchWarning:
-    """Under the number of the query in what was given; words that it quotes stay as they are."""
-    param = moved(told.param)
-    return replace(told, param=param, message=told.message.replace(told.param, param, 1))
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,6 @@ def command(
     the folder or shards of its files behind it, or a url of these; docs/sources.md has them all.
     """
     from cots_model.encoder import Encoder
-    from cots_model.priority import stand_back
     from index_builder.build import build_gallery
     from index_builder.indexes.base import IndexRequest
     from index_builder.options import BuildOptions, absolute_sources
@@ -147,7 +146,6 @@ def command(
         device=device,
     )
     open_source(src, modality=modality)  # a typing error should not wait for the model
-    stand_back()  # a service beside it answers first
     encoder = Encoder.load(checkpoint, device=device, precision=precision)
     with common.progress_on_stderr(modality, as_json=as_json) as progress:
         report = build_gallery(build, encoder, progress=progress)

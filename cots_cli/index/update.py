@@ -97,10 +97,8 @@ def command(
         reports.print_preview(preview, as_json=as_json, remove_missing=remove_missing)
         return
     from cots_model.encoder import Encoder
-    from cots_model.priority import stand_back
 
     precision = manifest.recipe.precision
-    stand_back()  # a service beside it answers first
     encoder = Encoder.load(checkpoint, device=device, precision=precision)  # type: ignore[arg-type]
     with common.progress_on_stderr(manifest.modality, as_json=as_json) as progress:
         report = update_gallery(options, encoder, progress=progress)

@@ -28,6 +28,7 @@ function say(text) {
 
 function tell(title, text, { bad = false, actions = [] } = {}) {
   const box = $("message");
+  const wasHere = isFocusLost() || box.contains(document.activeElement);
   box.className = bad ? "message bad" : "message";
   const heading = document.createElement("h2");
   heading.textContent = title;
@@ -42,18 +43,18 @@ function tell(title, text, { bad = false, actions = [] } = {}) {
   });
   box.replaceChildren(heading, body, ...buttons);
   box.hidden = false;
-  if (bad && isFocusLost()) buttons[0]?.focus();
+  if (bad && wasHere) buttons[0]?.focus();
 }
 
-// Hide what may have the keyboard.
+// Hide what may have the keyboard; until there are hits, the place for them has it.
 function leave(place) {
-  if (place.contains(document.activeElement)) document.activeElement.blur();
+  if (place.contains(document.activeElement)) $("grid").focus({ preventScroll: true });
   place.hidden = true;
 }
 
 // Whether the keyboard is nowhere, as after a button that is gone.
 function isFocusLost() {
-  return !document.activeElement || [document.body, $("grid")].includes(document.activeElement);
+  return document.activeElement === $("grid");
 }
 
 function file() {
@@ -221,7 +222,7 @@ function follow() {
 function empty() {
   state.asked += 1; // what is on its way is not wanted any more
   grid.clear();
-  $("more").hidden = true;
+  leave($("more"));
   say("");
 }
 
@@ -304,10 +305,14 @@ function listenForDrops() {
 }
 
 async function start() {
+  const asked = ++state.asked; // a search on its way is of galleries that may be gone
   say("Loading…");
   try {
-    state.galleries = (await call("/v1/galleries")).galleries;
+    const found = (await call("/v1/galleries")).galleries;
+    if (asked !== state.asked) return;
+    state.galleries = found;
   } catch (error) {
+    if (asked !== state.asked) return;
     say("");
     tell("The galleries could not be loaded", error.message, { bad: true, actions: [["Try again", start]] });
     return;
@@ -319,7 +324,7 @@ async function start() {
   }
   $("gallery").replaceChildren(...state.galleries.map((gallery) => new Option(gallery.name, gallery.name)));
   $("gallery-label").hidden = state.galleries.length < 2;
-  $("message").hidden = true;
+  leave($("message"));
   const typed = $("query").value;
   const { early } = state;
   state.early = null;

@@ -107,6 +107,7 @@ export class Grid {
     this.at = -1; // its event comes later, among other hits
     this.viewer.close(); // what it shows is found no more
     this.hits = [];
+    if (this.list.contains(document.activeElement)) this.list.focus({ preventScroll: true });
     this.list.replaceChildren();
     this.list.classList.remove("waiting");
   }

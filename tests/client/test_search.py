@@ -208,7 +208,7 @@ def test_queries_of_which_none_can_be_read_are_not_sent(script, tmp_path) -> Non
 
 def test_what_fails_a_batch_is_numbered_as_given(script, tmp_path) -> None:
     def refused(request: httpx.Request) -> httpx.Response:
-        message = "queries.1 and queries.10 are odd"
+        message = "queries.1 and queries.10 have no 'queries.1'"
         told = {"message": message, "type": "t", "code": "c", "param": "queries.1.text"}
         return httpx.Response(422, json={"error": told})
 
@@ -217,7 +217,7 @@ def test_what_fails_a_batch_is_numbered_as_given(script, tmp_path) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         script(answer(200, found), refused).ask("search_many", "photos", queries, batch_size=2)
     assert caught.value.param == "queries.4.text"
-    assert caught.value.message == "queries.4 and queries.10 are odd"
+    assert caught.value.message == "queries.4 and queries.10 have no 'queries.1'"
 
 
 def test_what_is_passed_over_of_words_is_told(cots) -> None:

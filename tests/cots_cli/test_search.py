@@ -108,8 +108,12 @@ def test_search_pages_and_cuts_off(search):
 def test_search_says_where_it_ends_to_read(search):
     long = search("snow " * 500, "-k", "1")
     assert long.exit_code == 0
-    assert "Note: the text is longer than" in long.stderr
+    assert "Note: the query is longer than" in long.stderr
     assert "Note" not in search("snow", "-k", "1").stderr
+    [told] = json.loads(search("snow " * 500, "-k", "1", "--json").stdout)["warnings"]
+    assert (told["param"], told["code"]) == ("query", "text_cut")
+    assert told["message"].startswith("query is longer than")
+    assert "warnings" not in json.loads(search("snow", "-k", "1", "--json").stdout)
 
 
 @pytest.mark.parametrize(

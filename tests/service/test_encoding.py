@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +15,6 @@ import torch
 
 from cots_model.cores import map_on_cores
 from cots_model.encoder import ReadTexts
-from cots_model.priority import NICENESS, niceness
 from service import encoding
 from service.encoding import (
     Embedder,
@@ -150,7 +148,6 @@ class OnCores(Lengths):
     def __init__(self) -> None:
         super().__init__()
         self.is_next = threading.Event()
-        self.levels: set[int] = set()
 
     def read_texts(self, texts):
         self.batches.append(list(texts))
@@ -167,7 +164,6 @@ class OnCores(Lengths):
         return found
 
     def _embed(self, text):
-        self.levels.add(niceness())
         if text == "slow":
             assert self.is_next.wait(30)
         return np.array([[len(text)]], np.float32)
@@ -188,19 +184,6 @@ def test_a_batch_begins_on_the_core_that_another_leaves(threads) -> None:
         torch.set_num_threads(before)
     assert [vectors[:, 0].tolist() for vectors in found] == [[4, 5], [4]]
     assert encoder.batches == [["slow", "quick"], ["next"]]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_who_answers_requests_comes_before_what_encodes(threads) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        encoder = OnCores()
-        embed(encoder, Texts(("one",)), Texts(("two", "three")))
-    finally:
-        torch.set_num_threads(before)
-    assert encoder.levels == {min(19, niceness() + NICENESS)}
 
 
 def test_no_batch_begins_before_the_last_part_of_a_large_one() -> None:

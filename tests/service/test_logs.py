@@ -247,6 +247,26 @@ def test_lines_that_cannot_be_written_are_counted(tmp_path) -> None:
     assert lines.num_lost == 1
 
 
+def test_lines_of_several_processes_on_one_full_pipe_stay_whole(pipe) -> None:
+    """A pipe takes up to `PIPE_BUF` bytes at once whole, and more in parts."""
+    writers = [LineWriter(descriptor=pipe[1]) for _ in range(2)]
+    for number in range(2000):
+        for name, lines in zip("ab", writers, strict=True):
+            line = f"{name}{'x' * (200 + number % 9 * 60)}{name}"
+            lines.emit(logging.makeLogRecord({"msg": line}))
+    for lines in writers:
+        lines.close()
+    told: list[bytes] = []
+    while sum(part.count(b"\n") for part in told) < 4000:
+        told.append(os.read(pipe[0], 16_384))
+        time.sleep(0.001)
+    lines_told = b"".join(told).decode().splitlines()
+    assert all(re.fullmatch("ax+a|bx+b", line) for line in lines_told)
+    for name in "ab":
+        lengths = [len(line) for line in lines_told if line[0] == name]
+        assert lengths == [202 + number % 9 * 60 for number in range(2000)]
+
+
 FINALISERS_THAT_LOG = """
 import gc, logging, os, sys
 from service.logs import JsonFormatter, LineWriter

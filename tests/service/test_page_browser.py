@@ -396,6 +396,14 @@ def test_the_keyboard_goes_on_where_the_results_are(page: Page, serve) -> None:
     expect(page.locator("#query")).to_be_focused()
 
 
+def test_who_has_no_button_in_hand_is_given_none(found: Page) -> None:
+    """Arrow keys scroll the page then, also after a search by the address."""
+    found.evaluate("document.activeElement.blur(); location.hash = '#g=pets&q=a+dog'")
+    expect(found).to_have_title("a dog · COTS Retrieval")
+    expect(found.locator("#grid:not(.waiting) button").first).to_be_visible()
+    assert found.evaluate("document.activeElement === document.body")
+
+
 def test_more_that_did_not_come_is_asked_for_again_from_the_keyboard(page: Page, serve) -> None:
     page.goto(f"{serve(max_k=3).url}/#q=a+dog")
     expect(page.locator("#grid button")).to_have_count(3)

@@ -254,6 +254,30 @@ def test_a_batch_begins_beside_another_once_that_leaves_a_core() -> None:
     asyncio.run(scenario())
 
 
+def test_a_thread_is_woken_for_what_it_may_begin_only(monkeypatch) -> None:
+    async def scenario() -> None:
+        held = Overlapping()
+        woken: list[int] = []
+        wake = held.pool._changed.notify
+        monkeypatch.setattr(
+            held.pool._changed, "notify", lambda *n: (woken.append(len(held.pool)), wake(*n))
+        )
+        jobs = [asyncio.create_task(held.pool.run("a", deadline_s=in_s(30)))]
+        assert await held.begun(1)
+        jobs.append(asyncio.create_task(held.pool.run("b", deadline_s=in_s(30))))
+        assert await held.begun(1)
+        assert len(held.pool) == 1
+        assert woken == [1]  # for the first: the second waits for a turn
+        held.releases[0]()
+        assert await held.begun(2)
+        for gate in held.gates:
+            gate.set()
+        assert [(await job).value for job in jobs] == ["a", "b"]
+        held.pool.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_pool_that_overlaps_ends_with_what_is_queued() -> None:
     async def scenario() -> None:
         held = Overlapping()
