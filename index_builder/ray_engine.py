@@ -10,6 +10,7 @@ under the same paths, and have the same version of this package and the checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -113,25 +114,26 @@ def build_parts(
     wanted = {spec.number: _absolute(spec) for spec in specs}
     if not wanted:
         return
-    _connect()
     rows = [{"spec": json.dumps(vars(spec), default=str)} for spec in wanted.values()]
-    try:
-        for row in _dataset(rows, parts.absolute(), settings, options).iter_rows():
-            spec = wanted[int(row["number"])]
-            part = open_part(parts, spec)
-            if part is None:
-                raise CotsError(
-                    f"{parts / spec.name} was built on the cluster but is not whole here; "
-                    "the gallery must lie on a file system that all machines share"
-                )
-            advance(spec.num_entries)
-            for stage, took_s in json.loads(row["seconds"]).items():
-                seconds[stage] = seconds.get(stage, 0.0) + took_s
-            yield part
-    except RayTaskError as err:
-        raise _cause(err) from err
-    except RayError as err:
-        raise CotsError(f"the Ray cluster failed ({err}); run the same command to go on") from err
+    with _connected():
+        try:
+            for row in _dataset(rows, parts.absolute(), settings, options).iter_rows():
+                spec = wanted[int(row["number"])]
+                part = open_part(parts, spec)
+                if part is None:
+                    raise CotsError(
+                        f"{parts / spec.name} was built on the cluster but is not whole here; "
+                        "the gallery must lie on a file system that all machines share"
+                    )
+                advance(spec.num_entries)
+                for stage, took_s in json.loads(row["seconds"]).items():
+                    seconds[stage] = seconds.get(stage, 0.0) + took_s
+                yield part
+        except RayTaskError as err:
+            raise _cause(err) from err
+        except RayError as err:
+            message = f"the Ray cluster failed ({err}); run the same command to go on"
+            raise CotsError(message) from err
 
 
 def _dataset(
@@ -165,9 +167,20 @@ def _pool(device: str, num_parts: int) -> _Pool:
     return _Pool(max(1, min(len(machines), num_parts)), num_cpus=1, num_gpus=0)
 
 
-def _connect() -> None:
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """A cluster; it is left as soon as the parts are built, unless others were connected before."""
     if ray.is_initialized():
+        yield
         return
+    _connect()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         _reach(address)

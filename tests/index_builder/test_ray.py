@@ -18,7 +18,7 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'cots-retri
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def free_port() -> int:
@@ -91,7 +91,7 @@ def test_ray_builds_the_same_gallery_as_the_plain_engine(cluster, tmp_path, tiny
     for name, options in (("ray", ["--engine", "ray"]), ("plain", [])):
         root = tmp_path / name
         built = build(tmp_path / "photos", root, tiny_checkpoint, *options, address=cluster)
-        assert built.returncode == 0, built.stderr
+        assert built.returncode == 0, (built.stdout, built.stderr)
         assert "60 pictures indexed" in built.stdout
         assert not any(verify_gallery(root).values())
         assert not (root / ".build").exists()
