@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+_AT_ONCE = 8  # results; whoever gets one has a millisecond's work to do
 
 
 class QueueFullError(CotsError):
@@ -92,11 +95,18 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None
 
 
 def deliver_all(finished: Sequence[tuple[Job[P, R], Done[R]]]) -> None:
-    """Give jobs of one event loop their results; waking the loop for each would take longer."""
+    """Give jobs of one event loop their results; waking the loop for each would take longer.
+
+    A few at a time: what has come meanwhile is seen to between them, be it only to refuse it.
+    """
+    loop = finished[0][0].loop
+    rest = deque(finished)
 
     def deliver() -> None:
-        for job, done in finished:
+        for job, done in [rest.popleft() for _ in range(min(_AT_ONCE, len(rest)))]:
             if not job.future.done():
                 job.future.set_result(done)
+        if rest:
+            loop.call_soon(deliver)
 
-    in_loop(finished[0][0].loop, deliver)
+    in_loop(loop, deliver)

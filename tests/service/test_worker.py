@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -629,3 +630,29 @@ def test_no_fault_ends_the_thread(fault) -> None:
         pool.close()
 
     asyncio.run(scenario())
+
+
+def test_results_come_a_few_at_a_time_and_others_between_them() -> None:
+    async def scenario() -> list[int]:
+        gate = threading.Event()
+
+        def handle(jobs: Sequence[int]) -> Sequence[int]:
+            gate.wait(30)
+            return jobs
+
+        pool = WorkerPool("test", handle, capacity=99, max_batch=99)
+        first = asyncio.create_task(pool.run(0, deadline_s=in_s(30)))
+        await asyncio.to_thread(wait_until, lambda: pool.longest_s > 0)
+        jobs = [asyncio.create_task(pool.run(n, deadline_s=in_s(30))) for n in range(1, 31)]
+        await asyncio.sleep(0)
+        gate.set()
+        seen = []
+        while not all(job.done() for job in jobs):
+            seen.append(sum(job.done() for job in jobs))
+            await asyncio.sleep(0)
+        assert [(await job).value for job in (first, *jobs)] == list(range(31))
+        pool.close()
+        return seen
+
+    counts = [*asyncio.run(scenario()), 30]
+    assert max(after - before for before, after in itertools.pairwise(counts)) <= 8
