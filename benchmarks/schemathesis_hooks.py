@@ -8,12 +8,12 @@ from __future__ import annotations
 import schemathesis
 
 _REPEATED = ("include",)  # fields of a form that are lists
-_JSON = ("filter",)  # and those whose text is an object in JSON, as which an object is sent
+_JSON = ("filter",)  # and those whose text is JSON, as which an object is sent, and null
 
 
 @schemathesis.hook
 def filter_case(context: schemathesis.HookContext, case: schemathesis.Case) -> bool:
-    """Leave out forms whose lists and objects a form cannot tell.
+    """Leave out forms whose lists, objects and null a form cannot tell.
 
     A list of one is sent as its value alone, and one of none is not sent at all.
     """
@@ -25,6 +25,6 @@ def filter_case(context: schemathesis.HookContext, case: schemathesis.Case) -> b
 def _is_sent_otherwise(name: str, value: object) -> bool:
     if name in _REPEATED:
         return not isinstance(value, list)
-    if name in _JSON and isinstance(value, dict):
+    if name in _JSON and (value is None or isinstance(value, dict)):
         return True
     return isinstance(value, list) and len(value) < 2

@@ -98,7 +98,7 @@ def upload_schema() -> dict[str, Any]:
     schema = SearchOptions.model_json_schema(ref_template=REFERENCE)
     schema["properties"]["file"] = {"type": "string", "format": "binary"}
     schema["properties"]["filter"] = {
-        "type": ["string", "null"],  # null is a word in a form, and JSON
+        "type": "string",
         "contentMediaType": "application/json",
         "description": "as the filter of a search, in JSON",
     }
