@@ -45,10 +45,8 @@ class SearchOptions(Strict):
         default=None,
         allow_inf_nan=False,
         description="leave out hits below",
-        json_schema_extra={
-            "minimum": -MOST_SCORE,
-            "maximum": MOST_SCORE,
-        },  # of null they say nothing
+        # bounds say nothing of null
+        json_schema_extra={"minimum": -MOST_SCORE, "maximum": MOST_SCORE},
     )
     filter: dict[str, JsonValue] | None = Field(
         default=None,
