@@ -485,6 +485,9 @@ def test_who_types_while_the_galleries_load_may_go_on(page, server, link) -> Non
     page.locator("#query").fill("half a")
     page.evaluate("letGo()")
     expect(page.locator("#status")).to_contain_text("pets")
+    expect(page.locator("#message:has-text('Find a picture by words')")).to_have_count(
+        int(not link)
+    )
     expect(page.locator("#query")).to_have_value("half a")
 
 
